@@ -1,0 +1,160 @@
+"""A trained LoRA adapter: what is saved, how it is saved, how it is attached again."""
+
+import json
+import shutil
+from dataclasses import dataclass
+from pathlib import Path, PurePosixPath
+from typing import Any
+from uuid import uuid4
+
+import torch
+from kedro.io.core import AbstractVersionedDataset, Version
+from peft import (
+    LoraConfig,
+    PeftModel,
+    get_peft_model,
+    get_peft_model_state_dict,
+    set_peft_model_state_dict,
+)
+from safetensors.torch import load_file, save_file
+from transformers import AutoTokenizer, PreTrainedModel, PreTrainedTokenizerBase
+
+from flan_qa_pipeline.errors import InputError
+from flan_qa_pipeline.parameters import ModelParameters, PromptParameters
+
+WEIGHTS = "adapter_model.safetensors"
+PROVENANCE = "provenance.json"
+
+
+@dataclass(frozen=True)
+class Adapter:
+    """LoRA weights with everything needed to use them.
+
+    `state_dict` maps peft's parameter names to tensors; `provenance` says what the adapter was
+    trained on: the `model` (base, revision, quantization) and `prompt` parameters.
+    """
+
+    config: LoraConfig
+    state_dict: dict[str, torch.Tensor]
+    tokenizer: PreTrainedTokenizerBase
+    provenance: dict[str, Any]
+
+
+def provenance_of(model: ModelParameters, prompt: PromptParameters) -> dict[str, Any]:
+    """What an adapter depends on: it means something only on this base and with this prompt."""
+    return {
+        "model": model.model_dump(exclude={"compute_dtype", "attn_implementation"}),
+        "prompt": prompt.model_dump(),
+    }
+
+
+def extract_adapter(
+    model: PeftModel, tokenizer: PreTrainedTokenizerBase, provenance: dict[str, Any]
+) -> Adapter:
+    """Copy the adapter's weights off a trained model, to the CPU."""
+    state_dict = {
+        name: tensor.detach().to("cpu", copy=True).contiguous()
+        for name, tensor in get_peft_model_state_dict(model).items()
+    }
+    return Adapter(model.peft_config["default"], state_dict, tokenizer, provenance)
+
+
+def attach_adapter(
+    base: PreTrainedModel, adapter: Adapter, provenance: dict[str, Any]
+) -> PeftModel:
+    """Put a saved adapter on a freshly loaded base model, ready to generate.
+
+    Raises:
+        InputError: `provenance` differs from the adapter's own (names each difference), or the
+            weights are not those that the base takes (names the first).
+    """
+    differences = [
+        f"{section}.{key} is {value!r}, trained with {adapter.provenance[section].get(key)!r}"
+        for section, values in provenance.items()
+        for key, value in values.items()
+        if adapter.provenance[section].get(key) != value
+    ]
+    if differences:
+        raise InputError(
+            f"The adapter does not fit this run: {'; '.join(differences)}. Restore these "
+            "parameters, pin another version with --load-versions=adapter:…, or train again."
+        )
+    model = get_peft_model(base, adapter.config)
+    needed, held = _shapes(get_peft_model_state_dict(model)), _shapes(adapter.state_dict)
+    for name in sorted(needed.keys() | held.keys()):
+        if needed.get(name) != held.get(name):
+            raise InputError(
+                f"The adapter does not fit the base {base.name_or_path}: {name} is "
+                f"{held.get(name, 'missing')} in the adapter and {needed.get(name, 'missing')} on "
+                "the base; load it on the base it was trained on, or train again."
+            )
+    set_peft_model_state_dict(model, adapter.state_dict)
+    return model.eval()
+
+
+def _shapes(state_dict: dict[str, torch.Tensor]) -> dict[str, tuple[int, ...]]:
+    return {name: tuple(tensor.shape) for name, tensor in state_dict.items()}
+
+
+class AdapterDataset(AbstractVersionedDataset[Adapter, Adapter]):
+    """A folder in peft's own layout (`PeftModel.from_pretrained` reads it), plus tokenizer.
+
+    Weights are safetensors, everything else is JSON. A version is written aside and renamed
+    into place, so that an interrupted save leaves no half-written version.
+
+    Example:
+    ```yaml
+    adapter:
+      type: flan_qa_pipeline.adapter.AdapterDataset
+      filepath: data/06_models/adapter
+      versioned: true
+    ```
+    """
+
+    def __init__(
+        self,
+        *,
+        filepath: str,
+        version: Version | None = None,
+        metadata: dict[str, Any] | None = None,
+    ):
+        self.metadata = metadata
+        super().__init__(
+            filepath=PurePosixPath(filepath),
+            version=version,
+            exists_function=lambda path: Path(path).exists(),
+        )
+
+    def load(self) -> Adapter:
+        folder = Path(self._get_load_path())
+        tokenizer = AutoTokenizer.from_pretrained(folder, local_files_only=True)
+        return Adapter(
+            config=LoraConfig.from_pretrained(str(folder)),
+            state_dict=load_file(folder / WEIGHTS),
+            tokenizer=tokenizer,
+            provenance=json.loads((folder / PROVENANCE).read_text(encoding="utf-8")),
+        )
+
+    def save(self, data: Adapter) -> None:
+        folder = Path(self._get_save_path())
+        aside = Path(self._filepath).with_name(f".{self._filepath.name}.{uuid4().hex}")
+        aside.mkdir(parents=True)
+        try:
+            save_file(data.state_dict, aside / WEIGHTS, metadata={"format": "pt"})
+            data.config.save_pretrained(str(aside))
+            data.tokenizer.save_pretrained(str(aside))
+            (aside / PROVENANCE).write_text(
+                json.dumps(data.provenance, indent=2, ensure_ascii=False), encoding="utf-8"
+            )
+            folder.parent.mkdir(parents=True, exist_ok=True)
+            if not self._version:
+                shutil.rmtree(folder, ignore_errors=True)
+            aside.rename(folder)
+        finally:
+            shutil.rmtree(aside, ignore_errors=True)
+
+    def _exists(self) -> bool:
+        return (Path(self._get_load_path()) / WEIGHTS).is_file()
+
+    def _describe(self) -> dict[str, Any]:
+        return {"filepath": str(self._filepath), "version": self._version}

@@ -1,0 +1,114 @@
+"""What concerns every run: parameters and input files checked first, logs, the table at the end."""
+
+import difflib
+import os
+from pathlib import Path
+from typing import Any, get_args
+
+import click
+import datasets
+import transformers
+from kedro.framework.context import KedroContext
+from kedro.framework.hooks import hook_impl
+from kedro.io import CatalogProtocol, DatasetError
+from kedro.pipeline import Pipeline
+from pydantic import ValidationError
+
+from flan_qa_pipeline.errors import InputError
+from flan_qa_pipeline.parameters import Parameters
+
+
+class ProjectHooks:
+    """Checks before a run, quiet libraries during it, its result after it."""
+
+    @hook_impl
+    def after_context_created(self, context: KedroContext) -> None:
+        """Check all parameters at once; keep the libraries' bars and cache files out of sight."""
+        parameters = check_parameters(context.config_loader["parameters"])
+        self._logging_dir = Path(parameters.training.logging_dir)
+        datasets.disable_progress_bars()
+        datasets.disable_caching()
+        transformers.logging.disable_progress_bar()
+
+    @hook_impl
+    def before_pipeline_run(
+        self, run_params: dict[str, Any], pipeline: Pipeline, catalog: CatalogProtocol
+    ) -> None:
+        """Check that the files the pipeline starts from exist; name this run's TensorBoard logs."""
+        for name in sorted(pipeline.inputs()):
+            if not name.startswith("params:") and name != "parameters":
+                _require_input(name, catalog)
+        os.environ["TENSORBOARD_LOGGING_DIR"] = str(self._logging_dir / run_params["run_id"])
+
+    @hook_impl
+    def on_pipeline_error(self, error: Exception) -> None:
+        """Tell of a dataset that cannot be read or written in one line, without a traceback."""
+        if isinstance(error, DatasetError):
+            reason = " ".join(str(error).split()).rstrip(".")
+            raise InputError(f"{reason}. Repair or replace the file, then run again.") from error
+
+    @hook_impl
+    def after_pipeline_run(self, pipeline: Pipeline, catalog: CatalogProtocol) -> None:
+        """Print the score table, if the run made one, and where it is."""
+        if "score_table_markdown" in pipeline.all_outputs():
+            path = catalog.get("score_table_markdown")._get_load_path()
+            click.echo(f"\n{catalog.load('score_table_markdown')}\n{path}")
+
+
+def check_parameters(raw: dict[str, Any]) -> Parameters:
+    """Check the parameters of all files and of `--params` against their models.
+
+    Raises:
+        InputError: names every unknown or invalid parameter, with the nearest known name.
+    """
+    try:
+        return Parameters.model_validate(raw)
+    except ValidationError as error:
+        problems = {_place(problem): _explain(problem) for problem in error.errors()}
+        raise InputError(
+            f"{'; '.join(problems.values())} (conf/*/parameters*.yml or --params)."
+        ) from None
+
+
+def _place(problem: dict[str, Any]) -> str:
+    """Join the location's keys and list indices; pydantic adds tags of the types it tried."""
+    parts = (str(part) for part in problem["loc"])
+    return ".".join(part for part in parts if part.isidentifier() or part.isdigit())
+
+
+def _explain(problem: dict[str, Any]) -> str:
+    place = _place(problem)
+    if problem["type"] == "extra_forbidden":
+        *section, name = place.split(".")
+        known = _fields_at(section)
+        near = difflib.get_close_matches(name, known, n=1)
+        hint = f"did you mean {near[0]}?" if near else f"known here: {', '.join(known)}"
+        return f"Unknown parameter {place}: {hint}"
+    if problem["type"] == "missing":
+        return f"Parameter {place} is missing"
+    reason = problem["msg"].removeprefix("Value error, ")
+    return f"Parameter {place} is {problem['input']!r}: {reason}"
+
+
+def _fields_at(section: list[str]) -> list[str]:
+    model: Any = Parameters
+    for name in section:
+        if not name.isdigit():
+            annotation = model.model_fields[name].annotation
+            model = next(iter(get_args(annotation)), annotation)
+    return list(model.model_fields)
+
+
+def _require_input(name: str, catalog: CatalogProtocol) -> None:
+    if name in catalog and catalog.exists(name):
+        return
+    dataset = catalog.get(name) if name in catalog else None
+    place = getattr(dataset, "_filepath", None)
+    if place is None:
+        raise InputError(f"{name} is not kept between runs; start the run at a node that makes it.")
+    remedy = (
+        "set data.train_file and data.validation_file to SQuAD 2.0 JSON files"
+        if name.startswith("raw_")
+        else "make it with `kedro run` or name an existing version with --load-versions"
+    )
+    raise InputError(f"{name}: there is no {place}; {remedy}.")

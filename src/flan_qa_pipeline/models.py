@@ -1,0 +1,170 @@
+"""The 4-bit base model and its tokenizer.
+
+Quantization: Dettmers et al. 2023, "QLoRA", arXiv:2305.14314 (NF4, double quantization).
+"""
+
+import logging
+from pathlib import Path, PurePosixPath
+from typing import Any, Literal
+
+import torch
+import transformers
+from bitsandbytes.nn import Linear4bit
+from kedro.io.core import AbstractDataset
+from transformers import (
+    AutoConfig,
+    AutoTokenizer,
+    BitsAndBytesConfig,
+    PreTrainedModel,
+    PreTrainedTokenizerBase,
+    T5ForConditionalGeneration,
+)
+
+from flan_qa_pipeline.errors import InputError
+from flan_qa_pipeline.parameters import ModelParameters
+
+logger = logging.getLogger(__name__)
+
+
+class QuantizableT5(T5ForConditionalGeneration):
+    """T5 whose feed-forward `wo` is quantized like every other linear layer.
+
+    transformers keeps T5's `wo` out of quantization because float16 overflows there; in bfloat16
+    and float32, the dtypes used here, it does not.
+    """
+
+    def __init__(self, config):
+        super().__init__(config)
+        self._keep_in_fp32_modules = set()
+
+
+def resolve_compute_dtype(name: str) -> torch.dtype:
+    """Turn a `compute_dtype` parameter into a torch dtype, logging what `auto` chose.
+
+    `auto` is bfloat16 where the hardware multiplies bfloat16 matrices natively (a GPU that has
+    it, a CPU with AMX), else float32: on an AVX2 CPU NF4 with bfloat16 is over ten times slower
+    than with float32, and with AVX512_BF16 alone it is no faster.
+    """
+    if name != "auto":
+        return getattr(torch, name)
+    if torch.cuda.is_available():
+        native = torch.cuda.is_bf16_supported(including_emulation=False)
+        device = torch.cuda.get_device_name()
+    else:
+        native = torch.cpu._is_amx_tile_supported()
+        device = "this CPU"
+    dtype = torch.bfloat16 if native else torch.float32
+    logger.info(
+        "Compute dtype auto: %s (%s %s native bfloat16 matrix products).",
+        dtype,
+        device,
+        "has" if native else "has no",
+    )
+    return dtype
+
+
+def load_tokenizer(model: ModelParameters) -> PreTrainedTokenizerBase:
+    """Load the base model's tokenizer."""
+    _require_folder_or_hub_id(model.name)
+    return AutoTokenizer.from_pretrained(model.name, revision=model.revision)
+
+
+def load_base_model(model: ModelParameters) -> PreTrainedModel:
+    """Load the base model, its linear layers quantized to 4 bits, all weights frozen.
+
+    The packed weights are stored under the compute dtype (`bnb_4bit_quant_storage`), because
+    T5's feed-forward casts activations to the dtype of `wo.weight`: stored as uint8, the cast
+    would destroy them. Embeddings, norms and the language-model head stay in the compute dtype.
+    For the same reason bitsandbytes may not repack the weights for AVX512_BF16, which it does at
+    the first inference: they would become uint8 in place, and no gradient passes repacked ones.
+
+    Raises:
+        InputError: the name is neither a folder nor a hub id, or the model is not a T5.
+    """
+    _require_folder_or_hub_id(model.name)
+    config = AutoConfig.from_pretrained(model.name, revision=model.revision)
+    if config.model_type != "t5":
+        raise InputError(
+            f"model.name: {model.name} is a {config.model_type} model; "
+            "choose a T5 v1.1 or FLAN-T5 model."
+        )
+    dtype = resolve_compute_dtype(model.compute_dtype)
+    quantization = BitsAndBytesConfig(
+        load_in_4bit=True,
+        bnb_4bit_quant_type=model.quant_type,
+        bnb_4bit_use_double_quant=model.double_quant,
+        bnb_4bit_compute_dtype=dtype,
+        bnb_4bit_quant_storage=dtype,
+    )
+    base = QuantizableT5.from_pretrained(
+        model.name,
+        config=config,
+        revision=model.revision,
+        dtype=dtype,
+        quantization_config=quantization if model.load_in_4bit else None,
+        device_map={"": 0 if torch.cuda.is_available() else "cpu"},
+        attn_implementation=model.attn_implementation,
+        use_safetensors=True,
+    )
+    for module in base.modules():
+        if isinstance(module, Linear4bit):
+            module.support_avx512bf16_for_cpu = False
+    return base.requires_grad_(False).eval()
+
+
+class PretrainedDataset(AbstractDataset[Any, Any]):
+    """Anything with `save_pretrained`, in a folder, loaded by a transformers auto class.
+
+    Weights are safetensors. A model and its tokenizer may share a folder.
+
+    Example:
+    ```yaml
+    starter_model:
+      type: flan_qa_pipeline.models.PretrainedDataset
+      filepath: data/06_models/starter_t5
+      auto_class: AutoModelForSeq2SeqLM
+    ```
+    """
+
+    def __init__(
+        self,
+        *,
+        filepath: str,
+        auto_class: Literal["AutoModelForSeq2SeqLM", "AutoTokenizer"],
+        metadata: dict[str, Any] | None = None,
+    ):
+        self._filepath = PurePosixPath(filepath)
+        self._auto_class = auto_class
+        self.metadata = metadata
+
+    def load(self) -> Any:
+        auto_class = getattr(transformers, self._auto_class)
+        return auto_class.from_pretrained(str(self._filepath), local_files_only=True)
+
+    def save(self, data: Any) -> None:
+        data.save_pretrained(str(self._filepath))
+
+    def _exists(self) -> bool:
+        marker = "config.json" if "Model" in self._auto_class else "tokenizer_config.json"
+        return Path(self._filepath, marker).is_file()
+
+    def _describe(self) -> dict[str, Any]:
+        return {"filepath": str(self._filepath), "auto_class": self._auto_class}
+
+
+def _require_folder_or_hub_id(name: str) -> None:
+    folder = Path(name)
+    if folder.is_dir():
+        if (folder / "config.json").is_file():
+            return
+        raise InputError(
+            f"model.name: the folder {folder.absolute()} holds no config.json; give the folder "
+            "that a model and its tokenizer were saved in."
+        )
+    if name.count("/") <= 1 and not folder.is_absolute():
+        return
+    raise InputError(
+        f"model.name: there is no folder {folder.absolute()}; give the folder of a saved model or "
+        "a hub id such as google/flan-t5-base (the starter model is made by "
+        "`kedro run --pipelines=starter`)."
+    )

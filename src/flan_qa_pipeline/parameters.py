@@ -1,0 +1,200 @@
+"""Typed models of everything that `conf/*/parameters*.yml` may hold.
+
+Kedro instantiates them from the type hints of the nodes; the project's hooks check the whole
+file against `Parameters` first, so that a misspelt key stops the run before any work.
+"""
+
+from typing import Annotated, Literal
+
+from pydantic import BaseModel, ConfigDict, Field, field_validator
+
+Fraction = Annotated[float, Field(ge=0, lt=1)]
+Positive = Annotated[int, Field(gt=0)]
+
+
+class _Section(BaseModel):
+    model_config = ConfigDict(extra="forbid", frozen=True, protected_namespaces=())
+
+
+class DataParameters(_Section):
+    """Input files and what becomes of their articles.
+
+    `unanswerable`: `keep` trains on unanswerable questions so that the model learns to abstain;
+    `drop` removes them everywhere, as in SQuAD 1.1; `flag` keeps them in the data, marked by
+    `is_impossible` and scored, but does not train on them.
+    """
+
+    train_file: str
+    validation_file: str
+    unanswerable: Literal["keep", "drop", "flag"]
+    validation_fraction: Fraction | None = Field(
+        description="None: the validation file is the validation split. A share: the articles of "
+        "both files are pooled and this share of them becomes the validation split."
+    )
+    dev_fraction: Fraction = Field(
+        description="Share of the training articles held out for the loss during training."
+    )
+    max_train_questions: Positive | None
+    max_validation_questions: Positive | None
+    seed: int
+
+
+class ModelParameters(_Section):
+    """The base model and its 4-bit quantization (BitsAndBytesConfig).
+
+    `compute_dtype: auto` is bfloat16 on a GPU that has it and on a CPU with AMX, else float32.
+    """
+
+    name: str
+    revision: str | None
+    load_in_4bit: bool
+    quant_type: Literal["nf4", "fp4"]
+    double_quant: bool
+    compute_dtype: Literal["auto", "float32", "bfloat16"]
+    attn_implementation: Literal["eager", "sdpa"]
+
+
+class PromptParameters(_Section):
+    """The one prompt of training, evaluation and inference."""
+
+    template: str
+    abstention: Annotated[str, Field(min_length=1)]
+
+    @field_validator("template")
+    @classmethod
+    def _has_both_fields(cls, template: str) -> str:
+        for field in ("{question}", "{context}"):
+            if template.count(field) != 1:
+                raise ValueError(f"it must contain {field} exactly once")
+        return template
+
+
+class TokenizationParameters(_Section):
+    """Lengths in tokens; `doc_stride` is the overlap of neighbouring context windows."""
+
+    max_source_length: Positive
+    max_target_length: Positive
+    doc_stride: Annotated[int, Field(ge=0)]
+
+
+class LoraParameters(_Section):
+    """peft.LoraConfig; `target_modules` is `all-linear` or a list of module names."""
+
+    target_modules: Literal["all-linear"] | Annotated[list[str], Field(min_length=1)]
+    r: Positive
+    alpha: Positive
+    dropout: Fraction
+    use_rslora: bool
+    use_dora: bool
+
+
+class TrainingParameters(_Section):
+    """transformers.Seq2SeqTrainingArguments under their own names."""
+
+    output_dir: str
+    logging_dir: str
+    num_train_epochs: Annotated[float, Field(gt=0)]
+    max_steps: int
+    per_device_train_batch_size: Positive
+    per_device_eval_batch_size: Positive
+    gradient_accumulation_steps: Positive
+    auto_find_batch_size: bool
+    learning_rate: Annotated[float, Field(gt=0)]
+    lr_scheduler_type: str
+    warmup_steps: Annotated[float, Field(ge=0)]
+    weight_decay: Annotated[float, Field(ge=0)]
+    max_grad_norm: Annotated[float, Field(ge=0)]
+    optim: str
+    gradient_checkpointing: bool
+    train_sampling_strategy: Literal["group_by_length", "random", "sequential"]
+    logging_steps: Positive
+    eval_strategy: Literal["no", "epoch"]
+    seed: int
+
+
+class GenerationParameters(_Section):
+    """Greedy decoding, the same for the base and the fine-tuned model."""
+
+    batch_size: Positive
+    max_new_tokens: Positive
+
+
+class ReportingParameters(_Section):
+    """How many before/after answers are shown, and the seed that picks them."""
+
+    sample_answers: Positive
+    seed: int
+
+
+class CorpusParameters(_Section):
+    """Size and seed of a generated corpus (see `starter_corpus.generate_corpus`)."""
+
+    seed: int
+    n_articles: Positive
+    paragraphs_per_article: tuple[Positive, Positive]
+    questions_per_paragraph: tuple[Positive, Positive]
+    impossible_fraction: Fraction
+
+
+class ArchitectureParameters(_Section):
+    """transformers.T5Config fields of the starter base model."""
+
+    vocab_size: Positive
+    d_model: Positive
+    d_kv: Positive
+    d_ff: Positive
+    num_layers: Positive
+    num_decoder_layers: Positive
+    num_heads: Positive
+
+
+class LookupParameters(_Section):
+    """One step of the lookup curriculum (see `pretraining.lookup_example`)."""
+
+    examples: Positive
+    names: Positive
+    relations: Positive
+    max_pieces: Positive
+
+
+class PretrainingParameters(_Section):
+    """Lookups from easy to hard, then extractive QA and span corruption on the corpus."""
+
+    prompts: list[str]
+    lookup_prompts: list[str]
+    lookups: list[LookupParameters]
+    cropped_examples: Positive
+    whole_examples: Positive
+    span_corruption_fraction: Fraction
+    noise_density: Fraction
+    mean_span_length: Annotated[float, Field(ge=1)]
+    output_dir: str
+    per_device_train_batch_size: Positive
+    learning_rate: Annotated[float, Field(gt=0)]
+    warmup_steps: Annotated[float, Field(ge=0)]
+    weight_decay: Annotated[float, Field(ge=0)]
+    seed: int
+
+
+class StarterParameters(_Section):
+    """The embedded corpus and base model."""
+
+    train_fraction: Fraction
+    corpus: CorpusParameters
+    pretraining_corpus: CorpusParameters
+    architecture: ArchitectureParameters
+    pretraining: PretrainingParameters
+
+
+class Parameters(_Section):
+    """All sections of the parameters files."""
+
+    data: DataParameters
+    model: ModelParameters
+    prompt: PromptParameters
+    tokenization: TokenizationParameters
+    lora: LoraParameters
+    training: TrainingParameters
+    generation: GenerationParameters
+    reporting: ReportingParameters
+    starter: StarterParameters

@@ -1,0 +1,25 @@
+"""The registered pipelines."""
+
+from kedro.pipeline import Pipeline
+
+from flan_qa_pipeline.pipelines import data_engineering, modeling, reporting, starter
+
+
+def register_pipelines() -> dict[str, Pipeline]:
+    """Map pipeline names to pipelines.
+
+    `evaluate` is the partial re-run: predictions, scores and tables from the saved tokenized
+    data and adapter, without training. `starter` makes the embedded corpus and base model and
+    is not part of `__default__`.
+    """
+    data = data_engineering.create_pipeline()
+    model = modeling.create_pipeline()
+    report = reporting.create_pipeline()
+    return {
+        "__default__": data + model + report,
+        "data_engineering": data,
+        "modeling": model,
+        "reporting": report,
+        "evaluate": report,
+        "starter": starter.create_pipeline(),
+    }

@@ -1,0 +1,196 @@
+"""From SQuAD 2.0 input to tokenized windows."""
+
+from typing import Any
+
+from datasets import Dataset, DatasetDict, Features, List, Value, concatenate_datasets
+
+from flan_qa_pipeline.errors import InputError
+from flan_qa_pipeline.models import load_tokenizer
+from flan_qa_pipeline.parameters import (
+    DataParameters,
+    ModelParameters,
+    PromptParameters,
+    TokenizationParameters,
+)
+from flan_qa_pipeline.squad import check, flatten, flatten_rows, split_titles
+from flan_qa_pipeline.windows import answer_in_window, split_template, window_spans
+
+QUESTION_FEATURES = Features(
+    {
+        "id": Value("string"),
+        "title": Value("string"),
+        "context": Value("string"),
+        "question": Value("string"),
+        "answers": {"text": List(Value("string")), "answer_start": List(Value("int32"))},
+        "is_impossible": Value("bool"),
+    }
+)
+WINDOW_FEATURES = Features(
+    {
+        "id": Value("string"),
+        "window": Value("int32"),
+        "input_ids": List(Value("int32")),
+        "labels": List(Value("int32")),
+    }
+)
+
+
+def flatten_questions(raw: dict[str, Any] | Dataset, source: str) -> Dataset:
+    """Flatten SQuAD 2.0 JSON, or a squad_v2-shaped dataset, to one checked row per question."""
+    shape = flatten_rows if isinstance(raw, Dataset) else flatten
+    records = list(shape(raw, source))
+    check(records, source)
+    return Dataset.from_list(
+        [{column: record[column] for column in QUESTION_FEATURES} for record in records],
+        features=QUESTION_FEATURES,
+    )
+
+
+def split_by_article(train: Dataset, validation: Dataset, data: DataParameters) -> DatasetDict:
+    """Split into train, dev and validation so that no article, hence no context, is in two."""
+    if data.validation_fraction is not None:
+        pool = _pool(train, validation)
+        train, validation = _hold_out(pool, data.validation_fraction, data.seed)
+    for column, thing in (("title", "article"), ("context", "context"), ("id", "question id")):
+        shared = sorted(set(train[column]) & set(validation[column]))
+        if shared:
+            raise InputError(
+                f"{len(shared)} {thing}(s) of {data.validation_file} are also in "
+                f"{data.train_file}, such as {shared[0][:60]!r}; remove them from one file, or "
+                "set data.validation_fraction to split the two files anew by article."
+            )
+    train, dev = _hold_out(train, data.dev_fraction, data.seed)
+    splits = DatasetDict(train=train, dev=dev, validation=validation)
+    for name in ("train", "validation"):
+        if not len(splits[name]):
+            raise InputError(
+                f"The {name} split has no article; lower data.dev_fraction or "
+                "data.validation_fraction, or give more articles."
+            )
+    return splits
+
+
+def _hold_out(questions: Dataset, fraction: float, seed: int) -> tuple[Dataset, Dataset]:
+    """Hold out a fraction of the articles, and with them those that share a context."""
+    pairs = set(zip(questions["title"], questions["context"], strict=True))
+    held_out, grown = set(), split_titles(questions["title"], fraction, seed)
+    while held_out != grown:
+        held_out = grown
+        contexts = {context for title, context in pairs if title in held_out}
+        grown = {title for title, context in pairs if context in contexts}
+    return (
+        questions.filter(lambda title: title not in held_out, input_columns="title"),
+        questions.filter(lambda title: title in held_out, input_columns="title"),
+    )
+
+
+def _pool(train: Dataset, validation: Dataset) -> Dataset:
+    """Join two files; a question that is the same in both counts once."""
+    rows = {row["id"]: row for row in train}
+    new = []
+    for i, row in enumerate(validation):
+        if row["id"] not in rows:
+            new.append(i)
+        elif rows[row["id"]] != row:
+            raise InputError(
+                f"Question id {row['id']!r} stands for different questions in the two files; "
+                "give every question an id of its own."
+            )
+    return concatenate_datasets([train, validation.select(new)])
+
+
+def apply_unanswerable_policy(splits: DatasetDict, data: DataParameters) -> DatasetDict:
+    """Keep, drop or flag unanswerable questions and apply the limits on the number of questions."""
+    needed = {"keep": (), "flag": ("train",), "drop": ("train", "validation")}
+    for name in needed[data.unanswerable]:
+        if all(splits[name]["is_impossible"]):
+            raise InputError(
+                f"data.unanswerable: {data.unanswerable} leaves nothing of the {name} split, whose "
+                "questions are all unanswerable; set it to keep or give other files."
+            )
+    if data.unanswerable == "drop":
+        splits = splits.filter(lambda impossible: not impossible, input_columns="is_impossible")
+    limits = {"train": data.max_train_questions, "validation": data.max_validation_questions}
+    return DatasetDict(
+        {
+            name: split.shuffle(seed=data.seed).select(range(limits[name])).flatten_indices()
+            if limits.get(name) and limits[name] < len(split)
+            else split
+            for name, split in splits.items()
+        }
+    )
+
+
+def tokenize_questions(
+    questions: DatasetDict,
+    model: ModelParameters,
+    prompt: PromptParameters,
+    tokenization: TokenizationParameters,
+    unanswerable: str,
+) -> DatasetDict:
+    """Turn each question into windows of token ids: whole question, part of the context.
+
+    `labels` are the answer's ids, or the abstention's for a window without the answer. Windows
+    that have nothing to teach under the policy `drop` or `flag` are left out of train and dev.
+    """
+    tokenizer = load_tokenizer(model)
+    abstains = unanswerable == "keep"
+
+    def tokenize(batch: dict[str, list], for_training: bool) -> dict[str, list]:
+        rows: dict[str, list] = {name: [] for name in WINDOW_FEATURES}
+        contexts = {}
+        for id_, question, context, answers in zip(
+            batch["id"], batch["question"], batch["context"], batch["answers"], strict=True
+        ):
+            if context not in contexts:
+                contexts[context] = tokenizer(
+                    context, add_special_tokens=False, return_offsets_mapping=True, verbose=False
+                )
+            before, after = (
+                tokenizer(part, add_special_tokens=False)["input_ids"]
+                for part in split_template(prompt.template, question)
+            )
+            after = [*after, tokenizer.eos_token_id]
+            ids, offsets = contexts[context]["input_ids"], contexts[context]["offset_mapping"]
+            size = tokenization.max_source_length - len(before) - len(after)
+            if size <= tokenization.doc_stride:
+                raise InputError(
+                    f"Question {id_!r} takes {len(before) + len(after)} of "
+                    f"{tokenization.max_source_length} tokens and leaves {max(size, 0)} for the "
+                    f"context, not more than doc_stride {tokenization.doc_stride}; raise "
+                    "tokenization.max_source_length or shorten the question."
+                )
+            for window, (start, end) in enumerate(
+                window_spans(len(ids), size, tokenization.doc_stride)
+            ):
+                answer = answer_in_window(
+                    answers["text"],
+                    answers["answer_start"],
+                    (offsets[start][0], offsets[end - 1][1]),
+                )
+                if answer is None and for_training and not abstains:
+                    continue
+                target = prompt.abstention if answer is None else answer
+                rows["id"].append(id_)
+                rows["window"].append(window)
+                rows["input_ids"].append([*before, *ids[start:end], *after])
+                rows["labels"].append(
+                    tokenizer(target, truncation=True, max_length=tokenization.max_target_length)[
+                        "input_ids"
+                    ]
+                )
+        return rows
+
+    return DatasetDict(
+        {
+            name: split.map(
+                tokenize,
+                batched=True,
+                remove_columns=split.column_names,
+                features=WINDOW_FEATURES,
+                fn_kwargs={"for_training": name != "validation"},
+                desc=f"Tokenize {name}",
+            )
+            for name, split in questions.items()
+        }
+    )

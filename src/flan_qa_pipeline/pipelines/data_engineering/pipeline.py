@@ -1,0 +1,58 @@
+from kedro.pipeline import Pipeline, node
+
+from .nodes import (
+    apply_unanswerable_policy,
+    flatten_questions,
+    split_by_article,
+    tokenize_questions,
+)
+
+
+def create_pipeline(**kwargs) -> Pipeline:
+    """Load, check, split by article, select and tokenize SQuAD 2.0 questions."""
+    return Pipeline(
+        [
+            node(
+                flatten_questions,
+                inputs=["raw_train", "params:data.train_file"],
+                outputs="train_questions",
+                name="flatten_train_questions",
+                tags=["load"],
+            ),
+            node(
+                flatten_questions,
+                inputs=["raw_validation", "params:data.validation_file"],
+                outputs="validation_questions",
+                name="flatten_validation_questions",
+                tags=["load"],
+            ),
+            node(
+                split_by_article,
+                inputs=["train_questions", "validation_questions", "params:data"],
+                outputs="article_splits",
+                name="split_by_article",
+                tags=["split"],
+            ),
+            node(
+                apply_unanswerable_policy,
+                inputs=["article_splits", "params:data"],
+                outputs="questions",
+                name="apply_unanswerable_policy",
+                tags=["split"],
+            ),
+            node(
+                tokenize_questions,
+                inputs=[
+                    "questions",
+                    "params:model",
+                    "params:prompt",
+                    "params:tokenization",
+                    "params:data.unanswerable",
+                ],
+                outputs="tokenized_questions",
+                name="tokenize_questions",
+                tags=["tokenize"],
+            ),
+        ],
+        tags=["data_engineering"],
+    )

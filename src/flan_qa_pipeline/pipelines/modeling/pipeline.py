@@ -1,0 +1,39 @@
+from kedro.pipeline import Pipeline, node
+
+from .nodes import attach_lora, quantize_base_model, train_adapter
+
+
+def create_pipeline(**kwargs) -> Pipeline:
+    """Quantize the base model, attach LoRA and train the adapter."""
+    return Pipeline(
+        [
+            node(
+                quantize_base_model,
+                inputs="params:model",
+                outputs="base_model",
+                name="quantize_base_model",
+                tags=["quantize"],
+            ),
+            node(
+                attach_lora,
+                inputs=["base_model", "params:lora", "params:training"],
+                outputs="lora_model",
+                name="attach_lora",
+                tags=["train"],
+            ),
+            node(
+                train_adapter,
+                inputs=[
+                    "lora_model",
+                    "tokenized_questions",
+                    "params:model",
+                    "params:prompt",
+                    "params:training",
+                ],
+                outputs=["adapter", "training_log"],
+                name="train_adapter",
+                tags=["train"],
+            ),
+        ],
+        tags=["modeling"],
+    )

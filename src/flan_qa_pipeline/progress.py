@@ -1,0 +1,12 @@
+"""How training shows itself on the terminal."""
+
+from transformers.trainer_callback import ProgressCallback
+
+
+class LossInProgressBar(ProgressCallback):
+    """The Trainer's progress bar with the newest loss in it instead of printed lines."""
+
+    def on_log(self, args, state, control, logs=None, **kwargs):
+        if self.training_bar is not None and logs:
+            losses = {name: logs[name] for name in ("loss", "eval_loss") if name in logs}
+            self.training_bar.set_postfix(losses, refresh=False)

@@ -1,0 +1,9 @@
+"""Project settings; see https://docs.kedro.org/en/stable/configure/configuration_basics/."""
+
+from flan_qa_pipeline.hooks import ProjectHooks
+
+HOOKS = (ProjectHooks(),)
+
+DISABLE_HOOKS_FOR_PLUGINS = ("kedro-telemetry",)
+
+CONFIG_LOADER_ARGS = {"base_env": "base", "default_run_env": "local"}

@@ -1,0 +1,170 @@
+"""SQuAD 2.0 records: the official JSON schema, flat questions, checks, splits by article.
+
+Schema and `is_impossible`: Rajpurkar, Jia, Liang 2018, "Know What You Don't Know: Unanswerable
+Questions for SQuAD", arXiv:1806.03822.
+"""
+
+import random
+from collections.abc import Iterable, Iterator, Mapping
+from typing import Any
+
+from pydantic import BaseModel, ConfigDict, ValidationError
+
+from flan_qa_pipeline.errors import InputError
+
+
+class _Record(BaseModel):
+    model_config = ConfigDict(strict=True)
+
+
+class Answer(_Record):
+    text: str
+    answer_start: int
+
+
+class Question(_Record):
+    id: str
+    question: str
+    answers: list[Answer]
+    is_impossible: bool = False
+
+
+class Paragraph(_Record):
+    context: str
+    qas: list[Question]
+
+
+class Article(_Record):
+    title: str
+    paragraphs: list[Paragraph]
+
+
+class Squad(_Record):
+    """A file in the official SQuAD 2.0 schema; other keys (plausible_answers) are ignored."""
+
+    data: list[Article]
+
+
+class FlatAnswers(_Record):
+    text: list[str]
+    answer_start: list[int]
+
+
+class FlatQuestion(_Record):
+    """A row of the Hugging Face dataset `squad_v2`; no answers means unanswerable."""
+
+    id: str
+    title: str
+    context: str
+    question: str
+    answers: FlatAnswers
+
+
+def flatten(raw: Mapping[str, Any], source: str) -> Iterator[dict[str, Any]]:
+    """Yield one flat record per question: id, title, context, question, answers, is_impossible.
+
+    `answers` is `{"text": [...], "answer_start": [...]}`, offsets in characters of the context.
+
+    Raises:
+        InputError: `raw` is not in the official schema; names the place inside `source`.
+    """
+    try:
+        squad = Squad.model_validate(raw)
+    except ValidationError as error:
+        raise InputError(
+            f"{source} is not SQuAD 2.0 JSON: {_first_place(error)}; the schema is "
+            "data[].paragraphs[].qas[] with id, question, answers[].text, "
+            "answers[].answer_start and is_impossible."
+        ) from None
+    for article in squad.data:
+        for paragraph in article.paragraphs:
+            for qa in paragraph.qas:
+                yield {
+                    "id": qa.id,
+                    "title": article.title,
+                    "context": paragraph.context,
+                    "question": qa.question,
+                    "answers": {
+                        "text": [answer.text for answer in qa.answers],
+                        "answer_start": [answer.answer_start for answer in qa.answers],
+                    },
+                    "is_impossible": qa.is_impossible,
+                }
+
+
+def flatten_rows(rows: Iterable[Mapping[str, Any]], source: str) -> Iterator[dict[str, Any]]:
+    """Yield the rows of a squad_v2-shaped dataset as flat records, like `flatten`.
+
+    Raises:
+        InputError: a row has another shape; names the row and the place in it.
+    """
+    for number, row in enumerate(rows):
+        try:
+            record = FlatQuestion.model_validate(row).model_dump()
+        except ValidationError as error:
+            raise InputError(
+                f"{source} is not shaped like squad_v2: row {number}: {_first_place(error)}; the "
+                "columns are id, title, context, question, answers.text and answers.answer_start."
+            ) from None
+        yield record | {"is_impossible": not record["answers"]["text"]}
+
+
+def _first_place(error: ValidationError) -> str:
+    first = error.errors()[0]
+    place = ".".join(str(part) for part in first["loc"]) or "the top level"
+    more = error.error_count() - 1
+    return f"{first['msg']} at {place}" + (f" (and at {more} more places)" if more else "")
+
+
+def check(records: Iterable[Mapping[str, Any]], source: str) -> None:
+    """Check every flat record: contexts and questions have text, offsets match, ids are unique.
+
+    Raises:
+        InputError: names the first bad record, what is wrong with it, and the remedy.
+    """
+    seen: set[str] = set()
+    for record in records:
+        problem = _problem(record)
+        if record["id"] in seen:
+            problem = "its id occurs more than once; give every question an id of its own"
+        if problem:
+            raise InputError(f"{source}: question {record['id']!r}: {problem}.")
+        seen.add(record["id"])
+    if not seen:
+        raise InputError(f"{source} holds no questions; give a file with at least one article.")
+
+
+def _problem(record: Mapping[str, Any]) -> str | None:
+    context, answers = record["context"], record["answers"]
+    if not context.strip():
+        return "its context is empty; remove the paragraph or restore its text"
+    if not record["question"].strip():
+        return "the question is empty; remove it or restore its text"
+    if record["is_impossible"] and answers["text"]:
+        return "it is marked is_impossible but has answers; clear one of the two"
+    if not record["is_impossible"] and not answers["text"]:
+        return "it has no answers; add one or mark it is_impossible"
+    if len(answers["text"]) != len(answers["answer_start"]):
+        return (
+            f"it has {len(answers['text'])} answer texts but {len(answers['answer_start'])} "
+            "answer_starts; give each answer one"
+        )
+    for text, start in zip(answers["text"], answers["answer_start"], strict=True):
+        if not text.strip():
+            return "an answer is empty; remove it or mark the question is_impossible"
+        found = context[start : start + len(text)] if start >= 0 else ""
+        if found != text:
+            return (
+                f"answer_start {start} points at {found[:40]!r}, not at the answer {text[:40]!r}; "
+                "correct the offset (characters from the start of the context)"
+            )
+    return None
+
+
+def split_titles(titles: Iterable[str], fraction: float, seed: int) -> set[str]:
+    """Pick `fraction` of the distinct article titles (at least one if the fraction is not 0)."""
+    distinct = sorted(set(titles))
+    if fraction == 0:
+        return set()
+    count = max(1, round(len(distinct) * fraction))
+    return set(random.Random(seed).sample(distinct, count))  # noqa: S311

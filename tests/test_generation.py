@@ -1,0 +1,95 @@
+"""Batched greedy answers against the models' own one-by-one ones."""
+
+from collections import Counter
+
+import pytest
+import torch
+
+from flan_qa_pipeline.generation import generate_answers
+from flan_qa_pipeline.models import load_base_model
+
+MAX_NEW_TOKENS = 10
+N_INPUTS = 13
+
+
+@pytest.fixture(scope="module")
+def texts(corpus):
+    """Inputs of very different lengths, in no order of length."""
+    contexts = [p["context"] for article in corpus["data"] for p in article["paragraphs"]]
+    return [context[: 15 + 47 * (5 * i % N_INPUTS)] for i, context in enumerate(contexts)][
+        :N_INPUTS
+    ]
+
+
+@pytest.fixture
+def input_ids(texts, tokenizer):
+    return [tokenizer(text)["input_ids"] for text in texts]
+
+
+@pytest.fixture(params=["float32", "nf4"])
+def model(request, model_parameters, input_ids):
+    """The tiny base, its end token made as likely as its favourite token, so that answers end."""
+    changes = {"compute_dtype": "float32", "load_in_4bit": request.param == "nf4"}
+    model = load_base_model(model_parameters.model_copy(update=changes))
+    favourites = Counter(token for ids in input_ids for token in one_by_one(model, ids))
+    favourites.pop(model.config.eos_token_id, None)
+    favourite = favourites.most_common(2)[1][0]
+    end = model.config.eos_token_id
+    with torch.no_grad():
+        model.lm_head.weight[[end, favourite]] = model.lm_head.weight[[favourite, end]]
+    return model
+
+
+def one_by_one(model, ids):
+    with torch.inference_mode():
+        output = model.generate(
+            input_ids=torch.tensor([ids]),
+            do_sample=False,
+            num_beams=1,
+            max_new_tokens=MAX_NEW_TOKENS,
+        )
+    return output[0, 1:].tolist()
+
+
+def answer(model, tokenizer, input_ids, batch_size=4):
+    return generate_answers(
+        model, tokenizer, input_ids, batch_size=batch_size, max_new_tokens=MAX_NEW_TOKENS
+    )
+
+
+def test_batched_answers_are_the_one_by_one_answers_in_order(model, tokenizer, input_ids):
+    expected = [one_by_one(model, ids) for ids in input_ids]
+    lengths = {len(tokens) for tokens in expected}
+    assert len(lengths) > 1
+    assert any(model.config.eos_token_id in tokens for tokens in expected)
+    answers = answer(model, tokenizer, input_ids)
+    texts = [tokenizer.decode(tokens, skip_special_tokens=True) for tokens in expected]
+    assert len(set(texts)) > 3
+    assert [text for text, _ in answers] == texts
+
+
+def test_score_is_the_log_probability_of_the_whole_answer(model, tokenizer, input_ids):
+    answers = answer(model, tokenizer, input_ids)
+    for ids, (_, score) in zip(input_ids, answers, strict=True):
+        tokens = one_by_one(model, ids)
+        decoder = [model.config.decoder_start_token_id, *tokens[:-1]]
+        with torch.inference_mode():
+            logits = model(
+                input_ids=torch.tensor([ids]), decoder_input_ids=torch.tensor([decoder])
+            ).logits[0]
+        log_probs = torch.log_softmax(logits, dim=-1)
+        expected = sum(log_probs[i, token].item() for i, token in enumerate(tokens))
+        assert score == pytest.approx(expected, abs=1e-3)
+
+
+def test_answers_do_not_depend_on_batches_or_repetition(model, tokenizer, input_ids):
+    first, again = (answer(model, tokenizer, input_ids) for _ in range(2))
+    assert first == again
+    alone = answer(model, tokenizer, input_ids, batch_size=1)
+    assert [text for text, _ in alone] == [text for text, _ in first]
+    assert [score for _, score in alone] == pytest.approx([score for _, score in first], abs=1e-3)
+
+
+def test_nothing_to_answer(model_parameters, tokenizer):
+    model = load_base_model(model_parameters.model_copy(update={"load_in_4bit": False}))
+    assert answer(model, tokenizer, []) == []

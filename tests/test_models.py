@@ -1,0 +1,200 @@
+"""The 4-bit base model, quantized on the CPU by the real bitsandbytes."""
+
+import json
+import logging
+
+import bitsandbytes
+import pytest
+import torch
+from bitsandbytes.functional import dequantize_4bit
+from bitsandbytes.nn import Linear4bit
+from transformers import BitsAndBytesConfig, T5ForConditionalGeneration
+
+from flan_qa_pipeline.errors import InputError
+from flan_qa_pipeline.models import (
+    PretrainedDataset,
+    load_base_model,
+    load_tokenizer,
+    resolve_compute_dtype,
+)
+
+LINEAR = {"q", "k", "v", "o", "wi_0", "wi_1", "wo"}
+INPUT_IDS = torch.tensor([[17, 45, 101, 230, 9, 1], [300, 44, 12, 87, 150, 1]])
+DECODER_INPUT_IDS = torch.tensor([[0, 77, 5], [0, 12, 310]])
+
+on_cpu = pytest.mark.skipif(torch.cuda.is_available(), reason="the model would go to the GPU")
+
+
+@pytest.fixture
+def float32(model_parameters):
+    return model_parameters.model_copy(update={"compute_dtype": "float32"})
+
+
+def logits(model):
+    with torch.inference_mode():
+        return model(input_ids=INPUT_IDS, decoder_input_ids=DECODER_INPUT_IDS).logits
+
+
+def relative_error(approximate, exact):
+    return ((approximate - exact).norm() / exact.norm()).item()
+
+
+@on_cpu
+def test_every_linear_layer_is_nf4_and_nothing_else(float32):
+    base = load_base_model(float32)
+    quantized = {name for name, module in base.named_modules() if isinstance(module, Linear4bit)}
+    assert {name.rpartition(".")[2] for name in quantized} == LINEAR
+    linear = {name for name, _ in base.named_modules() if name.rpartition(".")[2] in LINEAR}
+    assert quantized == linear
+    for name in quantized:
+        state = base.get_submodule(name).weight.quant_state
+        assert (state.quant_type, state.nested, state.blocksize) == ("nf4", True, 64)
+    assert type(base.lm_head) is torch.nn.Linear
+    assert type(base.get_input_embeddings()) is torch.nn.Embedding
+    assert base.lm_head.weight.dtype == base.shared.weight.dtype == torch.float32
+    assert not base.training
+    assert not any(parameter.requires_grad for parameter in base.parameters())
+
+
+@on_cpu
+def test_without_quantization_the_weights_are_the_saved_ones(float32):
+    base = load_base_model(float32.model_copy(update={"load_in_4bit": False}))
+    saved = T5ForConditionalGeneration.from_pretrained(float32.name, dtype=torch.float32).eval()
+    assert not any(isinstance(module, Linear4bit) for module in base.modules())
+    torch.testing.assert_close(logits(base), logits(saved))
+
+
+@on_cpu
+def test_quantizing_wo_too_costs_little(float32):
+    exact = logits(load_base_model(float32.model_copy(update={"load_in_4bit": False})))
+    wo_in_float = T5ForConditionalGeneration.from_pretrained(
+        float32.name,
+        dtype=torch.float32,
+        quantization_config=BitsAndBytesConfig(
+            load_in_4bit=True,
+            bnb_4bit_quant_type="nf4",
+            bnb_4bit_use_double_quant=True,
+            bnb_4bit_compute_dtype=torch.float32,
+            bnb_4bit_quant_storage=torch.float32,
+        ),
+        device_map={"": "cpu"},
+    ).eval()
+    dense = wo_in_float.encoder.block[0].layer[1].DenseReluDense
+    assert type(dense.wo) is torch.nn.Linear
+    assert isinstance(dense.wi_0, Linear4bit)
+    for module in wo_in_float.modules():
+        if isinstance(module, Linear4bit):
+            module.support_avx512bf16_for_cpu = False
+    with_wo = relative_error(logits(load_base_model(float32)), exact)
+    without_wo = relative_error(logits(wo_in_float), exact)
+    assert 0 < without_wo
+    assert with_wo / without_wo < 3
+
+
+def dequantized(linear):
+    return dequantize_4bit(linear.weight.data, linear.weight.quant_state)
+
+
+@on_cpu
+@pytest.mark.parametrize("repacks", [False, True], ids=["this CPU", "a CPU with AVX512_BF16"])
+@pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
+def test_feed_forward_keeps_its_activations(model_parameters, monkeypatch, dtype, repacks):
+    if repacks:
+        monkeypatch.setattr(bitsandbytes.nn.modules, "has_avx512bf16", lambda: True)
+    base = load_base_model(model_parameters.model_copy(update={"compute_dtype": dtype}))
+    tolerance = {"float32": 1e-5, "bfloat16": 0.03}[dtype]
+    torch.manual_seed(0)
+    hidden = torch.randn(2, 5, base.config.d_model, dtype=getattr(torch, dtype))
+    for dense in (base.encoder.block[0].layer[1], base.decoder.block[0].layer[2]):
+        dense = dense.DenseReluDense
+        wi_0, wi_1, wo = (dequantized(part).float() for part in (dense.wi_0, dense.wi_1, dense.wo))
+        x = hidden.float()
+        expected = (torch.nn.functional.gelu(x @ wi_0.T, approximate="tanh") * (x @ wi_1.T)) @ wo.T
+        for _ in range(3):
+            with torch.inference_mode():
+                output = dense(hidden)
+            assert dense.wo.weight.dtype == getattr(torch, dtype)
+            assert relative_error(output.float(), expected) < tolerance
+
+
+@on_cpu
+def test_gradients_still_pass_after_inference(float32):
+    base = load_base_model(float32)
+
+    def gradient():
+        embeds = base.shared(INPUT_IDS).detach().requires_grad_()
+        base.train()(inputs_embeds=embeds, labels=DECODER_INPUT_IDS).loss.backward()
+        base.eval()
+        return embeds.grad
+
+    before = gradient()
+    assert before.abs().max() > 0
+    first, second = logits(base), logits(base)
+    torch.testing.assert_close(first, second)
+    torch.testing.assert_close(gradient(), before)
+
+
+@pytest.mark.parametrize(("has_amx", "expected"), [(False, torch.float32), (True, torch.bfloat16)])
+def test_compute_dtype_auto_on_a_cpu(monkeypatch, caplog, has_amx, expected):
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
+    monkeypatch.setattr(torch.cpu, "_is_amx_tile_supported", lambda: has_amx)
+    with caplog.at_level(logging.INFO, logger="flan_qa_pipeline.models"):
+        assert resolve_compute_dtype("auto") == expected
+    (message,) = caplog.messages
+    assert message.startswith(f"Compute dtype auto: {expected} (this CPU has")
+    assert ("has no native" in message) != has_amx
+
+
+@pytest.mark.parametrize(("native", "expected"), [(False, torch.float32), (True, torch.bfloat16)])
+def test_compute_dtype_auto_on_a_gpu(monkeypatch, caplog, native, expected):
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    monkeypatch.setattr(torch.cuda, "get_device_name", lambda: "Some GPU")
+    monkeypatch.setattr(torch.cuda, "is_bf16_supported", lambda including_emulation: native)
+    with caplog.at_level(logging.INFO, logger="flan_qa_pipeline.models"):
+        assert resolve_compute_dtype("auto") == expected
+    assert "Some GPU has" in caplog.text
+
+
+def test_compute_dtype_by_name(caplog):
+    assert resolve_compute_dtype("float16") == torch.float16
+    assert not caplog.messages
+
+
+@pytest.mark.parametrize("load", [load_base_model, load_tokenizer])
+def test_missing_folder_is_named(float32, tmp_path, load):
+    missing = tmp_path / "data/06_models/nothing"
+    with pytest.raises(InputError) as error:
+        load(float32.model_copy(update={"name": str(missing)}))
+    assert f"model.name: there is no folder {missing}; give" in str(error.value)
+    assert "kedro run --pipelines=starter" in str(error.value)
+
+
+@pytest.mark.parametrize("load", [load_base_model, load_tokenizer])
+def test_folder_without_a_model_is_named(float32, tmp_path, load):
+    with pytest.raises(InputError) as error:
+        load(float32.model_copy(update={"name": str(tmp_path)}))
+    assert f"model.name: the folder {tmp_path} holds no config.json; give" in str(error.value)
+
+
+def test_another_architecture_is_refused(float32, tmp_path):
+    (tmp_path / "config.json").write_text(json.dumps({"model_type": "bert"}), encoding="utf-8")
+    with pytest.raises(InputError) as error:
+        load_base_model(float32.model_copy(update={"name": str(tmp_path)}))
+    assert f"model.name: {tmp_path} is a bert model; choose a T5 v1.1" in str(error.value)
+
+
+def test_pretrained_dataset_keeps_model_and_tokenizer_in_one_folder(tiny_base, tmp_path):
+    filepath = str(tmp_path / "both")
+    model = PretrainedDataset(filepath=filepath, auto_class="AutoModelForSeq2SeqLM")
+    tokenizer = PretrainedDataset(filepath=filepath, auto_class="AutoTokenizer")
+    source_model = PretrainedDataset(filepath=str(tiny_base), auto_class="AutoModelForSeq2SeqLM")
+    source_tokenizer = PretrainedDataset(filepath=str(tiny_base), auto_class="AutoTokenizer")
+    assert not model.exists()
+    tokenizer.save(source_tokenizer.load())
+    assert tokenizer.exists()
+    assert not model.exists()
+    model.save(source_model.load())
+    assert model.exists()
+    text = "Which club was defeated in the Final?"
+    assert tokenizer.load()(text) == source_tokenizer.load()(text)
+    torch.testing.assert_close(logits(model.load().eval()), logits(source_model.load().eval()))

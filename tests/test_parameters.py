@@ -1,0 +1,105 @@
+"""The parameters files are checked before anything runs, and every mistake is named."""
+
+import pytest
+
+from flan_qa_pipeline.errors import InputError
+from flan_qa_pipeline.hooks import check_parameters
+from flan_qa_pipeline.parameters import Parameters
+
+
+def complaint(raw):
+    with pytest.raises(InputError) as error:
+        check_parameters(raw)
+    assert str(error.value).endswith("(conf/*/parameters*.yml or --params).")
+    return str(error.value)
+
+
+def test_the_projects_own_parameters_pass(raw_parameters):
+    parameters = check_parameters(raw_parameters)
+    assert isinstance(parameters, Parameters)
+    assert parameters.prompt.template == raw_parameters["prompt"]["template"]
+    assert parameters.data.train_file.endswith(".json")
+
+
+def test_unknown_section(raw_parameters):
+    raw_parameters["lorra"] = {}
+    assert "Unknown parameter lorra: did you mean lora?" in complaint(raw_parameters)
+
+
+def test_unknown_key_near_a_known_one(raw_parameters):
+    raw_parameters["training"]["learning_rat"] = 1e-3
+    message = complaint(raw_parameters)
+    assert "Unknown parameter training.learning_rat: did you mean learning_rate?" in message
+
+
+def test_unknown_key_far_from_all_known_ones(raw_parameters):
+    raw_parameters["generation"]["xyz"] = 1
+    message = complaint(raw_parameters)
+    assert "Unknown parameter generation.xyz: known here: batch_size, max_new_tokens" in message
+
+
+def test_unknown_key_deep_inside(raw_parameters):
+    raw_parameters["starter"]["architecture"]["d_modl"] = 1
+    message = complaint(raw_parameters)
+    assert "Unknown parameter starter.architecture.d_modl: did you mean d_model?" in message
+
+
+@pytest.mark.parametrize(
+    ("section", "key", "value"),
+    [
+        ("lora", "r", "many"),
+        ("lora", "r", 0),
+        ("lora", "target_modules", 5),
+        ("training", "learning_rate", -1),
+        ("data", "unanswerable", "maybe"),
+        ("data", "dev_fraction", 1.0),
+        ("data", "validation_fraction", -0.1),
+        ("model", "quant_type", "nf5"),
+        ("model", "load_in_4bit", "perhaps"),
+        ("tokenization", "doc_stride", -1),
+        ("prompt", "abstention", ""),
+    ],
+)
+def test_wrong_value_is_named_and_shown(raw_parameters, section, key, value):
+    raw_parameters[section][key] = value
+    message = complaint(raw_parameters)
+    assert f"Parameter {section}.{key}" in message
+    assert f" is {value!r}: Input should be" in message or "should have at least" in message
+
+
+def test_missing_key_and_missing_section(raw_parameters):
+    del raw_parameters["lora"]["alpha"]
+    del raw_parameters["reporting"]
+    message = complaint(raw_parameters)
+    assert "Parameter lora.alpha is missing" in message
+    assert "Parameter reporting is missing" in message
+
+
+@pytest.mark.parametrize(
+    ("template", "field"),
+    [
+        ("context: {context}", "{question}"),
+        ("question: {question}", "{context}"),
+        ("{question} {question} {context}", "{question}"),
+        ("{context} {question} {context}", "{context}"),
+    ],
+)
+def test_template_without_a_field_or_with_it_twice(raw_parameters, template, field):
+    raw_parameters["prompt"]["template"] = template
+    message = complaint(raw_parameters)
+    assert f"Parameter prompt.template is {template!r}" in message
+    assert f"must contain {field} exactly once" in message
+
+
+@pytest.mark.parametrize("targets", ["all", [], 3])
+def test_bad_target_modules_are_told_once(raw_parameters, targets):
+    raw_parameters["lora"]["target_modules"] = targets
+    assert complaint(raw_parameters).count("lora.target_modules") == 1
+
+
+def test_all_mistakes_are_told_at_once(raw_parameters):
+    raw_parameters["data"]["sead"] = 1
+    raw_parameters["lora"]["r"] = "many"
+    message = complaint(raw_parameters)
+    assert "data.sead: did you mean seed?" in message
+    assert "lora.r is 'many'" in message

@@ -1,0 +1,250 @@
+"""The pipelines as Kedro runs them, in a copy of the project with a tiny base model."""
+
+import json
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+
+import pandas as pd
+import pytest
+from conftest import REPOSITORY, SQUAD_V2_DIR
+from kedro.framework.session import KedroSession
+from kedro.framework.startup import bootstrap_project
+
+from flan_qa_pipeline.errors import InputError
+
+VERSIONED = {
+    "questions": "03_primary/questions",
+    "tokenized_questions": "05_model_input/tokenized_questions",
+    "adapter": "06_models/adapter",
+    "finetuned_predictions": "07_model_output/finetuned_predictions.parquet",
+    "score_table": "08_reporting/score_table.csv",
+}
+
+
+@pytest.fixture(scope="module")
+def project(tmp_path_factory, corpus):
+    """A copy of the project whose data is a small corpus; runs happen inside it."""
+    root = tmp_path_factory.mktemp("project")
+    for name in ("conf", "src"):
+        shutil.copytree(REPOSITORY / name, root / name)
+    for name in ("pyproject.toml", ".telemetry"):
+        shutil.copy(REPOSITORY / name, root)
+    (root / "data/01_raw").mkdir(parents=True)
+    for name, articles in (
+        ("train", corpus["data"][:24]),
+        ("validation", corpus["data"][24:]),
+    ):
+        path = root / f"data/01_raw/starter_{name}.json"
+        path.write_text(json.dumps({"version": "v2.0", "data": articles}), encoding="utf-8")
+    with pytest.MonkeyPatch.context() as patch:
+        patch.chdir(root)
+        bootstrap_project(root)
+        yield root
+
+
+@pytest.fixture(scope="module")
+def tiny_run(tiny_base):
+    """Parameters of a run of a few steps on the tiny base."""
+    return {
+        "model": {"name": str(tiny_base)},
+        "training": {"num_train_epochs": 1, "logging_steps": 2},
+        "data": {"max_train_questions": 64, "max_validation_questions": 40},
+    }
+
+
+def run(project: Path, parameters: dict, *pipelines: str, **kwargs) -> str:
+    """Run pipelines as `kedro run` does; return the version that the run saved under."""
+    with KedroSession.create(project_path=project, runtime_params=parameters) as session:
+        session.run(pipeline_names=list(pipelines) or None, **kwargs)
+        return session.session_id
+
+
+def versions(project: Path) -> dict[str, set[str]]:
+    return {
+        name: {path.name for path in (project / "data" / folder).glob("*")}
+        for name, folder in VERSIONED.items()
+    }
+
+
+@pytest.fixture(scope="module")
+def full_run(project, tiny_run):
+    return run(project, tiny_run)
+
+
+def load(project: Path, dataset: str, version: str):
+    folder = project / "data" / VERSIONED[dataset]
+    path = folder / version / folder.name
+    return pd.read_csv(path) if path.suffix == ".csv" else pd.read_parquet(path)
+
+
+def test_full_run_saves_every_version_and_the_table(project, full_run):
+    assert all(full_run in found for found in versions(project).values())
+    table = load(project, "score_table", full_run)
+    assert list(table["subset"]) == ["overall", "HasAns", "NoAns"]
+    assert table["questions"].iloc[0] == 40 == table["questions"].iloc[1:].sum()
+    scores = table.filter(regex="^(EM|F1) (baseline|fine-tuned)$")
+    assert scores.shape == (3, 4)
+    assert scores.stack().between(0, 100).all()
+    for metric in ("EM", "F1"):
+        gain = table[f"{metric} fine-tuned"] - table[f"{metric} baseline"]
+        pd.testing.assert_series_equal(table[f"{metric} gain"], gain, check_names=False)
+
+
+def test_training_leaves_a_log_and_tensorboard_events(project, full_run):
+    log = json.loads(
+        (project / f"data/06_models/training_log.json/{full_run}/training_log.json").read_text()
+    )
+    assert any("loss" in entry for entry in log)
+    assert any("eval_loss" in entry for entry in log)
+    assert list((project / "data/08_reporting/tensorboard" / full_run).glob("events.*"))
+
+
+def test_saved_versions_hold_nothing_but_data(project, full_run):
+    suffixes = {path.suffix for path in (project / "data").rglob("*") if path.is_file()}
+    assert suffixes <= {".json", ".arrow", ".safetensors", ".parquet", ".csv", ".md", ".0"}
+    assert not list((project / "data/03_primary").rglob("cache-*"))
+
+
+def test_evaluate_repeats_the_scores_without_training(project, full_run, tiny_run):
+    before = versions(project)
+    again = run(project, tiny_run, "evaluate")
+    after = versions(project)
+    assert after["adapter"] == before["adapter"]
+    assert after["tokenized_questions"] == before["tokenized_questions"]
+    pd.testing.assert_frame_equal(
+        load(project, "finetuned_predictions", again),
+        load(project, "finetuned_predictions", full_run),
+    )
+    pd.testing.assert_frame_equal(
+        load(project, "score_table", again), load(project, "score_table", full_run)
+    )
+
+
+def test_load_versions_pin_the_adapter(project, full_run, tiny_run):
+    other = tiny_run | {"training": tiny_run["training"] | {"seed": 1, "learning_rate": 0.05}}
+    newer = run(project, other, "modeling")
+    pinned = run(project, tiny_run, "evaluate", load_versions={"adapter": full_run})
+    latest = run(project, tiny_run, "evaluate")
+    assert newer in versions(project)["adapter"]
+    first, second, third = (
+        load(project, "finetuned_predictions", version)["score"]
+        for version in (full_run, pinned, latest)
+    )
+    pd.testing.assert_series_equal(first, second)
+    assert not third.equals(first)
+
+
+def test_adapter_of_another_prompt_is_refused(project, full_run, tiny_run):
+    before = versions(project)
+    with pytest.raises(InputError, match="prompt.abstention is 'none'"):
+        run(project, tiny_run | {"prompt": {"abstention": "none"}}, "evaluate")
+    assert versions(project)["score_table"] == before["score_table"]
+
+
+def broken(project: Path, name: str, change) -> str:
+    data = json.loads((project / "data/01_raw/starter_train.json").read_text())
+    change(data)
+    path = project / f"data/01_raw/{name}.json"
+    path.write_text(json.dumps(data), encoding="utf-8")
+    return str(path)
+
+
+def paragraph(data):
+    return data["data"][0]["paragraphs"][0]
+
+
+def answerable(data):
+    return next(qa for qa in paragraph(data)["qas"] if not qa["is_impossible"])
+
+
+def first_validation_article(project):
+    return json.loads((project / "data/01_raw/starter_validation.json").read_text())["data"][0]
+
+
+@pytest.mark.parametrize(
+    ("change", "complaint"),
+    [
+        (lambda d, _: d.pop("data"), "not SQuAD 2.0 JSON"),
+        (lambda d, _: answerable(d)["answers"][0].update(answer_start=1), "answer_start"),
+        (lambda d, _: paragraph(d).update(context=" "), "context is empty"),
+        (lambda d, _: d["data"].append(d["data"][0]), "id occurs more than once"),
+        (lambda d, p: d["data"].append(first_validation_article(p)), "article"),
+    ],
+)
+def test_bad_data_stops_before_training(project, full_run, tiny_run, change, complaint):
+    before = versions(project)
+    path = broken(project, "broken", lambda data: change(data, project))
+    parameters = tiny_run | {"data": tiny_run["data"] | {"train_file": path}}
+    with pytest.raises(InputError, match=complaint) as caught:
+        run(project, parameters)
+    assert path in str(caught.value)
+    assert versions(project) == before
+
+
+@pytest.mark.parametrize(
+    ("parameters", "complaint"),
+    [
+        ({"data": {"train_file": "nowhere.json"}}, r"raw_train: there is no .*nowhere\.json"),
+        ({"trainig": {"seed": 1}}, "Unknown parameter trainig: did you mean training"),
+        ({"training": {"learning_rat": 1}}, "did you mean learning_rate"),
+        ({"lora": {"target_modules": ["query"]}}, "query"),
+    ],
+)
+def test_bad_parameters_stop_before_training(project, full_run, tiny_run, parameters, complaint):
+    before = versions(project)
+    merged = {
+        key: tiny_run.get(key, {}) | parameters.get(key, {})
+        for key in tiny_run.keys() | parameters.keys()
+    }
+    with pytest.raises(InputError, match=complaint):
+        run(project, merged)
+    after = versions(project)
+    assert after["adapter"] == before["adapter"]
+    assert after["score_table"] == before["score_table"]
+
+
+def test_truncated_file_is_one_line_on_the_command_line(project, full_run):
+    path = project / "data/01_raw/truncated.json"
+    path.write_text('{"version": "v2.0", "data": [', encoding="utf-8")
+    result = subprocess.run(  # noqa: S603
+        [sys.executable, "-m", "kedro", "run", f"--params=data.train_file={path}"],
+        cwd=project,
+        capture_output=True,
+        text=True,
+    )
+    output = result.stdout + result.stderr
+    assert result.returncode == 1
+    assert "Traceback" not in output
+    assert "Error: raw_train: Failed while loading data" in output
+    assert str(path) in output
+
+
+def test_registered_pipelines(project):
+    from kedro.framework.project import pipelines
+
+    pipelines.set_requested(None)
+    assert set(pipelines) == {
+        "__default__",
+        "data_engineering",
+        "modeling",
+        "reporting",
+        "evaluate",
+        "starter",
+    }
+    assert not any("train" in node.tags for node in pipelines["evaluate"].nodes)
+    assert all(node.tags and node.func.__doc__ for node in pipelines["__default__"].nodes)
+
+
+def test_real_squad_runs_through(project, squad_v2_dir, tiny_run):
+    parameters = tiny_run | {
+        "data": {
+            "train_file": str(SQUAD_V2_DIR / "train.json"),
+            "validation_file": str(SQUAD_V2_DIR / "validation.json"),
+            "max_train_questions": 16,
+            "max_validation_questions": 16,
+        }
+    }
+    version = run(project, parameters)
+    assert load(project, "score_table", version)["questions"].iloc[0] == 16
