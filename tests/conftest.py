@@ -7,10 +7,14 @@ from pathlib import Path
 import pytest
 import torch
 import yaml
+from datasets import Dataset, DatasetDict
 from transformers import T5Config, T5ForConditionalGeneration, set_seed
 
-from flan_qa_pipeline.models import load_tokenizer
+from flan_qa_pipeline.adapter import provenance_of
+from flan_qa_pipeline.models import load_base_model, load_tokenizer
 from flan_qa_pipeline.parameters import Parameters
+from flan_qa_pipeline.pipelines.data_engineering.nodes import WINDOW_FEATURES
+from flan_qa_pipeline.pipelines.modeling.nodes import attach_lora, train_adapter
 from flan_qa_pipeline.pretraining import train_unigram_tokenizer
 from flan_qa_pipeline.starter_corpus import generate_corpus
 
@@ -18,6 +22,8 @@ REPOSITORY = Path(__file__).resolve().parents[1]
 CONF = REPOSITORY / "conf/base"
 SQUAD_V2_DIR = Path(os.environ.get("SQUAD_V2_DIR", REPOSITORY.parent / "shared/squad_v2"))
 VOCAB_SIZE = 600
+QUESTIONS = ["Which club was defeated in the Final?", "Who was the referee?", "What is it?"]
+ANSWERS = ["Vera Dormore", "no answer", "27 July 1998"]
 
 
 def read_conf():
@@ -112,3 +118,74 @@ def squad_v2_dir():
             f"SQuAD 2.0 is not at {SQUAD_V2_DIR}; set SQUAD_V2_DIR to the folder that holds it"
         )
     return SQUAD_V2_DIR
+
+
+@pytest.fixture(scope="module")
+def float32(model_parameters):
+    return model_parameters.model_copy(update={"compute_dtype": "float32"})
+
+
+@pytest.fixture(scope="module")
+def windows(tokenizer):
+    rows = [
+        {"id": f"q{i}", "window": 0, **tokenizer(question), "labels": tokenizer(text)["input_ids"]}
+        for i, (question, text) in enumerate(zip(QUESTIONS, ANSWERS, strict=True))
+    ]
+    kept = [{column: row[column] for column in WINDOW_FEATURES} for row in rows]
+    dataset = Dataset.from_list(kept * 4, features=WINDOW_FEATURES)
+    held_out = dataset.select(range(3))
+    return DatasetDict(train=dataset, dev=held_out, calibration=held_out, validation=dataset)
+
+
+@pytest.fixture(scope="module")
+def questions():
+    rows = [
+        {
+            "id": f"q{i}",
+            "question": question,
+            "answers": {"text": [] if text == "no answer" else [text], "answer_start": []},
+        }
+        for i, (question, text) in enumerate(zip(QUESTIONS, ANSWERS, strict=True))
+    ]
+    return DatasetDict(calibration=Dataset.from_list(rows))
+
+
+@pytest.fixture(scope="module")
+def lora(parameters):
+    return parameters.lora.model_copy(update={"target_modules": "all-linear", "r": 4, "alpha": 8})
+
+
+@pytest.fixture(scope="module")
+def training(parameters, tmp_path_factory):
+    folder = tmp_path_factory.mktemp("training")
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("TENSORBOARD_LOGGING_DIR", str(folder / "logs"))
+        yield parameters.training.model_copy(
+            update={
+                "output_dir": str(folder / "checkpoints"),
+                "num_train_epochs": 2,
+                "per_device_train_batch_size": 4,
+                "learning_rate": 0.05,
+                "logging_steps": 1,
+                "eval_strategy": "epoch",
+            }
+        )
+
+
+@pytest.fixture(scope="module")
+def train(parameters, float32, lora, windows, questions):
+    """Train anew with other training parameters; return the model and its adapter."""
+
+    def train_with(training):
+        model = attach_lora(load_base_model(float32), lora, training)
+        adapter = train_adapter(
+            model, windows, questions, float32, parameters.prompt, parameters.generation, training
+        )
+        return model.eval(), adapter
+
+    return train_with
+
+
+@pytest.fixture(scope="module")
+def provenance(float32, prompt_parameters):
+    return provenance_of(float32, prompt_parameters)

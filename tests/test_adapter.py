@@ -7,7 +7,6 @@ from pathlib import Path
 
 import pytest
 import torch
-from datasets import Dataset, DatasetDict
 from kedro.io import DatasetError
 from kedro.io.core import Version
 from peft import PeftModel
@@ -17,61 +16,13 @@ from flan_qa_pipeline.adapter import AdapterDataset, attach_adapter, provenance_
 from flan_qa_pipeline.errors import InputError
 from flan_qa_pipeline.generation import generate_answers
 from flan_qa_pipeline.models import load_base_model
-from flan_qa_pipeline.pipelines.data_engineering.nodes import WINDOW_FEATURES
-from flan_qa_pipeline.pipelines.modeling.nodes import attach_lora, train_adapter
-
-QUESTIONS = ["Which club was defeated in the Final?", "Who was the referee?", "What is it?"]
-ANSWERS = ["Vera Dormore", "no answer", "27 July 1998"]
+from flan_qa_pipeline.pipelines.modeling.nodes import attach_lora
 
 
 @pytest.fixture(scope="module")
-def float32(model_parameters):
-    return model_parameters.model_copy(update={"compute_dtype": "float32"})
-
-
-@pytest.fixture(scope="module")
-def windows(tokenizer):
-    rows = [
-        {"id": f"q{i}", "window": 0, **tokenizer(question), "labels": tokenizer(text)["input_ids"]}
-        for i, (question, text) in enumerate(zip(QUESTIONS, ANSWERS, strict=True))
-    ]
-    kept = [{column: row[column] for column in WINDOW_FEATURES} for row in rows]
-    dataset = Dataset.from_list(kept * 4, features=WINDOW_FEATURES)
-    return DatasetDict(train=dataset, dev=dataset.select(range(3)), validation=dataset)
-
-
-@pytest.fixture(scope="module")
-def lora(parameters):
-    return parameters.lora.model_copy(update={"target_modules": "all-linear", "r": 4, "alpha": 8})
-
-
-@pytest.fixture(scope="module")
-def training(parameters, tmp_path_factory):
-    folder = tmp_path_factory.mktemp("training")
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setenv("TENSORBOARD_LOGGING_DIR", str(folder / "logs"))
-        yield parameters.training.model_copy(
-            update={
-                "output_dir": str(folder / "checkpoints"),
-                "num_train_epochs": 2,
-                "per_device_train_batch_size": 4,
-                "learning_rate": 0.05,
-                "logging_steps": 1,
-            }
-        )
-
-
-@pytest.fixture(scope="module")
-def trained(float32, prompt_parameters, lora, training, windows):
-    """The trained model, its adapter, the log of the training."""
-    model = attach_lora(load_base_model(float32), lora, training)
-    adapter, log = train_adapter(model, windows, float32, prompt_parameters, training)
-    return model.eval(), adapter, log
-
-
-@pytest.fixture(scope="module")
-def provenance(float32, prompt_parameters):
-    return provenance_of(float32, prompt_parameters)
+def trained(train, training):
+    """The trained model and its adapter."""
+    return train(training)
 
 
 @pytest.fixture
@@ -94,7 +45,9 @@ def logits(model, windows):
 
 def answers(model, tokenizer, windows):
     ids = windows["train"]["input_ids"]
-    return generate_answers(model, tokenizer, ids, batch_size=4, max_new_tokens=8)
+    return generate_answers(
+        model, tokenizer, ids, abstention="no answer", batch_size=4, max_new_tokens=8
+    )
 
 
 def scaled(adapter, factor):
@@ -103,7 +56,8 @@ def scaled(adapter, factor):
 
 
 def test_training_changes_the_model_and_lowers_both_losses(trained, float32, windows):
-    model, adapter, log = trained
+    model, adapter = trained
+    log = adapter.training["log"]
     losses = [entry["loss"] for entry in log if "loss" in entry]
     eval_losses = [entry["eval_loss"] for entry in log if "eval_loss" in entry]
     assert losses[-1] < losses[0]
@@ -119,10 +73,11 @@ def test_training_changes_the_model_and_lowers_both_losses(trained, float32, win
 def test_reloaded_adapter_answers_like_the_trained_model(
     trained, float32, provenance, windows, tokenizer, dataset
 ):
-    model, adapter, _ = trained
+    model, adapter = trained
     dataset().save(adapter)
     loaded = dataset().load()
     assert loaded.provenance == provenance
+    assert loaded.training == adapter.training
     again = attach_adapter(load_base_model(float32), loaded, provenance)
     assert not again.training
     assert torch.equal(logits(again, windows), logits(model, windows))
@@ -131,7 +86,7 @@ def test_reloaded_adapter_answers_like_the_trained_model(
 
 
 def test_versions_are_kept_and_can_be_pinned(trained, dataset):
-    _, adapter, _ = trained
+    _, adapter = trained
     assert not dataset().exists()
     dataset(save="2026-01-01T00.00.00.000Z").save(adapter)
     dataset(save="2026-01-02T00.00.00.000Z").save(scaled(adapter, 2))
@@ -154,7 +109,7 @@ def test_versions_are_kept_and_can_be_pinned(trained, dataset):
 
 
 def test_unversioned_adapter_can_be_saved_again(trained, tmp_path):
-    _, adapter, _ = trained
+    _, adapter = trained
     plain = AdapterDataset(filepath=str(tmp_path / "plain"))
     plain.save(adapter)
     plain.save(scaled(adapter, 3))
@@ -164,7 +119,7 @@ def test_unversioned_adapter_can_be_saved_again(trained, tmp_path):
 
 
 def test_files_are_safetensors_and_json_in_pefts_own_layout(trained, float32, windows, dataset):
-    model, adapter, _ = trained
+    model, adapter = trained
     opened = dataset(save="v1")
     opened.save(adapter)
     folder = opened._get_versioned_path("v1")
@@ -180,7 +135,7 @@ def test_files_are_safetensors_and_json_in_pefts_own_layout(trained, float32, wi
 @pytest.mark.parametrize("step", ["weights", "config", "tokenizer", "provenance"])
 @pytest.mark.parametrize("interruption", [OSError("disk full"), KeyboardInterrupt()])
 def test_interrupted_save_leaves_no_version(trained, tmp_path, dataset, step, interruption):
-    _, adapter, _ = trained
+    _, adapter = trained
     dataset(save="2026-01-01T00.00.00.000Z").save(adapter)
     before = {path: path.read_bytes() for path in files_in(tmp_path / "adapter")}
 
@@ -210,7 +165,7 @@ def test_interrupted_save_leaves_no_version(trained, tmp_path, dataset, step, in
 
 
 def test_every_difference_of_provenance_is_named(trained, parameters, float32):
-    _, adapter, _ = trained
+    _, adapter = trained
     model = float32.model_copy(update={"quant_type": "fp4", "revision": "main"})
     prompt = parameters.prompt.model_copy(update={"abstention": "none"})
     with pytest.raises(InputError) as error:
@@ -224,7 +179,7 @@ def test_every_difference_of_provenance_is_named(trained, parameters, float32):
 
 
 def test_what_does_not_change_the_answers_may_differ(trained, parameters, float32):
-    _, adapter, _ = trained
+    _, adapter = trained
     model = float32.model_copy(update={"compute_dtype": "bfloat16", "attn_implementation": "sdpa"})
     attach_adapter(load_base_model(float32), adapter, provenance_of(model, parameters.prompt))
 
@@ -245,7 +200,7 @@ def test_what_does_not_change_the_answers_may_differ(trained, parameters, float3
     ids=["missing", "another shape", "too many"],
 )
 def test_weights_that_do_not_fit_the_base_are_named(trained, float32, provenance, change, said):
-    _, adapter, _ = trained
+    _, adapter = trained
     weights = dict(adapter.state_dict)
     name = sorted(weights)[0]
     change(weights, name)

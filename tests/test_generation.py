@@ -51,10 +51,26 @@ def one_by_one(model, ids):
     return output[0, 1:].tolist()
 
 
-def answer(model, tokenizer, input_ids, batch_size=4):
+def answer(model, tokenizer, input_ids, batch_size=4, abstention="no answer"):
     return generate_answers(
-        model, tokenizer, input_ids, batch_size=batch_size, max_new_tokens=MAX_NEW_TOKENS
+        model,
+        tokenizer,
+        input_ids,
+        abstention=abstention,
+        batch_size=batch_size,
+        max_new_tokens=MAX_NEW_TOKENS,
     )
+
+
+def log_probability(model, ids, tokens):
+    """Of the whole token sequence, from one forward pass over one unbatched input."""
+    decoder = [model.config.decoder_start_token_id, *tokens[:-1]]
+    with torch.inference_mode():
+        logits = model(
+            input_ids=torch.tensor([ids]), decoder_input_ids=torch.tensor([decoder])
+        ).logits[0]
+    log_probs = torch.log_softmax(logits, dim=-1)
+    return sum(log_probs[i, token].item() for i, token in enumerate(tokens))
 
 
 def test_batched_answers_are_the_one_by_one_answers_in_order(model, tokenizer, input_ids):
@@ -65,29 +81,62 @@ def test_batched_answers_are_the_one_by_one_answers_in_order(model, tokenizer, i
     answers = answer(model, tokenizer, input_ids)
     texts = [tokenizer.decode(tokens, skip_special_tokens=True) for tokens in expected]
     assert len(set(texts)) > 3
-    assert [text for text, _ in answers] == texts
+    assert [answer.text for answer in answers] == texts
 
 
 def test_score_is_the_log_probability_of_the_whole_answer(model, tokenizer, input_ids):
     answers = answer(model, tokenizer, input_ids)
-    for ids, (_, score) in zip(input_ids, answers, strict=True):
-        tokens = one_by_one(model, ids)
-        decoder = [model.config.decoder_start_token_id, *tokens[:-1]]
+    for ids, found in zip(input_ids, answers, strict=True):
+        expected = log_probability(model, ids, one_by_one(model, ids))
+        assert found.score == pytest.approx(expected, abs=1e-3)
+
+
+def test_no_answer_score_sets_the_abstention_against_the_answer(model, tokenizer, input_ids):
+    answers = answer(model, tokenizer, input_ids)
+    assert all(found.answer == found.text for found in answers if found.text)
+    for ids, found in zip(input_ids, answers, strict=True):
+        if not found.text:
+            continue
+        abstention = log_probability(model, ids, tokenizer("no answer")["input_ids"])
+        assert found.no_answer_score == pytest.approx(abstention - found.score, abs=1e-3)
+
+
+def test_an_input_that_is_abstained_on_has_another_answer(model, tokenizer, input_ids):
+    """The model's most frequent output is taken for the abstention."""
+    usual = answer(model, tokenizer, input_ids)
+    abstention = Counter(found.text for found in usual if found.text).most_common(1)[0][0]
+    answers = answer(model, tokenizer, input_ids, abstention=abstention)
+    assert [found.text for found in answers] == [found.text for found in usual]
+    ids_of_abstention = tokenizer(abstention)["input_ids"]
+    abstained = [
+        (ids, found)
+        for ids, found in zip(input_ids, answers, strict=True)
+        if found.text == abstention
+    ]
+    assert abstained
+    for ids, found in abstained:
         with torch.inference_mode():
-            logits = model(
-                input_ids=torch.tensor([ids]), decoder_input_ids=torch.tensor([decoder])
-            ).logits[0]
-        log_probs = torch.log_softmax(logits, dim=-1)
-        expected = sum(log_probs[i, token].item() for i, token in enumerate(tokens))
-        assert score == pytest.approx(expected, abs=1e-3)
+            tokens = model.generate(
+                input_ids=torch.tensor([ids]),
+                do_sample=False,
+                max_new_tokens=MAX_NEW_TOKENS,
+                begin_suppress_tokens=[ids_of_abstention[0], tokenizer.eos_token_id],
+            )[0, 1:].tolist()
+        assert tokens[0] not in (ids_of_abstention[0], tokenizer.eos_token_id)
+        assert found.answer == tokenizer.decode(tokens, skip_special_tokens=True) != abstention
+        odds = log_probability(model, ids, ids_of_abstention) - log_probability(model, ids, tokens)
+        assert found.no_answer_score == pytest.approx(odds, abs=1e-3)
 
 
 def test_answers_do_not_depend_on_batches_or_repetition(model, tokenizer, input_ids):
     first, again = (answer(model, tokenizer, input_ids) for _ in range(2))
     assert first == again
     alone = answer(model, tokenizer, input_ids, batch_size=1)
-    assert [text for text, _ in alone] == [text for text, _ in first]
-    assert [score for _, score in alone] == pytest.approx([score for _, score in first], abs=1e-3)
+    assert [found.text for found in alone] == [found.text for found in first]
+    for field in ("score", "no_answer_score"):
+        assert [getattr(found, field) for found in alone] == pytest.approx(
+            [getattr(found, field) for found in first], abs=1e-3
+        )
 
 
 def test_nothing_to_answer(model_parameters, tokenizer):

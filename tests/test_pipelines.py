@@ -93,17 +93,18 @@ def test_full_run_saves_every_version_and_the_table(project, full_run):
 
 
 def test_training_leaves_a_log_and_tensorboard_events(project, full_run):
-    log = json.loads(
-        (project / f"data/06_models/training_log.json/{full_run}/training_log.json").read_text()
-    )
+    folder = project / "data/06_models/adapter" / full_run / "adapter"
+    log = json.loads((folder / "training.json").read_text())["log"]
     assert any("loss" in entry for entry in log)
     assert any("eval_loss" in entry for entry in log)
     assert list((project / "data/08_reporting/tensorboard" / full_run).glob("events.*"))
 
 
 def test_saved_versions_hold_nothing_but_data(project, full_run):
-    suffixes = {path.suffix for path in (project / "data").rglob("*") if path.is_file()}
-    assert suffixes <= {".json", ".arrow", ".safetensors", ".parquet", ".csv", ".md", ".0"}
+    files = {path for path in (project / "data").rglob("*") if path.is_file()}
+    events = {path for path in files if path.name.startswith("events.out.tfevents.")}
+    suffixes = {path.suffix for path in files - events}
+    assert suffixes <= {".json", ".arrow", ".safetensors", ".parquet", ".csv", ".md", ".html"}
     assert not list((project / "data/03_primary").rglob("cache-*"))
 
 
@@ -231,10 +232,12 @@ def test_registered_pipelines(project):
         "modeling",
         "reporting",
         "evaluate",
+        "compare",
         "starter",
     }
     assert not any("train" in node.tags for node in pipelines["evaluate"].nodes)
-    assert all(node.tags and node.func.__doc__ for node in pipelines["__default__"].nodes)
+    for name in ("__default__", "compare"):
+        assert all(node.tags and node.func.__doc__ for node in pipelines[name].nodes)
 
 
 def test_real_squad_runs_through(project, squad_v2_dir, tiny_run):

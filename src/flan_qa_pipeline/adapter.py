@@ -24,6 +24,7 @@ from flan_qa_pipeline.parameters import ModelParameters, PromptParameters
 
 WEIGHTS = "adapter_model.safetensors"
 PROVENANCE = "provenance.json"
+TRAINING = "training.json"
 
 
 @dataclass(frozen=True)
@@ -31,13 +32,15 @@ class Adapter:
     """LoRA weights with everything needed to use them.
 
     `state_dict` maps peft's parameter names to tensors; `provenance` says what the adapter was
-    trained on: the `model` (base, revision, quantization) and `prompt` parameters.
+    trained on: the `model` (base, revision, quantization) and `prompt` parameters. `training` is
+    the record of the training: parameters, samples, seconds, memory and the log of its steps.
     """
 
     config: LoraConfig
     state_dict: dict[str, torch.Tensor]
     tokenizer: PreTrainedTokenizerBase
     provenance: dict[str, Any]
+    training: dict[str, Any]
 
 
 def provenance_of(model: ModelParameters, prompt: PromptParameters) -> dict[str, Any]:
@@ -49,14 +52,17 @@ def provenance_of(model: ModelParameters, prompt: PromptParameters) -> dict[str,
 
 
 def extract_adapter(
-    model: PeftModel, tokenizer: PreTrainedTokenizerBase, provenance: dict[str, Any]
+    model: PeftModel,
+    tokenizer: PreTrainedTokenizerBase,
+    provenance: dict[str, Any],
+    training: dict[str, Any],
 ) -> Adapter:
     """Copy the adapter's weights off a trained model, to the CPU."""
     state_dict = {
         name: tensor.detach().to("cpu", copy=True).contiguous()
         for name, tensor in get_peft_model_state_dict(model).items()
     }
-    return Adapter(model.peft_config["default"], state_dict, tokenizer, provenance)
+    return Adapter(model.peft_config["default"], state_dict, tokenizer, provenance, training)
 
 
 def attach_adapter(
@@ -133,6 +139,7 @@ class AdapterDataset(AbstractVersionedDataset[Adapter, Adapter]):
             state_dict=load_file(folder / WEIGHTS),
             tokenizer=tokenizer,
             provenance=json.loads((folder / PROVENANCE).read_text(encoding="utf-8")),
+            training=json.loads((folder / TRAINING).read_text(encoding="utf-8")),
         )
 
     def save(self, data: Adapter) -> None:
@@ -143,9 +150,10 @@ class AdapterDataset(AbstractVersionedDataset[Adapter, Adapter]):
             save_file(data.state_dict, aside / WEIGHTS, metadata={"format": "pt"})
             data.config.save_pretrained(str(aside))
             data.tokenizer.save_pretrained(str(aside))
-            (aside / PROVENANCE).write_text(
-                json.dumps(data.provenance, indent=2, ensure_ascii=False), encoding="utf-8"
-            )
+            for name, content in ((PROVENANCE, data.provenance), (TRAINING, data.training)):
+                (aside / name).write_text(
+                    json.dumps(content, indent=2, ensure_ascii=False), encoding="utf-8"
+                )
             folder.parent.mkdir(parents=True, exist_ok=True)
             if not self._version:
                 shutil.rmtree(folder, ignore_errors=True)

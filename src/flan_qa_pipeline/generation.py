@@ -1,10 +1,58 @@
-"""Batched greedy decoding with the log-probability of each answer."""
+"""Batched greedy decoding: answers, their log-probabilities, how near they are to abstaining."""
 
 from collections.abc import Sequence
+from dataclasses import dataclass
 
 import torch
+from datasets import Dataset
 from tqdm.auto import tqdm
 from transformers import GenerationConfig, PreTrainedModel, PreTrainedTokenizerBase
+from transformers.modeling_outputs import BaseModelOutput
+
+from flan_qa_pipeline.parameters import GenerationParameters, PromptParameters
+from flan_qa_pipeline.windows import WindowAnswer, is_abstention, merge_windows
+
+
+@dataclass(frozen=True)
+class GeneratedAnswer:
+    """What the model says to one input; log-probabilities are of whole sequences, in nats.
+
+    `text` is the greedy output and `score` its log-probability, end token included. `answer` is
+    the text itself or, where that abstains, the greedy output that begins otherwise than the
+    abstention. `no_answer_score` is the log-probability of the abstention minus that of `answer`.
+    """
+
+    text: str
+    score: float
+    answer: str
+    no_answer_score: float
+
+
+def answer_windows(
+    model: PreTrainedModel,
+    tokenizer: PreTrainedTokenizerBase,
+    windows: Dataset,
+    prompt: PromptParameters,
+    generation: GenerationParameters,
+    description: str | None = None,
+) -> dict[str, WindowAnswer]:
+    """Answer tokenized windows (columns id, input_ids) and merge them: one answer per question."""
+    generated = generate_answers(
+        model,
+        tokenizer,
+        windows["input_ids"],
+        abstention=prompt.abstention,
+        batch_size=generation.batch_size,
+        max_new_tokens=generation.max_new_tokens,
+        description=description,
+    )
+    return merge_windows(
+        (
+            WindowAnswer(id_, window.text, window.score, window.answer, window.no_answer_score)
+            for id_, window in zip(windows["id"], generated, strict=True)
+        ),
+        prompt.abstention,
+    )
 
 
 @torch.inference_mode()
@@ -13,17 +61,19 @@ def generate_answers(
     tokenizer: PreTrainedTokenizerBase,
     input_ids: Sequence[Sequence[int]],
     *,
+    abstention: str,
     batch_size: int,
     max_new_tokens: int,
-    description: str = "Answer",
-) -> list[tuple[str, float]]:
-    """Decode every input greedily; return (text, log-probability) in the order of the inputs.
+    description: str | None = "Answer",
+) -> list[GeneratedAnswer]:
+    """Decode every input greedily; return the answers in the order of the inputs.
 
     Inputs are batched from the longest to the shortest, so that a batch has little padding and
-    one that does not fit in memory fails first. The log-probability is that of the whole
-    generated sequence, end token included, in nats.
+    one that does not fit in memory fails first. Each input is encoded once: greedy decoding, the
+    abstention's log-probability (one pass, teacher-forced) and the best answer of an input that
+    is abstained on all start from the same encoder states. Without a `description` there is no bar.
     """
-    config = GenerationConfig(
+    greedy = GenerationConfig(
         do_sample=False,
         num_beams=1,
         max_new_tokens=max_new_tokens,
@@ -33,28 +83,74 @@ def generate_answers(
         return_dict_in_generate=True,
         output_logits=True,
     )
+    abstention_ids = tokenizer(abstention)["input_ids"]
+    answering = GenerationConfig(
+        **greedy.to_diff_dict()
+        | {"begin_suppress_tokens": [abstention_ids[0], tokenizer.eos_token_id]}
+    )
     order = sorted(range(len(input_ids)), key=lambda i: len(input_ids[i]), reverse=True)
-    answers: list[tuple[str, float]] = [("", 0.0)] * len(order)
-    with tqdm(total=len(order), desc=description, unit="window") as progress:
+    answers: list[GeneratedAnswer | None] = [None] * len(order)
+    bar = tqdm(total=len(order), desc=description, unit="window", disable=description is None)
+    with bar as progress:
         for start in range(0, len(order), batch_size):
             rows = order[start : start + batch_size]
             batch = tokenizer.pad(
                 {"input_ids": [list(input_ids[i]) for i in rows]}, return_tensors="pt"
             ).to(model.device)
-            output = model.generate(**batch, generation_config=config)
-            texts = tokenizer.batch_decode(output.sequences, skip_special_tokens=True)
-            scores = _log_probabilities(output, tokenizer.pad_token_id)
-            for i, text, score in zip(rows, texts, scores, strict=True):
-                answers[i] = (text, score)
+            states = model.get_encoder()(**batch).last_hidden_state
+            mask = batch["attention_mask"]
+            said = _generate(model, tokenizer, states, mask, greedy)
+            best = list(said)
+            silent = [i for i, (text, _) in enumerate(said) if is_abstention(text, abstention)]
+            if silent:
+                others = _generate(model, tokenizer, states[silent], mask[silent], answering)
+                for i, other in zip(silent, others, strict=True):
+                    best[i] = other
+            abstaining = _log_probability(model, states, mask, abstention_ids)
+            for i, (text, score), (answer, answer_score), abstained in zip(
+                rows, said, best, abstaining, strict=True
+            ):
+                answers[i] = GeneratedAnswer(text, score, answer, abstained - answer_score)
             progress.update(len(rows))
     return answers
 
 
-def _log_probabilities(output, pad_token_id: int) -> list[float]:
+def _generate(
+    model: PreTrainedModel,
+    tokenizer: PreTrainedTokenizerBase,
+    states: torch.Tensor,
+    attention_mask: torch.Tensor,
+    config: GenerationConfig,
+) -> list[tuple[str, float]]:
+    """Texts and log-probabilities, from encoder states (batch, length, d_model)."""
+    output = model.generate(
+        encoder_outputs=BaseModelOutput(last_hidden_state=states),
+        attention_mask=attention_mask,
+        generation_config=config,
+    )
     tokens = output.sequences[:, 1:]
     total = torch.zeros(len(tokens), device=tokens.device)
     for step, logits in enumerate(output.logits):
         log_probs = torch.log_softmax(logits.float(), dim=-1)
         chosen = log_probs.gather(1, tokens[:, step : step + 1]).squeeze(1)
-        total += chosen.masked_fill(tokens[:, step] == pad_token_id, 0.0)
-    return total.tolist()
+        total += chosen.masked_fill(tokens[:, step] == tokenizer.pad_token_id, 0.0)
+    texts = tokenizer.batch_decode(output.sequences, skip_special_tokens=True)
+    return list(zip(texts, total.tolist(), strict=True))
+
+
+def _log_probability(
+    model: PreTrainedModel,
+    states: torch.Tensor,
+    attention_mask: torch.Tensor,
+    target_ids: list[int],
+) -> list[float]:
+    """Log-probability of one target sequence after each of the encoder states."""
+    target = torch.tensor([target_ids], device=states.device).expand(len(states), -1)
+    start = torch.full_like(target[:, :1], model.config.decoder_start_token_id)
+    logits = model(
+        encoder_outputs=BaseModelOutput(last_hidden_state=states),
+        attention_mask=attention_mask,
+        decoder_input_ids=torch.cat([start, target[:, :-1]], dim=1),
+    ).logits
+    log_probs = torch.log_softmax(logits.float(), dim=-1)
+    return log_probs.gather(2, target.unsqueeze(2)).sum(dim=(1, 2)).tolist()

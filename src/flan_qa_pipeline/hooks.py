@@ -2,6 +2,7 @@
 
 import difflib
 import os
+import time
 from pathlib import Path
 from typing import Any, get_args
 
@@ -12,8 +13,10 @@ from kedro.framework.context import KedroContext
 from kedro.framework.hooks import hook_impl
 from kedro.io import CatalogProtocol, DatasetError
 from kedro.pipeline import Pipeline
+from kedro.pipeline.node import Node
 from pydantic import ValidationError
 
+from flan_qa_pipeline.costs import peak_memory
 from flan_qa_pipeline.errors import InputError
 from flan_qa_pipeline.parameters import Parameters
 
@@ -34,11 +37,25 @@ class ProjectHooks:
     def before_pipeline_run(
         self, run_params: dict[str, Any], pipeline: Pipeline, catalog: CatalogProtocol
     ) -> None:
-        """Check that the files the pipeline starts from exist; name this run's TensorBoard logs."""
+        """Start the record of costs; check that inputs exist; name this run's TensorBoard logs."""
+        self._node_costs: dict[str, dict[str, Any]] = {}
+        if "node_costs" in pipeline.inputs():
+            catalog.save("node_costs", self._node_costs)
         for name in sorted(pipeline.inputs()):
             if not name.startswith("params:") and name != "parameters":
                 _require_input(name, catalog)
         os.environ["TENSORBOARD_LOGGING_DIR"] = str(self._logging_dir / run_params["run_id"])
+
+    @hook_impl
+    def before_node_run(self, node: Node) -> None:
+        """Note when the node starts."""
+        self._node_costs[node.name] = {"started": time.perf_counter()}
+
+    @hook_impl
+    def after_node_run(self, node: Node) -> None:
+        """Note the node's wall time and the peak memory so far, for the table of costs."""
+        seconds = time.perf_counter() - self._node_costs[node.name]["started"]
+        self._node_costs[node.name] = {"seconds": seconds, "peak_memory": peak_memory()}
 
     @hook_impl
     def on_pipeline_error(self, error: Exception) -> None:
@@ -49,10 +66,13 @@ class ProjectHooks:
 
     @hook_impl
     def after_pipeline_run(self, pipeline: Pipeline, catalog: CatalogProtocol) -> None:
-        """Print the score table, if the run made one, and where it is."""
-        if "score_table_markdown" in pipeline.all_outputs():
-            path = catalog.get("score_table_markdown")._get_load_path()
-            click.echo(f"\n{catalog.load('score_table_markdown')}\n{path}")
+        """Print the result's table, if the run made one, where it is, and where the report is."""
+        for name in ("score_table_markdown", "comparison_table_markdown"):
+            if name in pipeline.all_outputs():
+                click.echo(f"\n{catalog.load(name)}\n{catalog.get(name)._get_load_path()}")
+        for name in ("report", "comparison_report"):
+            if name in pipeline.all_outputs():
+                click.echo(catalog.get(name)._get_load_path())
 
 
 def check_parameters(raw: dict[str, Any]) -> Parameters:
@@ -106,9 +126,14 @@ def _require_input(name: str, catalog: CatalogProtocol) -> None:
     place = getattr(dataset, "_filepath", None)
     if place is None:
         raise InputError(f"{name} is not kept between runs; start the run at a node that makes it.")
-    remedy = (
-        "set data.train_file and data.validation_file to SQuAD 2.0 JSON files"
-        if name.startswith("raw_")
-        else "make it with `kedro run` or name an existing version with --load-versions"
-    )
+    if name.startswith("raw_"):
+        remedy = "set data.train_file and data.validation_file to SQuAD 2.0 JSON files"
+    elif name.startswith(("first_", "second_")):
+        saved = sorted(folder.name for folder in Path(place).parents[1].glob("*"))
+        remedy = (
+            "name two saved versions with --params=compare.first=…,compare.second=… "
+            f"(saved: {', '.join(saved) or 'none yet'})"
+        )
+    else:
+        remedy = "make it with `kedro run` or name an existing version with --load-versions"
     raise InputError(f"{name}: there is no {place}; {remedy}.")

@@ -6,7 +6,7 @@ file against `Parameters` first, so that a misspelt key stops the run before any
 
 from typing import Annotated, Literal
 
-from pydantic import BaseModel, ConfigDict, Field, field_validator
+from pydantic import BaseModel, ConfigDict, Field, ValidationInfo, field_validator
 
 Fraction = Annotated[float, Field(ge=0, lt=1)]
 Positive = Annotated[int, Field(gt=0)]
@@ -32,9 +32,11 @@ class DataParameters(_Section):
         "both files are pooled and this share of them becomes the validation split."
     )
     dev_fraction: Fraction = Field(
-        description="Share of the training articles held out for the loss during training."
+        description="Share of the training articles held out: for the loss and the scores during "
+        "training, and to choose the no-answer threshold on."
     )
     max_train_questions: Positive | None
+    max_calibration_questions: Positive | None
     max_validation_questions: Positive | None
     seed: int
 
@@ -89,7 +91,13 @@ class LoraParameters(_Section):
 
 
 class TrainingParameters(_Section):
-    """transformers.Seq2SeqTrainingArguments under their own names."""
+    """transformers.Seq2SeqTrainingArguments under their own names, evaluation and early stopping.
+
+    Evaluation is of the loss on all held-out train questions and of EM and F1 on
+    `eval_questions` of them, answered as in the report. `load_best_model_at_end` keeps the adapter
+    of the best F1, and `early_stopping_patience` evaluations without an F1 that is higher by
+    `early_stopping_threshold` points end the training.
+    """
 
     output_dir: str
     logging_dir: str
@@ -108,8 +116,20 @@ class TrainingParameters(_Section):
     gradient_checkpointing: bool
     train_sampling_strategy: Literal["group_by_length", "random", "sequential"]
     logging_steps: Positive
-    eval_strategy: Literal["no", "epoch"]
+    eval_strategy: Literal["no", "steps", "epoch"]
+    eval_steps: Annotated[float, Field(gt=0)]
+    eval_questions: Positive
+    load_best_model_at_end: bool
+    early_stopping_patience: Positive | None
+    early_stopping_threshold: Annotated[float, Field(ge=0)]
     seed: int
+
+    @field_validator("early_stopping_patience")
+    @classmethod
+    def _has_evaluations(cls, patience: int | None, info: ValidationInfo) -> int | None:
+        if patience and info.data.get("eval_strategy") == "no":
+            raise ValueError("it needs evaluations; set training.eval_strategy to steps or epoch")
+        return patience
 
 
 class GenerationParameters(_Section):
@@ -120,10 +140,19 @@ class GenerationParameters(_Section):
 
 
 class ReportingParameters(_Section):
-    """How many before/after answers are shown, and the seed that picks them."""
+    """How many before/after answers are sampled; paired bootstrap intervals; their seed."""
 
     sample_answers: Positive
+    bootstrap_resamples: Positive
+    confidence: Annotated[float, Field(gt=0, lt=1)]
     seed: int
+
+
+class CompareParameters(_Section):
+    """Two saved versions of the reporting pipeline, named by their time stamps."""
+
+    first: str | None
+    second: str | None
 
 
 class CorpusParameters(_Section):
@@ -197,4 +226,5 @@ class Parameters(_Section):
     training: TrainingParameters
     generation: GenerationParameters
     reporting: ReportingParameters
+    compare: CompareParameters
     starter: StarterParameters

@@ -2,15 +2,15 @@
 
 from kedro.pipeline import Pipeline
 
-from flan_qa_pipeline.pipelines import data_engineering, modeling, reporting, starter
+from flan_qa_pipeline.pipelines import compare, data_engineering, modeling, reporting, starter
 
 
 def register_pipelines() -> dict[str, Pipeline]:
     """Map pipeline names to pipelines.
 
     `evaluate` is the partial re-run: predictions, scores and tables from the saved tokenized
-    data and adapter, without training. `starter` makes the embedded corpus and base model and
-    is not part of `__default__`.
+    data and adapter, without training. `compare` sets two saved versions side by side. `starter`
+    makes the embedded corpus and base model. Neither is part of `__default__`.
     """
     data = data_engineering.create_pipeline()
     model = modeling.create_pipeline()
@@ -21,5 +21,6 @@ def register_pipelines() -> dict[str, Pipeline]:
         "modeling": model,
         "reporting": report,
         "evaluate": report,
+        "compare": compare.create_pipeline(),
         "starter": starter.create_pipeline(),
     }

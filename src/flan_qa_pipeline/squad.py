@@ -168,3 +168,8 @@ def split_titles(titles: Iterable[str], fraction: float, seed: int) -> set[str]:
         return set()
     count = max(1, round(len(distinct) * fraction))
     return set(random.Random(seed).sample(distinct, count))  # noqa: S311
+
+
+def gold_texts(questions: Iterable[Mapping[str, Any]]) -> dict[str, list[str]]:
+    """Map the ids of flat questions to the texts of their answers, none if unanswerable."""
+    return {question["id"]: list(question["answers"]["text"]) for question in questions}

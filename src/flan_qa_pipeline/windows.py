@@ -49,13 +49,25 @@ def answer_in_window(
     return None
 
 
+def is_abstention(text: str, abstention: str) -> bool:
+    """Whether the text is empty or, but for case and outer white space, the abstention."""
+    return text.strip().casefold() in {"", abstention.casefold()}
+
+
 @dataclass(frozen=True)
 class WindowAnswer:
-    """What the model generated for one window; `score` is the sequence's log-probability."""
+    """What the model generated for one window of the question `id`.
+
+    `text` is the greedy output, `score` its log-probability. `answer` is the best answer that is
+    not the abstention, and `no_answer_score` the log-probability of the abstention minus that of
+    `answer`.
+    """
 
     id: str
     text: str
     score: float
+    answer: str
+    no_answer_score: float
 
 
 def merge_windows(answers: Iterable[WindowAnswer], abstention: str) -> dict[str, WindowAnswer]:
@@ -63,19 +75,22 @@ def merge_windows(answers: Iterable[WindowAnswer], abstention: str) -> dict[str,
 
     A window that abstains says only that the answer is not in that window, so the most probable
     answer of the other windows wins; the question is abstained on (text "") when all abstain,
-    with the least certain abstention as its score.
+    with the least certain abstention as its score, and then the best answer is that of the window
+    nearest to answering. A question's no-answer score is its windows' lowest.
     """
-    merged: dict[str, WindowAnswer] = {}
+    windows: dict[str, list[WindowAnswer]] = {}
     for answer in answers:
-        text = "" if answer.text.strip().casefold() == abstention.casefold() else answer.text
-        candidate = WindowAnswer(answer.id, text.strip(), answer.score)
-        best = merged.get(answer.id)
-        if best is None or _beats(candidate, best):
-            merged[answer.id] = candidate
-    return merged
+        windows.setdefault(answer.id, []).append(answer)
+    return {id_: _merge(group, abstention) for id_, group in windows.items()}
 
 
-def _beats(candidate: WindowAnswer, best: WindowAnswer) -> bool:
-    if bool(candidate.text) != bool(best.text):
-        return bool(candidate.text)
-    return candidate.score > best.score if candidate.text else candidate.score < best.score
+def _merge(windows: list[WindowAnswer], abstention: str) -> WindowAnswer:
+    nearest = min(windows, key=lambda window: window.no_answer_score)
+    answering = [window for window in windows if not is_abstention(window.text, abstention)]
+    if answering:
+        best = max(answering, key=lambda window: window.score)
+        text = answer = best.text.strip()
+    else:
+        best = min(windows, key=lambda window: window.score)
+        text, answer = "", nearest.answer.strip()
+    return WindowAnswer(best.id, text, best.score, answer, nearest.no_answer_score)

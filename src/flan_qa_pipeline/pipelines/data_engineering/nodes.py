@@ -100,7 +100,10 @@ def _pool(train: Dataset, validation: Dataset) -> Dataset:
 
 
 def apply_unanswerable_policy(splits: DatasetDict, data: DataParameters) -> DatasetDict:
-    """Keep, drop or flag unanswerable questions and apply the limits on the number of questions."""
+    """Keep, drop or flag unanswerable questions and apply the limits on the number of questions.
+
+    Adds the split `calibration`: dev questions that are answered, to choose a no-answer threshold.
+    """
     needed = {"keep": (), "flag": ("train",), "drop": ("train", "validation")}
     for name in needed[data.unanswerable]:
         if all(splits[name]["is_impossible"]):
@@ -110,7 +113,12 @@ def apply_unanswerable_policy(splits: DatasetDict, data: DataParameters) -> Data
             )
     if data.unanswerable == "drop":
         splits = splits.filter(lambda impossible: not impossible, input_columns="is_impossible")
-    limits = {"train": data.max_train_questions, "validation": data.max_validation_questions}
+    splits["calibration"] = splits["dev"]
+    limits = {
+        "train": data.max_train_questions,
+        "calibration": data.max_calibration_questions,
+        "validation": data.max_validation_questions,
+    }
     return DatasetDict(
         {
             name: split.shuffle(seed=data.seed).select(range(limits[name])).flatten_indices()
@@ -188,7 +196,7 @@ def tokenize_questions(
                 batched=True,
                 remove_columns=split.column_names,
                 features=WINDOW_FEATURES,
-                fn_kwargs={"for_training": name != "validation"},
+                fn_kwargs={"for_training": name in ("train", "dev")},
                 desc=f"Tokenize {name}",
             )
             for name, split in questions.items()

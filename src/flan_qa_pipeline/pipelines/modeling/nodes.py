@@ -1,32 +1,50 @@
 """Quantize the base, attach LoRA, train, hand over the adapter."""
 
 import logging
+from functools import partial
 from typing import Any
 
+import pandas as pd
 import torch
-from datasets import DatasetDict
+from datasets import Dataset, DatasetDict
 from peft import LoraConfig, PeftModel, get_peft_model
 from transformers import (
     DataCollatorForSeq2Seq,
     PreTrainedModel,
-    Seq2SeqTrainer,
+    PreTrainedTokenizerBase,
     Seq2SeqTrainingArguments,
     set_seed,
 )
 from transformers.trainer_callback import ProgressCallback
 
 from flan_qa_pipeline.adapter import Adapter, extract_adapter, provenance_of
+from flan_qa_pipeline.costs import peak_memory
 from flan_qa_pipeline.errors import InputError
+from flan_qa_pipeline.generation import answer_windows
 from flan_qa_pipeline.models import load_base_model, load_tokenizer
 from flan_qa_pipeline.parameters import (
+    GenerationParameters,
     LoraParameters,
     ModelParameters,
     PromptParameters,
     TrainingParameters,
 )
 from flan_qa_pipeline.progress import LossInProgressBar
+from flan_qa_pipeline.scoring import score_predictions
+from flan_qa_pipeline.squad import gold_texts
+from flan_qa_pipeline.training import AnsweringTrainer, BestAdapter, StepTimer
 
 logger = logging.getLogger(__name__)
+
+OWN_OPTIONS = {
+    "logging_dir",
+    "eval_strategy",
+    "eval_questions",
+    "load_best_model_at_end",
+    "early_stopping_patience",
+    "early_stopping_threshold",
+}
+ANSWERS_SHOWN = 20
 
 
 def quantize_base_model(model: ModelParameters) -> PreTrainedModel:
@@ -77,17 +95,21 @@ def attach_lora(
 def train_adapter(
     lora_model: PeftModel,
     tokenized_questions: DatasetDict,
+    questions: DatasetDict,
     model: ModelParameters,
     prompt: PromptParameters,
+    generation: GenerationParameters,
     training: TrainingParameters,
-) -> tuple[Adapter, list[dict[str, Any]]]:
-    """Train with Seq2SeqTrainer on length-grouped batches; return the adapter and the log."""
+) -> Adapter:
+    """Train with Seq2SeqTrainer on length-grouped batches; return the adapter and its record."""
     tokenizer = load_tokenizer(model)
     evaluates = training.eval_strategy != "no" and len(tokenized_questions["dev"]) > 0
-    trainer = Seq2SeqTrainer(
+    if not evaluates:
+        logger.info("Nothing is evaluated during training: the last adapter is kept.")
+    trainer = AnsweringTrainer(
         model=lora_model,
         args=Seq2SeqTrainingArguments(
-            **training.model_dump(exclude={"logging_dir", "eval_strategy"}),
+            **training.model_dump(exclude=OWN_OPTIONS),
             eval_strategy=training.eval_strategy if evaluates else "no",
             gradient_checkpointing_kwargs={"use_reentrant": False},
             label_names=["labels"],
@@ -99,9 +121,81 @@ def train_adapter(
         eval_dataset=tokenized_questions["dev"] if evaluates else None,
         processing_class=tokenizer,
         data_collator=DataCollatorForSeq2Seq(tokenizer, model=lora_model, pad_to_multiple_of=8),
+        answer_questions=partial(
+            answer_sample,
+            tokenizer=tokenizer,
+            **_sample(questions, tokenized_questions, training),
+            prompt=prompt,
+            generation=generation,
+        )
+        if evaluates
+        else None,
     )
     trainer.remove_callback(ProgressCallback)
-    trainer.add_callback(LossInProgressBar())
+    timer = StepTimer()
+    best = BestAdapter(
+        keep=training.load_best_model_at_end,
+        patience=training.early_stopping_patience,
+        threshold=training.early_stopping_threshold,
+    )
+    for callback in (LossInProgressBar(), timer, best):
+        trainer.add_callback(callback)
     trainer.train()
-    adapter = extract_adapter(lora_model, tokenizer, provenance_of(model, prompt))
-    return adapter, trainer.state.log_history
+    trainable, total = lora_model.get_nb_trainable_parameters()
+    record = {
+        "trainable_parameters": trainable,
+        "total_parameters": total,
+        "weights_bytes": lora_model.get_memory_footprint(),
+        "samples": round(trainer.state.epoch * len(tokenized_questions["train"])),
+        "seconds": timer.seconds,
+        "steps": trainer.state.global_step,
+        "best_step": best.best_step if training.load_best_model_at_end else None,
+        "peak_memory": peak_memory(),
+        "log": [
+            {key: value for key, value in entry.items() if not isinstance(value, str)}
+            for entry in trainer.state.log_history
+        ],
+    }
+    return extract_adapter(lora_model, tokenizer, provenance_of(model, prompt), record)
+
+
+def _sample(
+    questions: DatasetDict, tokenized_questions: DatasetDict, training: TrainingParameters
+) -> dict[str, Any]:
+    """Draw the calibration questions that are answered during training, with their windows."""
+    pool = questions["calibration"]
+    drawn = pool.shuffle(seed=training.seed).select(range(min(training.eval_questions, len(pool))))
+    ids = set(drawn["id"])
+    windows = tokenized_questions["calibration"]
+    kept = [i for i, id_ in enumerate(windows["id"]) if id_ in ids]
+    return {"questions": list(drawn), "windows": windows.select(kept)}
+
+
+def answer_sample(
+    qa_model: PeftModel,
+    *,
+    tokenizer: PreTrainedTokenizerBase,
+    questions: list[dict[str, Any]],
+    windows: Dataset,
+    prompt: PromptParameters,
+    generation: GenerationParameters,
+) -> dict[str, float | str]:
+    """Answer sampled questions with the model in training: exact, f1 and a table of answers."""
+    answers = answer_windows(qa_model, tokenizer, windows, prompt, generation)
+    texts = {id_: answer.text for id_, answer in answers.items()}
+    golds = gold_texts(questions)
+    scores = score_predictions(texts, golds)
+    table = pd.DataFrame(
+        {
+            "question": [question["question"] for question in questions],
+            "gold": [" / ".join(dict.fromkeys(golds[question["id"]])) for question in questions],
+            "answer": [texts[question["id"]] for question in questions],
+        }
+    ).head(ANSWERS_SHOWN)
+    return {
+        "exact": scores["exact"],
+        "f1": scores["f1"],
+        "answers": table.map(lambda text: text.replace("|", "\\|")).to_markdown(
+            index=False, disable_numparse=True
+        ),
+    }

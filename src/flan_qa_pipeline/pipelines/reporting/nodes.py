@@ -1,27 +1,51 @@
-"""Answers, scores and tables of the untouched base and of the fine-tuned model."""
+"""Answers, scores, tables and figures of the untouched base and of the fine-tuned model."""
 
+import logging
 from typing import Any
 
 import pandas as pd
 import plotly.graph_objects as go
-from datasets import DatasetDict
+from datasets import DatasetDict, concatenate_datasets
 from peft import PeftModel
 from transformers import PreTrainedModel
 
 from flan_qa_pipeline.adapter import Adapter, attach_adapter, provenance_of
-from flan_qa_pipeline.generation import generate_answers
+from flan_qa_pipeline.breakdown import (
+    breakdown,
+    breakdown_markdown,
+    question_word,
+    readable_breakdown,
+)
+from flan_qa_pipeline.costs import cost_markdown, cost_rows, readable_costs
+from flan_qa_pipeline.generation import answer_windows
 from flan_qa_pipeline.models import load_base_model, load_tokenizer
 from flan_qa_pipeline.parameters import (
+    DataParameters,
     GenerationParameters,
     ModelParameters,
     PromptParameters,
     ReportingParameters,
 )
+from flan_qa_pipeline.report import render_report
 from flan_qa_pipeline.scoring import per_question_scores, score_predictions
-from flan_qa_pipeline.windows import WindowAnswer, merge_windows
+from flan_qa_pipeline.squad import gold_texts
+from flan_qa_pipeline.thresholds import abstention_rows, candidates
 
+logger = logging.getLogger(__name__)
+
+MODELS = ("baseline", "fine-tuned")
 SUBSET_PREFIXES = {"overall": "", "HasAns": "HasAns_", "NoAns": "NoAns_"}
 METRICS = {"EM": "exact", "F1": "f1"}
+ABSTENTION_NOTE = (
+    "A question is abstained on if its no-answer probability is above the threshold. "
+    "Train articles: the threshold of the best F1 on questions of train articles held out from "
+    "training. Best EM and best F1 on validation: the official script's best_exact and best_f1, "
+    "chosen on the very questions that are scored, so an upper bound and not a result."
+)
+COST_NOTE = (
+    "Training speed leaves evaluations out. Times are of the nodes that had ended when the table "
+    "was made; peaks are of the whole process."
+)
 
 
 def load_baseline_model(model: ModelParameters) -> PreTrainedModel:
@@ -42,33 +66,36 @@ def predict(
     model: ModelParameters,
     prompt: PromptParameters,
     generation: GenerationParameters,
-) -> pd.DataFrame:
-    """Answer every validation question greedily: id, prediction_text ("" abstains), score."""
-    windows = tokenized_questions["validation"]
-    generated = generate_answers(
+) -> tuple[pd.DataFrame, pd.DataFrame]:
+    """Answer the validation and the calibration questions greedily, each with a no-answer score.
+
+    Columns: id, prediction_text ("" abstains), score (its log-probability), answer_text (the best
+    answer, also where the model abstains) and no_answer_score (log-probability of the abstention
+    minus that of answer_text).
+    """
+    validation, calibration = tokenized_questions["validation"], tokenized_questions["calibration"]
+    answers = answer_windows(
         qa_model,
         load_tokenizer(model),
-        windows["input_ids"],
-        batch_size=generation.batch_size,
-        max_new_tokens=generation.max_new_tokens,
+        concatenate_datasets([validation, calibration]),
+        prompt,
+        generation,
         description="Answer with the " + ("adapter" if isinstance(qa_model, PeftModel) else "base"),
     )
-    merged = merge_windows(
-        (
-            WindowAnswer(id_, text, score)
-            for id_, (text, score) in zip(windows["id"], generated, strict=True)
-        ),
-        prompt.abstention,
+    frame = pd.DataFrame(
+        [
+            (answer.id, answer.text, answer.score, answer.answer, answer.no_answer_score)
+            for answer in answers.values()
+        ],
+        columns=["id", "prediction_text", "score", "answer_text", "no_answer_score"],
     )
-    return pd.DataFrame(
-        [(answer.id, answer.text, answer.score) for answer in merged.values()],
-        columns=["id", "prediction_text", "score"],
-    )
+    validates = frame["id"].isin(set(validation["id"]))
+    return frame[validates], frame[~validates].reset_index(drop=True)
 
 
 def score(questions: DatasetDict, predictions: pd.DataFrame) -> dict[str, Any]:
     """Score the answers by SQuAD 2.0's EM and F1, in percent: overall, HasAns and NoAns."""
-    return score_predictions(_texts(predictions), _golds(questions))
+    return score_predictions(_texts(predictions), gold_texts(questions["validation"]))
 
 
 def tabulate_scores(
@@ -92,59 +119,146 @@ def tabulate_scores(
     return table, table.to_markdown(index=False, floatfmt=".2f") + "\n"
 
 
-def plot_scores(score_table: pd.DataFrame) -> go.Figure:
-    """Draw F1 and EM before and after fine-tuning for each subset."""
-    figure = go.Figure()
-    for label in METRICS:
-        for model in ("baseline", "fine-tuned"):
-            values = score_table[f"{label} {model}"]
-            figure.add_bar(
-                name=f"{label} {model}",
-                x=score_table["subset"],
-                y=values,
-                text=values.round(1),
-            )
-    figure.update_layout(
-        title="SQuAD 2.0 scores before and after fine-tuning",
-        yaxis={"title": "percent", "range": [0, 100]},
-        barmode="group",
-    )
-    return figure
-
-
-def compare_answers(
+def tabulate_questions(
     questions: DatasetDict,
     baseline_predictions: pd.DataFrame,
     finetuned_predictions: pd.DataFrame,
-    reporting: ReportingParameters,
 ) -> pd.DataFrame:
-    """Show a random sample of questions with gold answers and both models' answers and F1."""
+    """List every validation question with gold answers, both models' answers, EM and F1."""
     frame = questions["validation"].to_pandas()
-    frame = frame.sample(min(reporting.sample_answers, len(frame)), random_state=reporting.seed)
-    golds = _golds(questions)
+    golds = gold_texts(questions["validation"])
+    answers = [golds[id_] for id_ in frame["id"]]
     columns = {
         "id": frame["id"],
+        "title": frame["title"],
         "question": frame["question"],
         "context": frame["context"],
-        "gold": [" | ".join(dict.fromkeys(golds[id_])) for id_ in frame["id"]],
+        "answers": answers,
+        "answer_start": [list(row["answer_start"]) for row in frame["answers"]],
+        "is_impossible": [not texts for texts in answers],
+        "question_word": frame["question"].map(question_word),
+        "answer_words": pd.Series(
+            [len(texts[0].split()) if texts else None for texts in answers], dtype="Int64"
+        ),
+        "context_words": [len(context.split()) for context in frame["context"]],
     }
-    for name, predictions in (
-        ("baseline", baseline_predictions),
-        ("fine-tuned", finetuned_predictions),
+    for label, predictions in zip(
+        MODELS, (baseline_predictions, finetuned_predictions), strict=True
     ):
         texts = _texts(predictions)
         scores = per_question_scores(texts, golds)
-        columns[name] = [texts[id_] for id_ in frame["id"]]
-        columns[f"{name} F1"] = [100 * scores[id_][1] for id_ in frame["id"]]
+        columns[label] = [texts[id_] for id_ in frame["id"]]
+        columns[f"{label} EM"] = [100 * scores[id_][0] for id_ in frame["id"]]
+        columns[f"{label} F1"] = [100 * scores[id_][1] for id_ in frame["id"]]
     return pd.DataFrame(columns)
 
 
-def _golds(questions: DatasetDict) -> dict[str, list[str]]:
-    validation = questions["validation"]
-    return {
-        id_: answers["text"]
-        for id_, answers in zip(validation["id"], validation["answers"], strict=True)
-    }
+def tabulate_breakdown(
+    question_table: pd.DataFrame, reporting: ReportingParameters
+) -> tuple[pd.DataFrame, str]:
+    """Break EM and F1 down by kind of question, each gain with its paired bootstrap interval."""
+    table = breakdown(
+        question_table,
+        MODELS,
+        resamples=reporting.bootstrap_resamples,
+        confidence=reporting.confidence,
+        seed=reporting.seed,
+    )
+    return table, breakdown_markdown(table, reporting.confidence)
+
+
+def tabulate_abstention(
+    questions: DatasetDict,
+    baseline_predictions: pd.DataFrame,
+    finetuned_predictions: pd.DataFrame,
+    baseline_calibration_predictions: pd.DataFrame,
+    finetuned_calibration_predictions: pd.DataFrame,
+) -> tuple[pd.DataFrame, str]:
+    """Compare abstaining greedily, by a threshold chosen on train articles, and by the oracle's."""
+    calibration = questions["calibration"]
+    if not len(calibration):
+        logger.info("No threshold is calibrated: data.dev_fraction holds no train article out.")
+    rows = []
+    for label, predictions, calibrating in zip(
+        MODELS,
+        (baseline_predictions, finetuned_predictions),
+        (baseline_calibration_predictions, finetuned_calibration_predictions),
+        strict=True,
+    ):
+        answers = candidates(gold_texts(questions["validation"]), predictions)
+        chosen_on = candidates(gold_texts(calibration), calibrating) if len(calibration) else None
+        rows += [{"model": label, **row} for row in abstention_rows(answers, chosen_on)]
+    table = pd.DataFrame(rows)
+    markdown = table.to_markdown(index=False, floatfmt=".4g", missingval="")
+    return table, f"{markdown}\n\n{ABSTENTION_NOTE}\n"
+
+
+def sample_questions(question_table: pd.DataFrame, reporting: ReportingParameters) -> pd.DataFrame:
+    """Show a random sample of questions with gold answers and both models' answers and F1."""
+    size = min(reporting.sample_answers, len(question_table))
+    sample = question_table.sample(size, random_state=reporting.seed)
+    sample["gold"] = [" | ".join(dict.fromkeys(answers)) for answers in sample["answers"]]
+    columns = ["id", "question", "context", "gold"]
+    return sample[[*columns, *(name for m in MODELS for name in (m, f"{m} F1"))]]
+
+
+def tabulate_costs(
+    adapter: Adapter, question_table: pd.DataFrame, questions: DatasetDict, node_costs: dict
+) -> tuple[pd.DataFrame, str]:
+    """List parameters, memory, speed and the wall time of the nodes run so far."""
+    table = pd.DataFrame(
+        cost_rows(
+            adapter.training,
+            node_costs,
+            n_answered=len(question_table) + len(questions["calibration"]),
+            adapter_bytes=sum(weight.nbytes for weight in adapter.state_dict.values()),
+        )
+    )
+    return table, cost_markdown(table)
+
+
+def build_report(
+    question_table: pd.DataFrame,
+    score_table: pd.DataFrame,
+    breakdown_table: pd.DataFrame,
+    abstention_table: pd.DataFrame,
+    cost_table: pd.DataFrame,
+    score_figure: go.Figure,
+    context_length_figure: go.Figure,
+    abstention_figure: go.Figure,
+    training_figure: go.Figure,
+    adapter: Adapter,
+    data: DataParameters,
+    reporting: ReportingParameters,
+) -> str:
+    """Put tables, figures and the browsable questions into one self-contained HTML page."""
+    return render_report(
+        title="SQuAD 2.0 before and after fine-tuning",
+        facts={
+            "base": adapter.provenance["model"]["name"],
+            "LoRA rank": str(adapter.config.r),
+            "training steps": str(adapter.training["steps"]),
+            "validation": f"{len(question_table)} questions of {data.validation_file}",
+        },
+        tables={
+            "Scores": (score_table, ""),
+            "Breakdown": (
+                readable_breakdown(breakdown_table, reporting.confidence),
+                f"In brackets: {reporting.confidence:.0%} paired bootstrap interval of the gain, "
+                f"{reporting.bootstrap_resamples} resamples of questions.",
+            ),
+            "Abstention": (abstention_table, ABSTENTION_NOTE),
+            "Cost": (readable_costs(cost_table), COST_NOTE),
+        },
+        figures={
+            "Scores before and after fine-tuning": score_figure,
+            "F1 against context length": context_length_figure,
+            "Precision against abstention": abstention_figure,
+            "Training": training_figure,
+        },
+        question_table=question_table,
+        labels=MODELS,
+    )
 
 
 def _texts(predictions: pd.DataFrame) -> dict[str, str]:

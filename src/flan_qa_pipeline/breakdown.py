@@ -1,0 +1,146 @@
+"""Where fine-tuning helped and how surely: groups of questions, paired bootstrap intervals.
+
+The interval is the percentile bootstrap over questions (Efron and Tibshirani 1993, chapter 13),
+paired: each resample draws questions and takes both models' scores on them.
+"""
+
+import re
+from collections.abc import Iterator, Sequence
+
+import numpy as np
+import pandas as pd
+
+METRICS = ("EM", "F1")
+QUESTION_WORDS = ("who", "what", "when", "where", "which", "why", "how")
+OTHER = "other"
+
+_QUESTION_WORD = re.compile(rf"\b({'|'.join(QUESTION_WORDS)}|whom|whose)\b")
+_ANSWER_LENGTHS = {"1 word": 1, "2 words": 2, "3 words": 3, "4-5 words": 5, "6+ words": np.inf}
+_DRAWS_AT_ONCE = 2_000_000
+
+
+def question_word(question: str) -> str:
+    """The first question word of an English question (whom and whose count as who), or "other".
+
+    >>> question_word("In which year did it open?")
+    'which'
+    """
+    found = _QUESTION_WORD.search(question.lower())
+    if not found:
+        return OTHER
+    return "who" if found[1] in {"whom", "whose"} else found[1]
+
+
+def groups(table: pd.DataFrame) -> Iterator[tuple[str, str, np.ndarray]]:
+    """Yield (group, subset, mask) of a question table, without empty subsets.
+
+    Context length is in quarters of the questions given, answer length in the words of the first
+    gold answer of the questions that have one.
+    """
+    everything = np.ones(len(table), dtype=bool)
+    impossible = table["is_impossible"].to_numpy(dtype=bool)
+    words = table["question_word"].to_numpy()
+    answer_words = table["answer_words"].to_numpy(dtype=float)
+    context_words = table["context_words"].to_numpy(dtype=float)
+    yield "all", "overall", everything
+    masks = [("answerable", "HasAns", ~impossible), ("answerable", "NoAns", impossible)]
+    masks += [("question word", word, words == word) for word in (*QUESTION_WORDS, OTHER)]
+    shortest = 0.0
+    for label, longest in _ANSWER_LENGTHS.items():
+        inside = (answer_words > shortest) & (answer_words <= longest)
+        masks.append(("answer length", label, inside & ~impossible))
+        shortest = longest
+    edges = np.unique(np.quantile(context_words, [0.25, 0.5, 0.75, 1], method="inverted_cdf"))
+    low = context_words.min()
+    for edge in edges:
+        inside = (context_words >= low) & (context_words <= edge)
+        masks.append(("context length", f"{low:.0f}-{edge:.0f} words", inside))
+        low = edge + 1
+    yield from ((group, subset, mask) for group, subset, mask in masks if mask.any())
+
+
+def bootstrap_interval(
+    differences: np.ndarray, *, resamples: int, confidence: float, rng: np.random.Generator
+) -> np.ndarray:
+    """Percentile interval of the mean difference.
+
+    Args:
+        differences: (questions, metrics), after minus before of each question.
+
+    Returns:
+        (2, metrics): the lower and the upper ends, in the unit of `differences`.
+    """
+    n = len(differences)
+    means = np.empty((resamples, differences.shape[1]))
+    at_once = max(1, _DRAWS_AT_ONCE // n)
+    for start in range(0, resamples, at_once):
+        size = min(at_once, resamples - start)
+        drawn = rng.integers(n, size=(size, n), dtype=np.int32)
+        for column, values in enumerate(differences.T):
+            means[start : start + size, column] = values[drawn].mean(axis=1)
+    tail = (1 - confidence) / 2
+    return np.quantile(means, [tail, 1 - tail], axis=0)
+
+
+def breakdown(
+    table: pd.DataFrame, labels: Sequence[str], *, resamples: int, confidence: float, seed: int
+) -> pd.DataFrame:
+    """Mean EM and F1 (percent) of two models in every group, and their paired difference.
+
+    Args:
+        table: one row per question with is_impossible, question_word, answer_words (missing for
+            questions without answers), context_words, and "<label> EM" and "<label> F1" of both
+            labels, in percent.
+        labels: the model before and the model after.
+    """
+    before, after = (
+        table[[f"{label} {metric}" for metric in METRICS]].to_numpy(dtype=float) for label in labels
+    )
+    rows = []
+    rng = np.random.default_rng(seed)
+    for group, subset, mask in groups(table):
+        differences = after[mask] - before[mask]
+        low, high = bootstrap_interval(
+            differences, resamples=resamples, confidence=confidence, rng=rng
+        )
+        row: dict[str, str | int | float] = {
+            "group": group,
+            "subset": subset,
+            "questions": int(mask.sum()),
+        }
+        for column, metric in enumerate(METRICS):
+            row |= {
+                f"{metric} {labels[0]}": before[mask, column].mean(),
+                f"{metric} {labels[1]}": after[mask, column].mean(),
+                f"{metric} gain": differences[:, column].mean(),
+                f"{metric} gain low": low[column],
+                f"{metric} gain high": high[column],
+            }
+        rows.append(row)
+    return pd.DataFrame(rows)
+
+
+def readable_breakdown(table: pd.DataFrame, confidence: float) -> pd.DataFrame:
+    """The breakdown as texts, each gain with its interval in brackets."""
+    shown = table[["group", "subset", "questions"]].copy()
+    for metric in METRICS:
+        for column in table.columns:
+            if column.startswith(f"{metric} ") and " gain" not in column:
+                shown[column] = table[column].map("{:.2f}".format)
+        shown[f"{metric} gain [{confidence:.0%}]"] = [
+            f"{gain:+.2f} [{low:+.2f}, {high:+.2f}]"
+            for gain, low, high in zip(
+                table[f"{metric} gain"],
+                table[f"{metric} gain low"],
+                table[f"{metric} gain high"],
+                strict=True,
+            )
+        ]
+    return shown
+
+
+def breakdown_markdown(table: pd.DataFrame, confidence: float) -> str:
+    """The breakdown as Markdown."""
+    shown = readable_breakdown(table, confidence)
+    align = ["left", "left", *["right"] * (shown.shape[1] - 2)]
+    return shown.to_markdown(index=False, colalign=align, disable_numparse=True) + "\n"

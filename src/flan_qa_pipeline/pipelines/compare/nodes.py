@@ -1,0 +1,120 @@
+"""Two saved versions side by side, question by question."""
+
+import logging
+
+import pandas as pd
+import plotly.graph_objects as go
+
+from flan_qa_pipeline.breakdown import breakdown, breakdown_markdown, readable_breakdown
+from flan_qa_pipeline.errors import InputError
+from flan_qa_pipeline.parameters import CompareParameters, ReportingParameters
+from flan_qa_pipeline.report import outcome, render_report
+
+logger = logging.getLogger(__name__)
+
+LABELS = ("first", "second")
+MODEL_COLUMNS = ("", " EM", " F1")
+
+
+def pair_questions(
+    first_question_table: pd.DataFrame,
+    second_question_table: pd.DataFrame,
+    compare: CompareParameters,
+) -> pd.DataFrame:
+    """Put the two versions' fine-tuned answers to the questions that both were asked together."""
+    model = "fine-tuned"
+    first, second = (
+        table.set_index("id") for table in (first_question_table, second_question_table)
+    )
+    shared = [id_ for id_ in first.index if id_ in second.index]
+    if not shared:
+        raise InputError(
+            f"The versions {compare.first} and {compare.second} share no question; compare two "
+            "versions with the same validation file."
+        )
+    for column in ("question", "context", "answers"):
+        for id_ in shared:
+            one, other = (table.at[id_, column] for table in (first, second))
+            if (list(one) if column == "answers" else one) != (
+                list(other) if column == "answers" else other
+            ):
+                raise InputError(
+                    f"Question {id_!r} has another {column} in version {compare.first} than in "
+                    f"{compare.second}; compare two versions of the same data."
+                )
+    left_out = len(first) + len(second) - 2 * len(shared)
+    if left_out:
+        logger.info("Compared on %d shared questions; %d are in one only.", len(shared), left_out)
+    known = [c for c in first.columns if not c.startswith(("baseline", model))]
+    pairs = first.loc[shared, known].copy()
+    for label, table in zip(LABELS, (first, second), strict=True):
+        for column in MODEL_COLUMNS:
+            pairs[f"{label}{column}"] = table.loc[shared, f"{model}{column}"]
+    return pairs.reset_index()
+
+
+def tabulate_comparison(
+    question_pairs: pd.DataFrame, compare: CompareParameters, reporting: ReportingParameters
+) -> tuple[pd.DataFrame, str]:
+    """Set both versions' EM and F1 side by side, each difference with its bootstrap interval."""
+    table = breakdown(
+        question_pairs,
+        LABELS,
+        resamples=reporting.bootstrap_resamples,
+        confidence=reporting.confidence,
+        seed=reporting.seed,
+    )
+    versions = f"first: {compare.first}, second: {compare.second}\n\n"
+    return table, versions + breakdown_markdown(table, reporting.confidence)
+
+
+def compare_costs(first_cost_table: pd.DataFrame, second_cost_table: pd.DataFrame) -> pd.DataFrame:
+    """Set what both versions cost side by side."""
+    keys = ["kind", "quantity", "unit"]
+    merged = first_cost_table.merge(
+        second_cost_table, on=keys, how="outer", suffixes=(" first", " second"), sort=False
+    )
+    return merged.rename(columns={f"value {label}": label for label in LABELS})
+
+
+def list_changed_answers(question_pairs: pd.DataFrame) -> pd.DataFrame:
+    """List the questions that one version answers exactly and the other does not."""
+    changed = question_pairs[question_pairs["first EM"] != question_pairs["second EM"]]
+    return pd.DataFrame(
+        {
+            "id": changed["id"],
+            "question": changed["question"],
+            "gold": [" | ".join(dict.fromkeys(answers)) for answers in changed["answers"]],
+            "first": changed["first"],
+            "second": changed["second"],
+            "outcome": [
+                outcome(*exact)
+                for exact in zip(changed["first EM"], changed["second EM"], strict=True)
+            ],
+        }
+    )
+
+
+def build_comparison_report(
+    question_pairs: pd.DataFrame,
+    comparison_table: pd.DataFrame,
+    cost_comparison: pd.DataFrame,
+    comparison_figure: go.Figure,
+    compare: CompareParameters,
+    reporting: ReportingParameters,
+) -> str:
+    """Put the comparison's tables, figure and browsable questions into one HTML page."""
+    return render_report(
+        title="Two versions side by side",
+        facts={"first": str(compare.first), "second": str(compare.second)},
+        tables={
+            "Scores": (
+                readable_breakdown(comparison_table, reporting.confidence),
+                f"In brackets: {reporting.confidence:.0%} paired bootstrap interval of the gain.",
+            ),
+            "Cost": (cost_comparison, ""),
+        },
+        figures={"F1 of the second version minus the first": comparison_figure},
+        question_table=question_pairs,
+        labels=LABELS,
+    )

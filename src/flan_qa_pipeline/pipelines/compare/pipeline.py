@@ -1,0 +1,69 @@
+from kedro.pipeline import Pipeline, node
+
+from flan_qa_pipeline.figures import plot_comparison
+
+from .nodes import (
+    build_comparison_report,
+    compare_costs,
+    list_changed_answers,
+    pair_questions,
+    tabulate_comparison,
+)
+
+
+def create_pipeline(**kwargs) -> Pipeline:
+    """Compare the fine-tuned answers of two saved versions (`compare.first`, `compare.second`)."""
+    return Pipeline(
+        [
+            node(
+                pair_questions,
+                inputs=["first_question_table", "second_question_table", "params:compare"],
+                outputs="question_pairs",
+                name="pair_questions",
+                tags=["compare"],
+            ),
+            node(
+                tabulate_comparison,
+                inputs=["question_pairs", "params:compare", "params:reporting"],
+                outputs=["comparison_table", "comparison_table_markdown"],
+                name="tabulate_comparison",
+                tags=["compare"],
+            ),
+            node(
+                compare_costs,
+                inputs=["first_cost_table", "second_cost_table"],
+                outputs="cost_comparison",
+                name="compare_costs",
+                tags=["compare"],
+            ),
+            node(
+                list_changed_answers,
+                inputs="question_pairs",
+                outputs="changed_answers",
+                name="list_changed_answers",
+                tags=["compare"],
+            ),
+            node(
+                plot_comparison,
+                inputs="comparison_table",
+                outputs="comparison_figure",
+                name="plot_comparison",
+                tags=["compare"],
+            ),
+            node(
+                build_comparison_report,
+                inputs=[
+                    "question_pairs",
+                    "comparison_table",
+                    "cost_comparison",
+                    "comparison_figure",
+                    "params:compare",
+                    "params:reporting",
+                ],
+                outputs="comparison_report",
+                name="build_comparison_report",
+                tags=["compare"],
+            ),
+        ],
+        tags=["compare"],
+    )

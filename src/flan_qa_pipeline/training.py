@@ -1,0 +1,95 @@
+"""Seq2SeqTrainer that answers questions as it evaluates, and keeps the best adapter in memory."""
+
+import math
+import time
+from collections.abc import Callable
+from typing import Any
+
+import torch
+from peft import PeftModel, get_peft_model_state_dict, set_peft_model_state_dict
+from transformers import Seq2SeqTrainer, TrainerCallback
+
+from flan_qa_pipeline.costs import MIB, peak_memory
+
+
+class AnsweringTrainer(Seq2SeqTrainer):
+    """Adds to every evaluation what `answer_questions` finds, and to every log the peak memory.
+
+    `answer_questions` maps the model to metrics such as exact and f1; a text among them becomes a
+    text in TensorBoard.
+    """
+
+    def __init__(
+        self,
+        *args: Any,
+        answer_questions: Callable[[PeftModel], dict[str, float | str]] | None,
+        **kwargs: Any,
+    ):
+        super().__init__(*args, **kwargs)
+        self._answer_questions = answer_questions
+
+    def evaluation_loop(self, *args: Any, metric_key_prefix: str = "eval", **kwargs: Any):
+        output = super().evaluation_loop(*args, metric_key_prefix=metric_key_prefix, **kwargs)
+        if self._answer_questions:
+            found = self._answer_questions(self.model)
+            output.metrics.update({f"{metric_key_prefix}_{key}": v for key, v in found.items()})
+        return output
+
+    def log(self, logs: dict[str, Any], start_time: float | None = None) -> None:
+        prefix = "eval_" if any(key.startswith("eval_") for key in logs) else ""
+        for place, size in peak_memory().items():
+            logs[f"{prefix}peak_memory_mib_{place.lower()}"] = size / MIB
+        super().log(logs, start_time)
+
+
+class BestAdapter(TrainerCallback):
+    """Keeps the adapter of the best F1 (of equals the last); stops when no better one comes.
+
+    Args:
+        keep: put the best adapter back when training has ended (otherwise the last one stays).
+        patience: stop after so many evaluations in a row without a better F1; None: never.
+        threshold: how much higher, in points, an F1 must be to be better.
+    """
+
+    def __init__(self, *, keep: bool, patience: int | None, threshold: float):
+        self._keep, self._patience, self._threshold = keep, patience, threshold
+        self._forget()
+
+    def _forget(self) -> None:
+        self.best_f1, self.best_step, self._waited = -math.inf, None, 0
+        self._state_dict: dict[str, torch.Tensor] = {}
+
+    def on_train_begin(self, args, state, control, **kwargs):
+        self._forget()
+
+    def on_evaluate(self, args, state, control, model=None, metrics=None, **kwargs):
+        f1 = metrics["eval_f1"]
+        self._waited = 0 if f1 > self.best_f1 + self._threshold else self._waited + 1
+        if f1 >= self.best_f1:
+            self.best_f1, self.best_step = f1, state.global_step
+            if self._keep:
+                self._state_dict = {
+                    name: tensor.detach().to("cpu", copy=True)
+                    for name, tensor in get_peft_model_state_dict(model).items()
+                }
+        if self._patience and self._waited >= self._patience:
+            control.should_training_stop = True
+
+    def on_train_end(self, args, state, control, model=None, **kwargs):
+        if self._state_dict:
+            set_peft_model_state_dict(model, self._state_dict)
+
+
+class StepTimer(TrainerCallback):
+    """Adds up the seconds of the training steps, evaluations and logs left out."""
+
+    seconds = 0.0
+
+    def on_train_begin(self, args, state, control, **kwargs):
+        self.seconds = 0.0
+
+    def on_step_begin(self, args, state, control, **kwargs):
+        self._started = time.perf_counter()
+
+    def on_step_end(self, args, state, control, **kwargs):
+        self.seconds += time.perf_counter() - self._started
