@@ -200,7 +200,8 @@ def test_unanswerable_policy(two_files, data, tokenize, prompt_parameters, token
         else:
             assert not abstaining
             assert not impossible & set(windows[name]["id"])
-    assert set(windows["validation"]["id"]) == set(after["validation"]["id"])
+    for name in ("validation", "calibration"):
+        assert set(windows[name]["id"]) == set(after[name]["id"])
 
 
 @pytest.mark.parametrize(
@@ -220,6 +221,10 @@ def test_limits_on_the_number_of_questions(two_files, data):
     some, again = (apply_unanswerable_policy(splits, data(**limits)) for _ in range(2))
     assert (len(some["train"]), len(some["validation"])) == (9, 4)
     assert len(some["dev"]) == len(splits["dev"])
+    assert set(splits) == {"train", "dev", "validation"}
+    few = apply_unanswerable_policy(splits, data(max_calibration_questions=2))["calibration"]
+    assert len(few) == 2
+    assert set(few["id"]) < set(splits["dev"]["id"])
     assert list(some["train"]["id"]) == list(again["train"]["id"])
     assert set(some["train"]["id"]) < set(splits["train"]["id"])
     large = apply_unanswerable_policy(splits, data(max_train_questions=10**6))

@@ -91,6 +91,12 @@ def test_template_without_a_field_or_with_it_twice(raw_parameters, template, fie
     assert f"must contain {field} exactly once" in message
 
 
+def test_early_stopping_without_evaluations_is_refused(raw_parameters):
+    raw_parameters["training"] |= {"eval_strategy": "no", "early_stopping_patience": 2}
+    message = complaint(raw_parameters)
+    assert "Parameter training.early_stopping_patience is 2: it needs evaluations" in message
+
+
 @pytest.mark.parametrize("targets", ["all", [], 3])
 def test_bad_target_modules_are_told_once(raw_parameters, targets):
     raw_parameters["lora"]["target_modules"] = targets

@@ -1,5 +1,6 @@
 """The pipelines as Kedro runs them, in a copy of the project with a tiny base model."""
 
+import io
 import json
 import shutil
 import subprocess
@@ -106,6 +107,50 @@ def test_saved_versions_hold_nothing_but_data(project, full_run):
     suffixes = {path.suffix for path in files - events}
     assert suffixes <= {".json", ".arrow", ".safetensors", ".parquet", ".csv", ".md", ".html"}
     assert not list((project / "data/03_primary").rglob("cache-*"))
+
+
+def read(project: Path, name: str, version: str) -> str:
+    return (project / f"data/08_reporting/{name}/{version}/{name}").read_text(encoding="utf-8")
+
+
+def test_full_run_saves_tables_figures_and_report(project, full_run):
+    breakdown = pd.read_csv(io.StringIO(read(project, "breakdown_table.csv", full_run)))
+    score_table = load(project, "score_table", full_run)
+    assert breakdown["subset"].iloc[:3].tolist() == score_table["subset"].tolist()
+    for column in ("questions", "EM baseline", "F1 fine-tuned", "F1 gain"):
+        assert breakdown[column].iloc[:3].tolist() == pytest.approx(score_table[column].tolist())
+    abstention = pd.read_csv(io.StringIO(read(project, "abstention_table.csv", full_run)))
+    assert abstention["model"].tolist() == ["baseline"] * 4 + ["fine-tuned"] * 4
+    assert abstention["decision"].tolist()[1::4] == ["train articles"] * 2
+    greedy = abstention[abstention["decision"] == "greedy"]
+    overall = score_table.iloc[0]
+    assert greedy["F1"].tolist() == pytest.approx(
+        [overall["F1 baseline"], overall["F1 fine-tuned"]]
+    )
+    costs = read(project, "cost_table.md", full_run)
+    for quantity in ("trainable", "samples/s", "questions/s", "node train_adapter", "peak"):
+        assert quantity in costs
+    for name in ("score", "abstention", "training", "context_length"):
+        assert json.loads(read(project, f"{name}_figure.json", full_run))["data"]
+    page = read(project, "report.html", full_run)
+    assert page.count("plotly.js v") == 1
+    assert '"outcome":"' in page
+
+
+def test_compare_sets_two_saved_versions_side_by_side(project, full_run, tiny_run, capsys):
+    again = run(project, tiny_run, "evaluate")
+    versions = {"compare": {"first": full_run, "second": again}}
+    compared = run(project, tiny_run | versions, "compare")
+    table = pd.read_csv(io.StringIO(read(project, "comparison_table.csv", compared)))
+    assert table["questions"].iloc[0] == 40
+    assert (table["F1 gain"] == 0).all()
+    assert f"first: {full_run}, second: {again}" in capsys.readouterr().out
+    assert "Two versions side by side" in read(project, "comparison_report.html", compared)
+
+
+def test_compare_without_versions_names_those_saved(project, full_run, tiny_run):
+    with pytest.raises(InputError, match=f"compare.first=.*saved: .*{full_run}"):
+        run(project, tiny_run, "compare")
 
 
 def test_evaluate_repeats_the_scores_without_training(project, full_run, tiny_run):

@@ -113,7 +113,7 @@ def apply_unanswerable_policy(splits: DatasetDict, data: DataParameters) -> Data
             )
     if data.unanswerable == "drop":
         splits = splits.filter(lambda impossible: not impossible, input_columns="is_impossible")
-    splits["calibration"] = splits["dev"]
+    splits = DatasetDict(**splits, calibration=splits["dev"])
     limits = {
         "train": data.max_train_questions,
         "calibration": data.max_calibration_questions,
