@@ -16,7 +16,7 @@ from flan_qa_pipeline.pipelines.compare.nodes import (
 COMPARE = CompareParameters(first="v1", second="v2")
 
 
-def questions(answers, **changes):
+def questions(said, **changes):
     rows = [
         {
             "id": id_,
@@ -37,7 +37,7 @@ def questions(answers, **changes):
             "fine-tuned F1": 100.0 * (text == "cat"),
         }
         | changes
-        for id_, text in answers.items()
+        for id_, text in said.items()
     ]
     return pd.DataFrame(rows)
 
