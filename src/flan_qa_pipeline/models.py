@@ -27,11 +27,17 @@ logger = logging.getLogger(__name__)
 
 
 class QuantizableT5(T5ForConditionalGeneration):
-    """T5 whose feed-forward `wo` is quantized like every other linear layer.
+    """T5 v1.1 or FLAN-T5 as it was trained, with every linear layer open to quantization.
 
-    transformers keeps T5's `wo` out of quantization because float16 overflows there; in bfloat16
-    and float32, the dtypes used here, it does not.
+    transformers ties the language-model head to the embeddings of every T5, but these have a head
+    of their own. It also keeps T5's feed-forward `wo` out of quantization, because float16
+    overflows there; in bfloat16 and float32, the dtypes used here, it does not.
     """
+
+    _tied_weights_keys = {
+        "encoder.embed_tokens.weight": "shared.weight",
+        "decoder.embed_tokens.weight": "shared.weight",
+    }
 
     def __init__(self, config):
         super().__init__(config)
@@ -83,10 +89,10 @@ def load_base_model(model: ModelParameters) -> PreTrainedModel:
     """
     _require_folder_or_hub_id(model.name)
     config = AutoConfig.from_pretrained(model.name, revision=model.revision)
-    if config.model_type != "t5":
+    if config.model_type != "t5" or config.scale_decoder_outputs:
+        kind = "T5 1.0" if config.model_type == "t5" else config.model_type
         raise InputError(
-            f"model.name: {model.name} is a {config.model_type} model; "
-            "choose a T5 v1.1 or FLAN-T5 model."
+            f"model.name: {model.name} is a {kind} model; choose a T5 v1.1 or FLAN-T5 model."
         )
     dtype = resolve_compute_dtype(model.compute_dtype)
     quantization = BitsAndBytesConfig(

@@ -190,7 +190,6 @@ class PretrainingParameters(_Section):
     """Lookups from easy to hard, then extractive QA and span corruption on the corpus."""
 
     prompts: list[str]
-    lookup_prompts: list[str]
     lookups: list[LookupParameters]
     cropped_examples: Positive
     whole_examples: Positive
@@ -200,8 +199,8 @@ class PretrainingParameters(_Section):
     output_dir: str
     per_device_train_batch_size: Positive
     learning_rate: Annotated[float, Field(gt=0)]
+    embedding_learning_rate: Annotated[float, Field(gt=0)]
     warmup_steps: Annotated[float, Field(ge=0)]
-    weight_decay: Annotated[float, Field(ge=0)]
     seed: int
 
 

@@ -4,60 +4,59 @@ Span corruption: Raffel et al. 2020, "Exploring the Limits of Transfer Learning 
 Text-to-Text Transformer", arXiv:1910.10683, section 3.1.4.
 """
 
-import io
+import json
 import random
 import re
 import string
-from collections.abc import Sequence
+from collections import Counter
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
 import torch
-from sentencepiece import SentencePieceProcessor, SentencePieceTrainer
+from tokenizers import Tokenizer
+from tokenizers.models import Unigram
+from tokenizers.pre_tokenizers import Metaspace
+from tokenizers.trainers import UnigramTrainer
 from torch import nn
 from transformers import T5ForConditionalGeneration, T5Tokenizer
-from transformers.models.t5.modeling_t5 import T5Attention, T5DenseGatedActDense
+from transformers.models.t5.modeling_t5 import T5Attention
 
 SENTINELS = 100
+MATCH_SCALE = 0.35
+SPECIALS = [("<pad>", 0.0), ("</s>", 0.0), ("<unk>", 0.0)]
+MAX_WEIGHT = 300
+COMMON = 4
 LETTERS = sorted(set(string.printable) - set(string.whitespace))
 
 
-def train_unigram_tokenizer(texts: Sequence[str], vocab_size: int) -> T5Tokenizer:
-    """Train a SentencePiece unigram vocabulary in T5's layout.
+def train_unigram_tokenizer(documents: Iterable[str], vocab_size: int) -> T5Tokenizer:
+    """Train a unigram vocabulary (Kudo 2018, arXiv:1804.10959) in T5's layout.
 
     Ids 0, 1, 2 are `<pad>`, `</s>`, `<unk>`; the last 100 are `<extra_id_99>` … `<extra_id_0>`.
     Every printable ASCII character has a piece. No piece mixes letters or digits with
     punctuation or holds more than two digits, so that an answer always ends where a piece ends.
 
-    SentencePiece takes as candidates only what occurs in two different words, which a word that
-    never stands before punctuation does not: so every word is also given with a comma.
+    A word weighs as many documents as it occurs in, `MAX_WEIGHT` at most: a name, which belongs
+    to one document however often it is repeated there, is put together from pieces that it
+    shares with other names. Only what occurs in two different words is a candidate, so the words
+    of `COMMON` or more documents are also given with a comma.
     """
-    words = sorted({word for text in texts for word in re.findall(r"\w+", text)})
-    size = vocab_size - SENTINELS
-    model = io.BytesIO()
-    SentencePieceTrainer.train(
-        sentence_iterator=iter([*texts, *(f"{word}," for word in words)]),
-        model_writer=model,
-        model_type="unigram",
-        vocab_size=2 * size,
-        pad_id=0,
-        eos_id=1,
-        unk_id=2,
-        bos_id=-1,
-        character_coverage=1.0,
-        required_chars="".join(LETTERS),
-        normalization_rule_name="identity",
-        max_sentence_length=1 << 20,
-        hard_vocab_limit=False,
-        num_threads=1,
-        minloglevel=2,
+    weights = Counter(word for text in documents for word in set(re.findall(r"\w+", text)))
+    words = [word for word, n in sorted(weights.items()) for _ in range(min(n, MAX_WEIGHT))]
+    words += [f"{word}," for word, n in sorted(weights.items()) if n >= COMMON]
+    unigram = Tokenizer(Unigram())
+    unigram.pre_tokenizer = Metaspace()
+    size = vocab_size - SENTINELS - len(SPECIALS)
+    unigram.train_from_iterator(
+        words,
+        UnigramTrainer(vocab_size=2 * size, initial_alphabet=LETTERS, show_progress=False),
     )
-    processor = SentencePieceProcessor(model_proto=model.getvalue())
-    pieces = [(processor.id_to_piece(i), processor.get_score(i)) for i in range(len(processor))]
-    specials, pieces = pieces[:3], pieces[3:]
-    characters = [piece for piece in pieces if len(piece[0]) == 1]
-    longer = [piece for piece in pieces if len(piece[0]) > 1 and _is_clean(piece[0])]
+    pieces = {piece: score for piece, score in json.loads(unigram.to_str())["model"]["vocab"]}
+    lowest = min(pieces.values())
+    characters = [(piece, pieces.get(piece, lowest)) for piece in ["▁", *LETTERS]]
+    longer = [piece for piece in pieces.items() if len(piece[0]) > 1 and _is_clean(piece[0])]
     longer.sort(key=lambda piece: -piece[1])
-    kept = [*specials, *characters, *longer[: size - len(specials) - len(characters)]]
+    kept = [*SPECIALS, *characters, *longer[: size - len(characters)]]
     sentinels = [(f"<extra_id_{i}>", 0.0) for i in reversed(range(SENTINELS))]
     return T5Tokenizer(vocab=kept + sentinels, extra_ids=SENTINELS)
 
@@ -99,21 +98,21 @@ def _random_segments(total: int, parts: int, rng: random.Random) -> list[int]:
     return [end - start for start, end in zip(cuts, cuts[1:], strict=False)]
 
 
-def scaled_parameter_groups(model: torch.nn.Module, learning_rate: float) -> list[dict[str, Any]]:
-    """Group parameters by size; each learns at `learning_rate` times its root mean square.
+def parameter_groups(
+    model: T5ForConditionalGeneration, learning_rate: float, embedding_learning_rate: float
+) -> list[dict[str, Any]]:
+    """Split parameters: the layers' matrices, and embeddings, head, norms and position biases.
 
-    T5's weights differ in scale by two orders of magnitude (its attention has no 1/sqrt(d)), so
-    one absolute rate is too high for some and too low for others. Adafactor scales by the
-    current root mean square (Shazeer, Stern 2018, arXiv:1804.04235, section 8), this by the
-    initial one.
+    The latter have entries of the order of one, ten times those of the matrices, and learn
+    faster by as much as they are larger.
     """
-    groups: dict[float, list[torch.nn.Parameter]] = {}
-    for parameter in model.parameters():
-        size = parameter.detach().square().mean().sqrt().item()
-        groups.setdefault(float(f"{size:.1g}"), []).append(parameter)
+    large = ("shared", "lm_head", "layer_norm", "relative_attention_bias")
+    groups: dict[bool, list[torch.nn.Parameter]] = {True: [], False: []}
+    for name, parameter in model.named_parameters():
+        groups[any(part in name for part in large)].append(parameter)
     return [
-        {"params": parameters, "lr": learning_rate * max(size, 1e-3)}
-        for size, parameters in groups.items()
+        {"params": groups[False], "lr": learning_rate},
+        {"params": groups[True], "lr": embedding_learning_rate},
     ]
 
 
@@ -121,27 +120,26 @@ def initialize_reader(model: T5ForConditionalGeneration) -> None:
     """Start attention and head where reading begins: equal tokens attend, attention copies.
 
     Query and key projections start equal, value and output projections start as each other's
-    transpose, the head starts as the embedding, and the relative position bias gives some
-    encoder heads the neighbouring tokens (after Trockman, Kolter 2023, "Mimetic Initialization
-    of Self-Attention Layers", arXiv:2305.09828). From T5's own initialization a model of this
-    size does not learn to copy within a million examples.
+    transpose, the head starts as a copy of the embeddings, untied from them, and the relative
+    position bias gives some encoder heads the neighbouring tokens (after Trockman, Kolter 2023,
+    "Mimetic Initialization of Self-Attention Layers", arXiv:2305.09828). From T5's own
+    initialization a model of this size took over ten times as many examples to begin to copy.
     """
     d_model = model.config.d_model
+    model.lm_head.weight = nn.Parameter(model.shared.weight.detach() * d_model**-0.5)
+    model.all_tied_weights_keys.pop("lm_head.weight")
+    model.config.tie_word_embeddings = False
     with torch.no_grad():
-        model.lm_head.weight.copy_(model.shared.weight * 2 * d_model**-0.5)
-        for name, module in model.named_modules():
+        for module in model.modules():
             if isinstance(module, T5Attention):
-                gain = 1.5 if "EncDec" in name else (-1.0 if module.is_decoder else 1.2)
-                match = nn.init.orthogonal_(torch.empty(d_model, d_model)) * 0.35
-                copy = nn.init.orthogonal_(torch.empty(d_model, d_model)) * abs(gain) ** 0.5
+                match = nn.init.orthogonal_(torch.empty_like(module.q.weight)) * MATCH_SCALE
+                copy = nn.init.orthogonal_(torch.empty_like(module.v.weight))
                 module.q.weight.copy_(match)
                 module.k.weight.copy_(match)
                 module.v.weight.copy_(copy)
-                module.o.weight.copy_(copy.T if gain > 0 else -copy.T)
+                module.o.weight.copy_(copy.T)
                 if module.has_relative_attention_bias:
                     _favour_neighbours(module)
-            elif isinstance(module, T5DenseGatedActDense):
-                module.wo.weight.mul_(0.5)
 
 
 def _favour_neighbours(attention: T5Attention) -> None:
@@ -154,45 +152,64 @@ def _favour_neighbours(attention: T5Attention) -> None:
     bias[:8, 3] = bias[after : after + 8, 3] = 2.0
 
 
-LOOKUP_SHAPES = (
-    ("The {relation} of {name} is {value}.", "What is the {relation} of {name}?"),
-    ("{name} has {value} as its {relation}.", "What does {name} have as its {relation}?"),
-    ("{name} {relation} {value}.", "What {relation} {name}?"),
-    ("In {name} the {relation} was {value}.", "Which {relation} was in {name}?"),
+LOOKUP_FRAMES = (
+    ("The {relation} of {name} is {value} .", "What is the {relation} of {name} ?"),
+    ("{name} has {value} as {relation} .", "What does {name} have as {relation} ?"),
 )
 
 
+def lookup_words(tokenizer: T5Tokenizer) -> dict[str, list[int]]:
+    """Tokenize the words of `LOOKUP_FRAMES`; a mark is glued to the word before it."""
+    words = {word for frames in LOOKUP_FRAMES for frame in frames for word in frame.split()}
+    return {
+        word: [tokenizer.convert_tokens_to_ids(word)]
+        if word in ".?"
+        else tokenizer(word, add_special_tokens=False)["input_ids"]
+        for word in words
+        if not word.startswith("{")
+    }
+
+
 def lookup_example(
-    pieces: Sequence[str], rng: random.Random, *, names: int, relations: int, max_pieces: int
-) -> tuple[str, str, str]:
-    """Make a (context, question, answer) of random words: "The RELATION of NAME is VALUE. …".
+    pieces: Sequence[int],
+    words: Mapping[str, Sequence[int]],
+    rng: random.Random,
+    *,
+    names: int,
+    relations: int,
+    max_pieces: int,
+) -> tuple[list[int], list[int], list[int]]:
+    """Make token ids of (context, question, answer): "The RELATION of NAME is VALUE. …".
 
-    The context states every relation for every name. Words are put together from up to
-    `max_pieces` pieces of the vocabulary, so that the model meets every piece as something to
-    match and to copy.
+    The context states every relation for every name, so that the answer takes matching both.
+    Names and relations are single random pieces of the vocabulary and values up to `max_pieces`
+    of them: the model meets every piece as something to match and to copy.
     """
-    starts = [piece for piece in pieces if piece.startswith("▁")]
-
-    def word(length: int) -> str:
-        tokens = [rng.choice(starts), *rng.choices(pieces, k=length - 1)]
-        return "".join(tokens).replace("▁", " ").strip()
-
-    subjects = [word(rng.randint(1, max_pieces)) for _ in range(names)]
+    drawn = rng.sample(pieces, names + relations)
     facts = [
-        {"relation": relation, "name": name, "value": word(rng.randint(1, max_pieces))}
-        for relation in [word(1) for _ in range(relations)]
-        for name in subjects
+        {
+            "{name}": [name],
+            "{relation}": [relation],
+            "{value}": rng.choices(pieces, k=rng.randint(1, max_pieces)),
+        }
+        for name in drawn[:names]
+        for relation in drawn[names:]
     ]
     rng.shuffle(facts)
-    statement, question = rng.choice(LOOKUP_SHAPES)
+    statement, question = rng.choice(LOOKUP_FRAMES)
     asked = rng.choice(facts)
-    context = " ".join(statement.format(**fact) for fact in facts)
-    return context, question.format(**asked), asked["value"]
+
+    def fill(frame: str, fact: Mapping[str, list[int]]) -> list[int]:
+        return [i for word in frame.split() for i in (fact.get(word) or words[word])]
+
+    context = [i for fact in facts for i in fill(statement, fact)]
+    return context, fill(question, asked), asked["{value}"]
 
 
-def crop_context(context: str, answer: str, sentences: int) -> str:
-    """Keep at most `sentences` neighbouring sentences, the one with the answer last of them."""
+def crop_context(context: str, answer: str, sentences: int, rng: random.Random) -> str:
+    """Keep at most `sentences` neighbouring sentences, among them the first with the answer."""
     parts = context.split(". ")
-    last = next(i for i, part in enumerate(parts) if answer in part)
-    kept = ". ".join(parts[max(0, last + 1 - sentences) : last + 1])
+    hit = next(i for i, part in enumerate(parts) if answer in part)
+    start = max(0, min(hit - rng.randrange(sentences), len(parts) - sentences))
+    kept = ". ".join(parts[start : start + sentences])
     return kept if kept.endswith(".") else f"{kept}."

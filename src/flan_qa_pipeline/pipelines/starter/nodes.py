@@ -1,5 +1,6 @@
 """The embedded corpus and the small base model that `kedro run` works on without a network."""
 
+import logging
 import random
 from typing import Any
 
@@ -23,12 +24,15 @@ from flan_qa_pipeline.pretraining import (
     crop_context,
     initialize_reader,
     lookup_example,
-    scaled_parameter_groups,
+    lookup_words,
+    parameter_groups,
     train_unigram_tokenizer,
 )
 from flan_qa_pipeline.progress import LossInProgressBar
 from flan_qa_pipeline.squad import flatten, split_titles
 from flan_qa_pipeline.starter_corpus import generate_corpus
+
+logger = logging.getLogger(__name__)
 
 EXAMPLE_FEATURES = Features({"input_ids": List(Value("int32")), "labels": List(Value("int32"))})
 
@@ -56,6 +60,7 @@ def generate_pretraining_corpus(kinds: dict[str, Any], starter: StarterParameter
     return Dataset.from_list(
         [
             {
+                "title": record["title"],
                 "context": record["context"],
                 "question": record["question"],
                 "answer": record["answers"]["text"][0],
@@ -71,11 +76,12 @@ def train_starter_tokenizer(
     """Train the unigram tokenizer on equal parts of both corpora and on the pretraining prompts."""
     questions = list(flatten(starter_train, "the starter corpus"))
     sample = pretraining_corpus.select(range(min(len(questions), len(pretraining_corpus))))
-    rows = [*questions, *sample]
-    prompts = starter.pretraining.prompts
-    prompts = prompts * (len(rows) // len(prompts))
-    texts = [*dict.fromkeys(row["context"] for row in rows), *(row["question"] for row in rows)]
-    return train_unigram_tokenizer([*texts, *prompts], starter.architecture.vocab_size)
+    articles: dict[str, list[str]] = {}
+    for row in (*questions, *sample):
+        articles.setdefault(row["title"], []).extend((row["context"], row["question"]))
+    documents = [" ".join(texts) for texts in articles.values()]
+    prompts = starter.pretraining.prompts * (len(documents) // len(starter.pretraining.prompts))
+    return train_unigram_tokenizer([*documents, *prompts], starter.architecture.vocab_size)
 
 
 def build_pretraining_examples(
@@ -84,33 +90,36 @@ def build_pretraining_examples(
     """Line up the curriculum: lookups from easy to hard, then the corpus, cropped and whole."""
     pretraining = starter.pretraining
     rng = random.Random(pretraining.seed)  # noqa: S311
-    pieces = sorted(piece for piece in tokenizer.get_vocab() if piece.removeprefix("▁").isalnum())
+    vocabulary = tokenizer.get_vocab().items()
+    pieces = sorted(i for piece, i in vocabulary if piece.removeprefix("▁").isalnum())
+    words = lookup_words(tokenizer)
+    end = [tokenizer.eos_token_id]
     stages = []
-    for level, stage in enumerate(pretraining.lookups):
-        rows = []
+    for stage in pretraining.lookups:
+        examples = []
         for _ in range(stage.examples):
-            easier = rng.choice(pretraining.lookups[: level + 1])
-            shape = (stage if rng.random() < 0.7 else easier).model_dump(exclude={"examples"})
-            context, question, answer = lookup_example(pieces, rng, **shape)
-            prompt = rng.choice(pretraining.lookup_prompts)
-            rows.append((prompt.format(question=question, context=context), answer))
-        stages.append(rows)
-    for examples, sentences in (
+            context, question, answer = lookup_example(
+                pieces, words, rng, **stage.model_dump(exclude={"examples"})
+            )
+            source = context + question if rng.random() < 0.5 else question + context
+            examples.append({"input_ids": source + end, "labels": answer + end})
+        stages.append(examples)
+    for n_examples, sentences in (
         (pretraining.cropped_examples, 2),
         (pretraining.whole_examples, None),
     ):
         rows = []
-        for index in rng.sample(range(len(pretraining_corpus)), examples):
+        for index in rng.choices(range(len(pretraining_corpus)), k=n_examples):
             row = pretraining_corpus[index]
             context = row["context"]
             if sentences:
-                context = crop_context(context, row["answer"], sentences)
+                context = crop_context(context, row["answer"], sentences, rng)
             prompt = rng.choice(pretraining.prompts)
             rows.append((prompt.format(question=row["question"], context=context), row["answer"]))
-        stages.append(rows)
+        stages.append(_encode(rows, tokenizer, pretraining, rng))
     batches = []
-    for rows in stages:
-        batches += _batch_by_length(_encode(rows, tokenizer, pretraining, rng), pretraining, rng)
+    for examples in stages:
+        batches += _batch_by_length(examples, pretraining, rng)
     examples = [example for batch in batches for example in batch]
     return Dataset.from_list(examples, features=EXAMPLE_FEATURES)
 
@@ -181,15 +190,14 @@ def pretrain_base_model(
                 include={
                     "output_dir",
                     "per_device_train_batch_size",
-                    "learning_rate",
                     "warmup_steps",
-                    "weight_decay",
                     "seed",
                 }
             ),
             num_train_epochs=1,
             lr_scheduler_type="cosine",
-            bf16=torch.cuda.is_available(),
+            use_cpu=not torch.cuda.is_available(),
+            bf16=_multiplies_bfloat16(),
             train_sampling_strategy="sequential",
             dataloader_num_workers=4 if torch.cuda.is_available() else 0,
             dataloader_pin_memory=torch.cuda.is_available(),
@@ -203,9 +211,11 @@ def pretrain_base_model(
         optimizer_cls_and_kwargs=(
             torch.optim.AdamW,
             {
-                "params": scaled_parameter_groups(model, pretraining.learning_rate),
+                "params": parameter_groups(
+                    model, pretraining.learning_rate, pretraining.embedding_learning_rate
+                ),
                 "betas": (0.9, 0.98),
-                "weight_decay": pretraining.weight_decay,
+                "weight_decay": 0.0,
                 "fused": True,
             },
         ),
@@ -214,3 +224,13 @@ def pretrain_base_model(
     trainer.add_callback(LossInProgressBar())
     trainer.train()
     return model.cpu()
+
+
+def _multiplies_bfloat16() -> bool:
+    """Whether this device multiplies bfloat16 matrices natively; logs what it means."""
+    if torch.cuda.is_available():
+        native = torch.cuda.is_bf16_supported(including_emulation=False)
+    else:
+        native = torch.cpu._is_avx512_bf16_supported()
+    logger.info("Pretraining computes in %s.", "bfloat16 (autocast)" if native else "float32")
+    return native
