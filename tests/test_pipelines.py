@@ -122,6 +122,7 @@ def test_full_run_saves_tables_figures_and_report(project, full_run):
     abstention = pd.read_csv(io.StringIO(read(project, "abstention_table.csv", full_run)))
     assert abstention["model"].tolist() == ["baseline"] * 4 + ["fine-tuned"] * 4
     assert abstention["decision"].tolist()[1::4] == ["train articles"] * 2
+    assert "nan" not in read(project, "abstention_table.md", full_run)
     greedy = abstention[abstention["decision"] == "greedy"]
     overall = score_table.iloc[0]
     assert greedy["F1"].tolist() == pytest.approx(

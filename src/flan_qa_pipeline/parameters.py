@@ -93,10 +93,10 @@ class LoraParameters(_Section):
 class TrainingParameters(_Section):
     """transformers.Seq2SeqTrainingArguments under their own names, evaluation and early stopping.
 
-    Evaluation is of the loss on all held-out train questions and of EM and F1 on
-    `eval_questions` of them, answered as in the report. `load_best_model_at_end` keeps the adapter
-    of the best F1, and `early_stopping_patience` evaluations without an F1 that is higher by
-    `early_stopping_threshold` points end the training.
+    Evaluation is of the loss on the held-out train questions that data.max_calibration_questions
+    leaves, and of EM and F1 on `eval_questions` of them, answered as in the report.
+    `load_best_model_at_end` keeps the adapter of the best F1, and `early_stopping_patience`
+    evaluations without an F1 that is higher by `early_stopping_threshold` points end the training.
     """
 
     output_dir: str

@@ -103,7 +103,9 @@ def train_adapter(
 ) -> Adapter:
     """Train with Seq2SeqTrainer on length-grouped batches; return the adapter and its record."""
     tokenizer = load_tokenizer(model)
-    evaluates = training.eval_strategy != "no" and len(tokenized_questions["dev"]) > 0
+    answered = set(questions["calibration"]["id"])
+    held_out = tokenized_questions["dev"].filter(lambda id_: id_ in answered, input_columns="id")
+    evaluates = training.eval_strategy != "no" and len(held_out) > 0
     if not evaluates:
         logger.info("Nothing is evaluated during training: the last adapter is kept.")
     trainer = AnsweringTrainer(
@@ -118,7 +120,7 @@ def train_adapter(
             report_to="tensorboard",
         ),
         train_dataset=tokenized_questions["train"],
-        eval_dataset=tokenized_questions["dev"] if evaluates else None,
+        eval_dataset=held_out if evaluates else None,
         processing_class=tokenizer,
         data_collator=DataCollatorForSeq2Seq(tokenizer, model=lora_model, pad_to_multiple_of=8),
         answer_questions=partial(

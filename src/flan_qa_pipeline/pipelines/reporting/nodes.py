@@ -189,7 +189,8 @@ def tabulate_abstention(
         chosen_on = candidates(gold_texts(calibration), calibrating) if len(calibration) else None
         rows += [{"model": label, **row} for row in abstention_rows(answers, chosen_on)]
     table = pd.DataFrame(rows)
-    markdown = table.to_markdown(index=False, floatfmt=".4g", missingval="")
+    shown = table.astype(object).where(table.notna(), None)
+    markdown = shown.to_markdown(index=False, floatfmt=".4g", missingval="")
     return table, f"{markdown}\n\n{ABSTENTION_NOTE}\n"
 
 
