@@ -85,7 +85,8 @@ def load_base_model(model: ModelParameters) -> PreTrainedModel:
     the first inference: they would become uint8 in place, and no gradient passes repacked ones.
 
     Raises:
-        InputError: the name is neither a folder nor a hub id, or the model is not a T5.
+        InputError: the name is neither a folder nor a hub id, the model is not a T5 v1.1, or its
+            weights are incomplete.
     """
     _require_folder_or_hub_id(model.name)
     config = AutoConfig.from_pretrained(model.name, revision=model.revision)
@@ -102,7 +103,7 @@ def load_base_model(model: ModelParameters) -> PreTrainedModel:
         bnb_4bit_compute_dtype=dtype,
         bnb_4bit_quant_storage=dtype,
     )
-    base = QuantizableT5.from_pretrained(
+    base, loading = QuantizableT5.from_pretrained(
         model.name,
         config=config,
         revision=model.revision,
@@ -111,7 +112,13 @@ def load_base_model(model: ModelParameters) -> PreTrainedModel:
         device_map={"": 0 if torch.cuda.is_available() else "cpu"},
         attn_implementation=model.attn_implementation,
         use_safetensors=True,
+        output_loading_info=True,
     )
+    if loading["missing_keys"]:
+        raise InputError(
+            f"model.name: the weights of {model.name} lack {sorted(loading['missing_keys'])[0]}; "
+            "give a complete T5 v1.1 or FLAN-T5 model, which has a language-model head of its own."
+        )
     for module in base.modules():
         if isinstance(module, Linear4bit):
             module.support_avx512bf16_for_cpu = False
