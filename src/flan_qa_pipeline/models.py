@@ -71,8 +71,7 @@ def resolve_compute_dtype(name: str) -> torch.dtype:
 
 def load_tokenizer(model: ModelParameters) -> PreTrainedTokenizerBase:
     """Load the base model's tokenizer."""
-    _require_folder_or_hub_id(model.name)
-    return AutoTokenizer.from_pretrained(model.name, revision=model.revision)
+    return _from_hub_or_folder(AutoTokenizer, model)
 
 
 def load_base_model(model: ModelParameters) -> PreTrainedModel:
@@ -88,8 +87,7 @@ def load_base_model(model: ModelParameters) -> PreTrainedModel:
         InputError: the name is neither a folder nor a hub id, the model is not a T5 v1.1, or its
             weights are incomplete.
     """
-    _require_folder_or_hub_id(model.name)
-    config = AutoConfig.from_pretrained(model.name, revision=model.revision)
+    config = _from_hub_or_folder(AutoConfig, model)
     if config.model_type != "t5" or config.scale_decoder_outputs:
         kind = "T5 1.0" if config.model_type == "t5" else config.model_type
         raise InputError(
@@ -163,6 +161,18 @@ class PretrainedDataset(AbstractDataset[Any, Any]):
 
     def _describe(self) -> dict[str, Any]:
         return {"filepath": str(self._filepath), "auto_class": self._auto_class}
+
+
+def _from_hub_or_folder(auto_class: Any, model: ModelParameters) -> Any:
+    _require_folder_or_hub_id(model.name)
+    try:
+        return auto_class.from_pretrained(model.name, revision=model.revision)
+    except OSError as error:
+        raise InputError(
+            f"model.name: {model.name} could not be read from a folder or reached on the hub; give "
+            "the folder of a downloaded snapshot, or data/06_models/starter_t5, which needs no "
+            "network."
+        ) from error
 
 
 def _require_folder_or_hub_id(name: str) -> None:
