@@ -15,7 +15,7 @@ from flan_qa_pipeline.models import load_base_model, load_tokenizer
 from flan_qa_pipeline.parameters import Parameters
 from flan_qa_pipeline.pipelines.data_engineering.nodes import WINDOW_FEATURES
 from flan_qa_pipeline.pipelines.modeling.nodes import attach_lora, train_adapter
-from flan_qa_pipeline.pretraining import train_unigram_tokenizer
+from flan_qa_pipeline.pretraining import initialize_reader, train_unigram_tokenizer
 from flan_qa_pipeline.starter_corpus import generate_corpus
 
 REPOSITORY = Path(__file__).resolve().parents[1]
@@ -80,8 +80,9 @@ def tiny_base(tmp_path_factory, corpus):
             eos_token_id=tokenizer.eos_token_id,
         )
     )
+    initialize_reader(model)
     with torch.no_grad():
-        model.lm_head.weight.mul_(0.2)
+        model.lm_head.weight.normal_(std=0.2)
     folder = tmp_path_factory.mktemp("tiny_base")
     model.save_pretrained(folder)
     tokenizer.save_pretrained(folder)

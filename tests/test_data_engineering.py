@@ -102,12 +102,6 @@ def test_split_depends_on_the_seed_alone(two_files, data):
     assert list(first["dev"]["id"]) != list(other["dev"]["id"])
 
 
-def test_no_dev_split_is_possible(two_files, data):
-    splits = split_by_article(*two_files, data(dev_fraction=0))
-    assert len(splits["dev"]) == 0
-    assert len(splits["train"]) == len(two_files[0])
-
-
 def test_two_files_are_pooled_and_split_anew(two_files, questions, data):
     splits = split_by_article(*two_files, data(validation_fraction=0.5, dev_fraction=0.2))
     assert_disjoint(splits)

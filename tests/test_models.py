@@ -2,12 +2,14 @@
 
 import json
 import logging
+import shutil
 
 import bitsandbytes
 import pytest
 import torch
 from bitsandbytes.functional import dequantize_4bit
 from bitsandbytes.nn import Linear4bit
+from safetensors.torch import load_file, save_file
 from transformers import BitsAndBytesConfig, T5ForConditionalGeneration
 
 from flan_qa_pipeline.errors import InputError
@@ -181,6 +183,15 @@ def test_another_architecture_is_refused(float32, tmp_path):
     with pytest.raises(InputError) as error:
         load_base_model(float32.model_copy(update={"name": str(tmp_path)}))
     assert f"model.name: {tmp_path} is a bert model; choose a T5 v1.1" in str(error.value)
+
+
+def test_weights_without_a_head_are_refused(float32, tmp_path, tiny_base):
+    shutil.copytree(tiny_base, tmp_path / "headless")
+    weights = load_file(tmp_path / "headless/model.safetensors")
+    del weights["lm_head.weight"]
+    save_file(weights, tmp_path / "headless/model.safetensors", metadata={"format": "pt"})
+    with pytest.raises(InputError, match=r"headless lack lm_head\.weight; give a complete T5"):
+        load_base_model(float32.model_copy(update={"name": str(tmp_path / "headless")}))
 
 
 def test_pretrained_dataset_keeps_model_and_tokenizer_in_one_folder(tiny_base, tmp_path):

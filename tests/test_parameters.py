@@ -53,6 +53,8 @@ def test_unknown_key_deep_inside(raw_parameters):
         ("training", "learning_rate", -1),
         ("data", "unanswerable", "maybe"),
         ("data", "dev_fraction", 1.0),
+        ("data", "dev_fraction", 0.0),
+        ("training", "max_steps", 0),
         ("data", "validation_fraction", -0.1),
         ("model", "quant_type", "nf5"),
         ("model", "load_in_4bit", "perhaps"),
@@ -65,6 +67,25 @@ def test_wrong_value_is_named_and_shown(raw_parameters, section, key, value):
     message = complaint(raw_parameters)
     assert f"Parameter {section}.{key}" in message
     assert f" is {value!r}: Input should be" in message or "should have at least" in message
+
+
+@pytest.mark.parametrize(
+    ("section", "key", "value", "reason"),
+    [
+        ("training", "optim", "adamx", "'adamx' is not a valid OptimizerNames"),
+        ("training", "lr_scheduler_type", "cosin", "cosin is not a valid SchedulerType"),
+        ("tokenization", "doc_stride", 300, "would not advance; lower doc_stride"),
+    ],
+)
+def test_value_that_would_fail_in_training_fails_first(raw_parameters, section, key, value, reason):
+    raw_parameters[section][key] = value
+    assert f"Parameter {section}.{key} is {value!r}: " in complaint(raw_parameters)
+    assert reason in complaint(raw_parameters)
+
+
+def test_yaml_no_is_no_evaluation(raw_parameters):
+    raw_parameters["training"]["eval_strategy"] = False
+    assert check_parameters(raw_parameters).training.eval_strategy == "no"
 
 
 def test_missing_key_and_missing_section(raw_parameters):

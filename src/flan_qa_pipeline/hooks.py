@@ -29,6 +29,10 @@ class ProjectHooks:
         """Check all parameters at once; keep the libraries' bars and cache files out of sight."""
         parameters = check_parameters(context.config_loader["parameters"])
         self._logging_dir = Path(parameters.training.logging_dir)
+        self._raw_files = {
+            "raw_train": context.project_path / parameters.data.train_file,
+            "raw_validation": context.project_path / parameters.data.validation_file,
+        }
         datasets.disable_progress_bars()
         datasets.disable_caching()
         transformers.logging.disable_progress_bar()
@@ -43,6 +47,7 @@ class ProjectHooks:
             catalog.save("node_costs", self._node_costs)
         for name in sorted(pipeline.inputs()):
             if not name.startswith("params:") and name != "parameters":
+                _require_same_file(name, catalog, self._raw_files.get(name))
                 _require_input(name, catalog)
         os.environ["TENSORBOARD_LOGGING_DIR"] = str(self._logging_dir / run_params["run_id"])
 
@@ -119,11 +124,25 @@ def _fields_at(section: list[str]) -> list[str]:
     return list(model.model_fields)
 
 
+def _require_same_file(name: str, catalog: CatalogProtocol, wanted: Path | None) -> None:
+    """The catalog and the parameters name the file apart; an environment may change only one."""
+    read = getattr(catalog.get(name), "_filepath", None) if name in catalog else None
+    if wanted is not None and read is not None and Path(read) != wanted:
+        file = name.replace("raw_", "") + "_file"
+        raise InputError(
+            f"data.{file} is {wanted}, but the catalog's {name} reads {read}; set {file} in "
+            f"conf/<environment>/globals.yml or by --params=data.{file}=…, which changes both."
+        )
+
+
 def _require_input(name: str, catalog: CatalogProtocol) -> None:
     if name in catalog and catalog.exists(name):
         return
     dataset = catalog.get(name) if name in catalog else None
     place = getattr(dataset, "_filepath", None)
+    pinned = getattr(dataset, "_version", None)
+    if pinned and pinned.load:
+        place = Path(place) / pinned.load
     if place is None:
         raise InputError(f"{name} is not kept between runs; start the run at a node that makes it.")
     if name.startswith("raw_"):

@@ -71,8 +71,7 @@ def resolve_compute_dtype(name: str) -> torch.dtype:
 
 def load_tokenizer(model: ModelParameters) -> PreTrainedTokenizerBase:
     """Load the base model's tokenizer."""
-    _require_folder_or_hub_id(model.name)
-    return AutoTokenizer.from_pretrained(model.name, revision=model.revision)
+    return _from_hub_or_folder(AutoTokenizer, model)
 
 
 def load_base_model(model: ModelParameters) -> PreTrainedModel:
@@ -85,10 +84,10 @@ def load_base_model(model: ModelParameters) -> PreTrainedModel:
     the first inference: they would become uint8 in place, and no gradient passes repacked ones.
 
     Raises:
-        InputError: the name is neither a folder nor a hub id, or the model is not a T5.
+        InputError: the name is neither a folder nor a hub id, the model is not a T5 v1.1, or its
+            weights are incomplete.
     """
-    _require_folder_or_hub_id(model.name)
-    config = AutoConfig.from_pretrained(model.name, revision=model.revision)
+    config = _from_hub_or_folder(AutoConfig, model)
     if config.model_type != "t5" or config.scale_decoder_outputs:
         kind = "T5 1.0" if config.model_type == "t5" else config.model_type
         raise InputError(
@@ -102,7 +101,7 @@ def load_base_model(model: ModelParameters) -> PreTrainedModel:
         bnb_4bit_compute_dtype=dtype,
         bnb_4bit_quant_storage=dtype,
     )
-    base = QuantizableT5.from_pretrained(
+    base, loading = QuantizableT5.from_pretrained(
         model.name,
         config=config,
         revision=model.revision,
@@ -111,7 +110,13 @@ def load_base_model(model: ModelParameters) -> PreTrainedModel:
         device_map={"": 0 if torch.cuda.is_available() else "cpu"},
         attn_implementation=model.attn_implementation,
         use_safetensors=True,
+        output_loading_info=True,
     )
+    if loading["missing_keys"]:
+        raise InputError(
+            f"model.name: the weights of {model.name} lack {sorted(loading['missing_keys'])[0]}; "
+            "give a complete T5 v1.1 or FLAN-T5 model, which has a language-model head of its own."
+        )
     for module in base.modules():
         if isinstance(module, Linear4bit):
             module.support_avx512bf16_for_cpu = False
@@ -156,6 +161,18 @@ class PretrainedDataset(AbstractDataset[Any, Any]):
 
     def _describe(self) -> dict[str, Any]:
         return {"filepath": str(self._filepath), "auto_class": self._auto_class}
+
+
+def _from_hub_or_folder(auto_class: Any, model: ModelParameters) -> Any:
+    _require_folder_or_hub_id(model.name)
+    try:
+        return auto_class.from_pretrained(model.name, revision=model.revision)
+    except OSError as error:
+        raise InputError(
+            f"model.name: {model.name} could not be read from a folder or reached on the hub; give "
+            "the folder of a downloaded snapshot, or data/06_models/starter_t5, which needs no "
+            "network."
+        ) from error
 
 
 def _require_folder_or_hub_id(name: str) -> None:

@@ -6,7 +6,17 @@ file against `Parameters` first, so that a misspelt key stops the run before any
 
 from typing import Annotated, Literal
 
-from pydantic import BaseModel, ConfigDict, Field, ValidationInfo, field_validator
+from pydantic import (
+    AfterValidator,
+    BaseModel,
+    BeforeValidator,
+    ConfigDict,
+    Field,
+    ValidationInfo,
+    field_validator,
+)
+from transformers import SchedulerType
+from transformers.training_args import OptimizerNames
 
 Fraction = Annotated[float, Field(ge=0, lt=1)]
 Positive = Annotated[int, Field(gt=0)]
@@ -31,7 +41,7 @@ class DataParameters(_Section):
         description="None: the validation file is the validation split. A share: the articles of "
         "both files are pooled and this share of them becomes the validation split."
     )
-    dev_fraction: Fraction = Field(
+    dev_fraction: Annotated[float, Field(gt=0, lt=1)] = Field(
         description="Share of the training articles held out: for the loss and the scores during "
         "training, and to choose the no-answer threshold on."
     )
@@ -78,6 +88,16 @@ class TokenizationParameters(_Section):
     max_target_length: Positive
     doc_stride: Annotated[int, Field(ge=0)]
 
+    @field_validator("doc_stride")
+    @classmethod
+    def _windows_advance(cls, doc_stride: int, info: ValidationInfo) -> int:
+        longest = info.data.get("max_source_length")
+        if longest is not None and doc_stride >= longest:
+            raise ValueError(
+                f"windows of max_source_length {longest} would not advance; lower doc_stride"
+            )
+        return doc_stride
+
 
 class LoraParameters(_Section):
     """peft.LoraConfig; `target_modules` is `all-linear` or a list of module names."""
@@ -102,21 +122,24 @@ class TrainingParameters(_Section):
     output_dir: str
     logging_dir: str
     num_train_epochs: Annotated[float, Field(gt=0)]
-    max_steps: int
+    max_steps: Literal[-1] | Positive
     per_device_train_batch_size: Positive
     per_device_eval_batch_size: Positive
     gradient_accumulation_steps: Positive
     auto_find_batch_size: bool
     learning_rate: Annotated[float, Field(gt=0)]
-    lr_scheduler_type: str
+    lr_scheduler_type: Annotated[str, AfterValidator(lambda name: SchedulerType(name).value)]
     warmup_steps: Annotated[float, Field(ge=0)]
     weight_decay: Annotated[float, Field(ge=0)]
     max_grad_norm: Annotated[float, Field(ge=0)]
-    optim: str
+    optim: Annotated[str, AfterValidator(lambda name: OptimizerNames(name).value)]
     gradient_checkpointing: bool
     train_sampling_strategy: Literal["group_by_length", "random", "sequential"]
     logging_steps: Positive
-    eval_strategy: Literal["no", "steps", "epoch"]
+    eval_strategy: Annotated[
+        Literal["no", "steps", "epoch"],
+        BeforeValidator(lambda value: "no" if value is False else value),  # YAML reads no as false
+    ]
     eval_steps: Annotated[float, Field(gt=0)]
     eval_questions: Positive
     load_best_model_at_end: bool

@@ -6,6 +6,9 @@ from transformers.trainer_callback import ProgressCallback
 class LossInProgressBar(ProgressCallback):
     """The Trainer's progress bar with the newest loss in it instead of printed lines."""
 
+    def on_prediction_step(self, args, state, control, eval_dataloader=None, **kwargs):
+        """Draw no second bar for the evaluation inside training."""
+
     def on_log(self, args, state, control, logs=None, **kwargs):
         if self.training_bar is not None and logs:
             losses = {name: logs[name] for name in ("loss", "eval_loss") if name in logs}

@@ -8,6 +8,7 @@ import pandas as pd
 import torch
 from datasets import Dataset, DatasetDict
 from peft import LoraConfig, PeftModel, get_peft_model
+from torch.nn import Linear
 from transformers import (
     DataCollatorForSeq2Seq,
     PreTrainedModel,
@@ -58,7 +59,7 @@ def attach_lora(
     """Put fresh LoRA matrices on the target modules and report how many parameters train."""
     targets = lora.target_modules
     if targets != "all-linear":
-        names = [name for name, _ in base_model.named_modules()]
+        names = [name for name, part in base_model.named_modules() if isinstance(part, Linear)]
         missing = [
             target
             for target in targets
@@ -66,8 +67,9 @@ def attach_lora(
         ]
         if missing:
             raise InputError(
-                f"lora.target_modules: {missing} match no module of {base_model.name_or_path}; "
-                "T5's linear layers are q, k, v, o, wi_0, wi_1 and wo (or use all-linear)."
+                f"lora.target_modules: {missing} match no linear module of "
+                f"{base_model.name_or_path}; T5's linear layers are q, k, v, o, wi_0, wi_1 and wo "
+                "(or use all-linear)."
             )
     set_seed(training.seed)
     model = get_peft_model(
