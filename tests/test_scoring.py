@@ -360,7 +360,6 @@ def compute_without_network(hf_home, cases, offline):
         env=environment,
         capture_output=True,
         encoding="utf-8",
-        timeout=120,
         check=False,
     )
     assert done.returncode == 0, done.stderr
