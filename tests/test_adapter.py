@@ -216,7 +216,7 @@ def test_target_module_that_matches_nothing_is_refused(parameters, float32, lora
     base = load_base_model(float32)
     with pytest.raises(InputError) as error:
         attach_lora(base, lora, parameters.training)
-    assert f"['query', 'w'] match no module of {float32.name}" in str(error.value)
+    assert f"['query', 'w'] match no linear module of {float32.name}" in str(error.value)
     assert "q, k, v, o, wi_0, wi_1 and wo (or use all-linear)" in str(error.value)
     assert not any("lora" in name for name, _ in base.named_modules())
 

@@ -72,7 +72,7 @@ def test_wrong_value_is_named_and_shown(raw_parameters, section, key, value):
 @pytest.mark.parametrize(
     ("section", "key", "value", "reason"),
     [
-        ("training", "optim", "adamx", "'adamx' is not a valid OptimizerNames"),
+        ("training", "optim", "adamx", "adamx is not a valid OptimizerNames"),
         ("training", "lr_scheduler_type", "cosin", "cosin is not a valid SchedulerType"),
         ("tokenization", "doc_stride", 300, "would not advance; lower doc_stride"),
     ],
