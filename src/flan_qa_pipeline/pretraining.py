@@ -123,7 +123,7 @@ def initialize_reader(model: T5ForConditionalGeneration) -> None:
     transpose, the head starts as a copy of the embeddings, untied from them, and the relative
     position bias gives some encoder heads the neighbouring tokens (after Trockman, Kolter 2023,
     "Mimetic Initialization of Self-Attention Layers", arXiv:2305.09828). From T5's own
-    initialization a model of this size took over ten times as many examples to begin to copy.
+    initialization a model of this size is far slower to begin to copy.
     """
     d_model = model.config.d_model
     model.lm_head.weight = nn.Parameter(model.shared.weight.detach() * d_model**-0.5)
