@@ -9,6 +9,7 @@ from transformers import AutoModelForSeq2SeqLM, T5Config, T5ForConditionalGenera
 
 from flan_qa_pipeline.pretraining import (
     LOOKUP_FRAMES,
+    PieceRenamer,
     corrupt_spans,
     crop_context,
     initialize_reader,
@@ -69,25 +70,63 @@ def test_every_parameter_is_in_one_group(reader):
     assert id(reader.lm_head.weight) in {id(parameter) for parameter in groups[1]["params"]}
 
 
-def test_lookups_state_every_relation_of_every_name_and_ask_for_one(tokenizer):
+@pytest.mark.parametrize("max_name_pieces", [1, 3])
+def test_lookups_state_every_relation_of_every_name_and_ask_for_one(tokenizer, max_name_pieces):
     pieces = list(range(150, 400))
     words = lookup_words(tokenizer)
     rng = random.Random(3)
     for _ in range(50):
         context, question, answer = lookup_example(
-            pieces, words, rng, names=3, relations=2, max_pieces=2
+            pieces,
+            words,
+            rng,
+            names=3,
+            relations=2,
+            max_pieces=2,
+            max_name_pieces=max_name_pieces,
         )
-        asked = [i for i in question if i in pieces and i not in sum(words.values(), [])]
-        assert len(asked) == 2
-        sentences, sentence = [], []
+        sentences, sentence = set(), []
         for i in context:
             sentence.append(i)
             if i == words["."][0]:
-                sentences.append(sentence)
+                sentences.add(tuple(sentence))
                 sentence = []
         assert len(sentences) == 6
-        (stated,) = [s for s in sentences if set(asked) <= set(s)]
-        assert any(stated[i : i + len(answer)] == answer for i in range(len(stated)))
+        asked = [i for i in question if i in pieces and i not in sum(words.values(), [])]
+        assert 2 <= len(asked) <= 2 * max_name_pieces
+        answering = [s for s in sentences if set(asked) <= set(s) and _holds(s, answer)]
+        assert answering
+        if max_name_pieces == 1:
+            assert len(answering) == 1
+
+
+def _holds(ids, part):
+    return any(list(ids[i : i + len(part)]) == part for i in range(len(ids)))
+
+
+def test_renaming_keeps_grammar_and_word_starts_and_renames_all_names_and_values(tokenizer):
+    contexts = [
+        "The mayor of Harwick is Ada Venton, and the mayor of Selby is Hugo Marley.",
+        "The river of Dunford is the Tarn, and it is crossed by the bridge of Ellham.",
+    ]
+    renamer = PieceRenamer(tokenizer, contexts * 3 + ["The cat and a dog of it."] * 24)
+
+    def ids(text):
+        return tokenizer(text, add_special_tokens=False)["input_ids"]
+
+    context, question, answer = ids(contexts[0]), ids("Who is mayor of Selby?"), ids("Hugo Marley")
+    new = renamer.draw(context, question, [answer, ids("Ada Venton")], random.Random(2))
+    assert len(set(new.values())) == len(new)
+    for piece in ids("the of The and"):
+        assert piece not in new
+    for text in ("Harwick", "Venton", "mayor", "Selby", "Hugo"):
+        assert set(ids(text)) - renamer.common <= set(new)
+    pieces = tokenizer.convert_ids_to_tokens
+    for old, name in new.items():
+        assert pieces(old).startswith("▁") is pieces(name).startswith("▁")
+    renamed = [new.get(i, i) for i in context]
+    assert renamed != context
+    assert _holds(renamed, [new.get(i, i) for i in answer])
 
 
 def test_lookup_frames_read_as_text(tokenizer):

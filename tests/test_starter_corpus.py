@@ -49,7 +49,7 @@ IMPOSSIBLE_FRACTION = {"starter": 0.35, "pretraining": 0.0}
 def make_paragraphs(
     kinds: list[Kind], seed: int, n_per_kind: int, fraction: float, n_questions: int = 6
 ) -> list[tuple[Kind, Paragraph, list[Question]]]:
-    rng = random.Random(seed)
+    rng = random.Random(seed)  # noqa: S311
     used_names: set[str] = set()
     quota = ImpossibleQuota(fraction)
     made = []
@@ -461,15 +461,15 @@ def test_unanswerable_types_are_balanced(
 
 def test_shipped_kinds_are_many_and_wide(compiled: dict[str, list[Kind]]) -> None:
     assert len(compiled["starter"]) >= 12
-    assert len(compiled["pretraining"]) >= 18
-    assert all(len(kind.attributes) >= 7 for kind in compiled["starter"])
+    assert len(compiled["pretraining"]) >= 24
+    assert all(7 <= len(kind.attributes) <= 12 for kind in compiled["starter"])
     assert all(len(kind.attributes) >= 8 for kind in compiled["pretraining"])
     widest = max(
         len(expansion.attributes)
         for kind in compiled["pretraining"]
         for expansion in kind.expansions
     )
-    assert widest >= 40
+    assert widest >= 200
 
 
 def test_shipped_corpora_share_no_kind_statement_or_context(
@@ -503,7 +503,7 @@ def test_pretraining_text_holds_most_words_of_starter_questions(
 
     asked = template_words(compiled["starter"], with_statements=False)
     missing = asked - template_words(compiled["pretraining"], with_statements=True)
-    assert len(missing) / len(asked) < 0.35, sorted(missing)
+    assert len(missing) / len(asked) < 0.1, sorted(missing)
 
 
 # Errors
@@ -655,7 +655,7 @@ def test_values_have_their_formats(small_kinds: dict[str, Any]) -> None:
         "mix": ({"text": ["5{start}", "old {end}"]}, r"5[a-p]{2}|old (ia|or|um|esk)"),
     }
     small_kinds["values"] = {name: spec for name, (spec, _) in formats.items()}
-    rng = random.Random(0)
+    rng = random.Random(0)  # noqa: S311
     makers = starter_corpus._Makers(small_kinds)
     for name, (_, pattern) in formats.items():
         maker = makers.get(name, "test")

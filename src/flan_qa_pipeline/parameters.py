@@ -207,6 +207,7 @@ class LookupParameters(_Section):
     names: Positive
     relations: Positive
     max_pieces: Positive
+    max_name_pieces: Positive
 
 
 class PretrainingParameters(_Section):
@@ -216,6 +217,7 @@ class PretrainingParameters(_Section):
     lookups: list[LookupParameters]
     cropped_examples: Positive
     whole_examples: Positive
+    renamed_fraction: Fraction
     span_corruption_fraction: Fraction
     noise_density: Fraction
     mean_span_length: Annotated[float, Field(ge=1)]

@@ -178,22 +178,28 @@ def lookup_example(
     names: int,
     relations: int,
     max_pieces: int,
+    max_name_pieces: int,
 ) -> tuple[list[int], list[int], list[int]]:
     """Make token ids of (context, question, answer): "The RELATION of NAME is VALUE. …".
 
     The context states every relation for every name, so that the answer takes matching both.
-    Names and relations are single random pieces of the vocabulary and values up to `max_pieces`
-    of them: the model meets every piece as something to match and to copy.
+    Names and relations are up to `max_name_pieces` random pieces of the vocabulary, drawn from
+    few so that they share some, and values up to `max_pieces` of them all: the model meets every
+    piece as something to match and to copy.
     """
-    drawn = rng.sample(pieces, names + relations)
+    few = rng.sample(pieces, names + relations + 2 * (max_name_pieces > 1))
+    drawn: dict[tuple[int, ...], None] = {}
+    while len(drawn) < names + relations:
+        drawn[tuple(rng.choices(few, k=rng.randint(1, max_name_pieces)))] = None
+    named = [list(name) for name in drawn]
     facts = [
         {
-            "{name}": [name],
-            "{relation}": [relation],
+            "{name}": name,
+            "{relation}": relation,
             "{value}": rng.choices(pieces, k=rng.randint(1, max_pieces)),
         }
-        for name in drawn[:names]
-        for relation in drawn[names:]
+        for name in named[:names]
+        for relation in named[names:]
     ]
     rng.shuffle(facts)
     statement, question = rng.choice(LOOKUP_FRAMES)
@@ -204,6 +210,59 @@ def lookup_example(
 
     context = [i for fact in facts for i in fill(statement, fact)]
     return context, fill(question, asked), asked["{value}"]
+
+
+class PieceRenamer:
+    """Renames the pieces of an example at random, the same everywhere in it.
+
+    Without it a model of this size learns which words can be answers, and then neither matches
+    nor copies others. Renamed are the pieces of values and of names (capitalized words), and those
+    that question and context share; not those of over a fifth of the `contexts`, which are
+    grammar and digits. A piece that begins a word becomes one that begins a word.
+
+    Args:
+        tokenizer: the tokenizer whose pieces are renamed.
+        contexts: sample of contexts in which pieces are counted.
+    """
+
+    COMMON_SHARE = 0.2
+
+    def __init__(self, tokenizer: T5Tokenizer, contexts: Sequence[str]) -> None:
+        vocabulary = sorted(tokenizer.get_vocab().items())
+        words = [(piece, i) for piece, i in vocabulary if piece.removeprefix("▁").isalnum()]
+        self.starts = [i for piece, i in words if piece.startswith("▁")]
+        self.insides = [i for piece, i in words if not piece.startswith("▁")]
+        self.word_starts = {i for piece, i in vocabulary if piece.startswith("▁")}
+        self.capitals = {i for piece, i in words if piece.startswith("▁") and piece[1].isupper()}
+        counts = Counter(
+            i
+            for ids in tokenizer(list(contexts), add_special_tokens=False)["input_ids"]
+            for i in set(ids)
+        )
+        self.common = {i for i, n in counts.items() if n > self.COMMON_SHARE * len(contexts)}
+
+    def draw(
+        self,
+        context: Sequence[int],
+        question: Sequence[int],
+        values: Iterable[Sequence[int]],
+        rng: random.Random,
+    ) -> dict[int, int]:
+        """Draw new names: a mapping of token ids, to be applied to prompt and answer."""
+        renamed = set(context) & set(question)
+        renamed.update(i for value in values for i in value)
+        in_name = False
+        for i in context:
+            if i in self.word_starts:
+                in_name = i in self.capitals
+            if in_name:
+                renamed.add(i)
+        renamed -= self.common
+        names: dict[int, int] = {}
+        for candidates in (self.starts, self.insides):
+            old = sorted(renamed.intersection(candidates))
+            names.update(zip(old, rng.sample(candidates, len(old)), strict=True))
+        return names
 
 
 def crop_context(context: str, answer: str, sentences: int, rng: random.Random) -> str:

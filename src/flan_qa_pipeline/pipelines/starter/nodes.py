@@ -1,11 +1,14 @@
 """The embedded corpus and the small base model that `kedro run` works on without a network."""
 
 import logging
+import os
 import random
+from functools import partial
 from typing import Any
 
+import pyarrow.compute as pc
 import torch
-from datasets import Dataset, Features, List, Value
+from datasets import Dataset, Features, List, Value, concatenate_datasets
 from transformers import (
     DataCollatorForSeq2Seq,
     T5Config,
@@ -20,6 +23,7 @@ from transformers.trainer_callback import ProgressCallback
 from flan_qa_pipeline.parameters import PretrainingParameters, StarterParameters
 from flan_qa_pipeline.pretraining import (
     SENTINELS,
+    PieceRenamer,
     corrupt_spans,
     crop_context,
     initialize_reader,
@@ -33,6 +37,8 @@ from flan_qa_pipeline.squad import flatten, split_titles
 from flan_qa_pipeline.starter_corpus import generate_corpus
 
 logger = logging.getLogger(__name__)
+
+COUNTED = 20_000
 
 EXAMPLE_FEATURES = Features({"input_ids": List(Value("int32")), "labels": List(Value("int32"))})
 
@@ -57,17 +63,19 @@ def generate_starter_corpus(
 def generate_pretraining_corpus(kinds: dict[str, Any], starter: StarterParameters) -> Dataset:
     """Generate the pretraining corpus: other topics, words and phrasings, all answerable."""
     corpus = generate_corpus(kinds, **starter.pretraining_corpus.model_dump())
-    return Dataset.from_list(
-        [
-            {
-                "title": record["title"],
-                "context": record["context"],
-                "question": record["question"],
-                "answer": record["answers"]["text"][0],
-            }
-            for record in flatten(corpus, "the pretraining corpus")
-        ]
-    )
+    rows = [
+        {
+            "title": record["title"],
+            "context": record["context"],
+            "question": record["question"],
+            "answer": record["answers"]["text"][0],
+        }
+        for record in flatten(corpus, "the pretraining corpus")
+    ]
+    values: dict[str, list[str]] = {}
+    for row in rows:
+        values.setdefault(row["context"], []).append(row["answer"])
+    return Dataset.from_list([row | {"values": values[row["context"]]} for row in rows])
 
 
 def train_starter_tokenizer(
@@ -103,66 +111,99 @@ def build_pretraining_examples(
             )
             source = context + question if rng.random() < 0.5 else question + context
             examples.append({"input_ids": source + end, "labels": answer + end})
-        stages.append(examples)
+        stages.append(Dataset.from_list(examples, features=EXAMPLE_FEATURES))
+    sample = pretraining_corpus.select(range(min(COUNTED, len(pretraining_corpus))))
+    renamer = PieceRenamer(tokenizer, sample.unique("context"))
     for n_examples, sentences in (
         (pretraining.cropped_examples, 2),
         (pretraining.whole_examples, None),
     ):
-        rows = []
-        for index in rng.choices(range(len(pretraining_corpus)), k=n_examples):
-            row = pretraining_corpus[index]
-            context = row["context"]
-            if sentences:
-                context = crop_context(context, row["answer"], sentences, rng)
-            prompt = rng.choice(pretraining.prompts)
-            rows.append((prompt.format(question=row["question"], context=context), row["answer"]))
-        stages.append(_encode(rows, tokenizer, pretraining, rng))
-    batches = []
-    for examples in stages:
-        batches += _batch_by_length(examples, pretraining, rng)
-    examples = [example for batch in batches for example in batch]
-    return Dataset.from_list(examples, features=EXAMPLE_FEATURES)
+        drawn = rng.choices(range(len(pretraining_corpus)), k=n_examples)
+        stages.append(
+            pretraining_corpus.select(drawn).map(
+                partial(
+                    _encode,
+                    tokenizer=tokenizer,
+                    renamer=renamer,
+                    pretraining=pretraining,
+                    sentences=sentences,
+                    seed=rng.random(),
+                ),
+                batched=True,
+                with_indices=True,
+                remove_columns=pretraining_corpus.column_names,
+                features=EXAMPLE_FEATURES,
+                num_proc=os.cpu_count(),
+                desc=f"Encoding {'cropped' if sentences else 'whole'} contexts",
+            )
+        )
+    size = pretraining.per_device_train_batch_size
+    return concatenate_datasets(
+        [stage.select(_batches_by_length(stage, size, rng)) for stage in stages]
+    )
 
 
 def _encode(
-    rows: list[tuple[str, str]],
+    rows: dict[str, list[Any]],
+    indices: list[int],
+    *,
     tokenizer: T5Tokenizer,
+    renamer: PieceRenamer,
     pretraining: PretrainingParameters,
-    rng: random.Random,
-) -> list[dict[str, list[int]]]:
-    """Tokenize; a share of the sources becomes a span-corruption example instead."""
+    sentences: int | None,
+    seed: float,
+) -> dict[str, list[list[int]]]:
+    """Put rows into prompts and tokenize; some are renamed, some become span corruption."""
+    rng = random.Random(f"{seed} {indices[0]}")  # noqa: S311
+    if sentences:
+        contexts = [
+            crop_context(context, answer, sentences, rng)
+            for context, answer in zip(rows["context"], rows["answer"], strict=True)
+        ]
+    else:
+        contexts = rows["context"]
+    prompts = [
+        rng.choice(pretraining.prompts).format(question=question, context=context)
+        for question, context in zip(rows["question"], contexts, strict=True)
+    ]
+
+    def ids(texts: list[str]) -> list[list[int]]:
+        return tokenizer(texts, add_special_tokens=False)["input_ids"]
+
+    sources, targets = ids(prompts), ids(rows["answer"])
+    parts = zip(ids(contexts), ids(rows["question"]), map(ids, rows["values"]), strict=True)
+    for i, (context, question, values) in enumerate(parts):
+        if rng.random() < pretraining.renamed_fraction:
+            new = renamer.draw(context, question, values, rng)
+            sources[i] = [new.get(token, token) for token in sources[i]]
+            targets[i] = [new.get(token, token) for token in targets[i]]
     sentinel_ids = tokenizer.convert_tokens_to_ids([f"<extra_id_{i}>" for i in range(SENTINELS)])
-    end = [tokenizer.eos_token_id]
-    sources, targets = (
-        tokenizer(list(texts), add_special_tokens=False)["input_ids"]
-        for texts in zip(*rows, strict=True)
-    )
-    examples = []
-    for source, target in zip(sources, targets, strict=True):
+    for i, source in enumerate(sources):
         if rng.random() < pretraining.span_corruption_fraction:
-            source, target = corrupt_spans(
+            sources[i], targets[i] = corrupt_spans(
                 source,
                 sentinel_ids,
                 rng,
                 noise_density=pretraining.noise_density,
                 mean_span_length=pretraining.mean_span_length,
             )
-        examples.append({"input_ids": source + end, "labels": target + end})
-    return examples
+    end = [tokenizer.eos_token_id]
+    return {
+        "input_ids": [source + end for source in sources],
+        "labels": [target + end for target in targets],
+    }
 
 
-def _batch_by_length(
-    examples: list[dict[str, list[int]]], pretraining: PretrainingParameters, rng: random.Random
-) -> list[list[dict[str, list[int]]]]:
-    """Group examples of similar length into batches, in random order."""
-    size = pretraining.per_device_train_batch_size
+def _batches_by_length(examples: Dataset, size: int, rng: random.Random) -> list[int]:
+    """Order the examples so that batches of `size` hold similar lengths and come at random."""
+    lengths = pc.list_value_length(examples.data.column("input_ids")).to_pylist()
     batches = []
     for start in range(0, len(examples), 50 * size):
-        chunk = sorted(examples[start : start + 50 * size], key=lambda e: len(e["input_ids"]))
+        chunk = sorted(range(start, min(start + 50 * size, len(examples))), key=lengths.__getitem__)
         part = [chunk[i : i + size] for i in range(0, len(chunk), size)]
         rng.shuffle(part)
         batches += part
-    return batches
+    return [i for batch in batches for i in batch]
 
 
 def pretrain_base_model(
@@ -199,7 +240,7 @@ def pretrain_base_model(
             use_cpu=not torch.cuda.is_available(),
             bf16=_multiplies_bfloat16(),
             train_sampling_strategy="sequential",
-            dataloader_num_workers=4 if torch.cuda.is_available() else 0,
+            dataloader_num_workers=8 if torch.cuda.is_available() else 0,
             dataloader_pin_memory=torch.cuda.is_available(),
             logging_steps=50,
             save_strategy="no",
@@ -223,7 +264,8 @@ def pretrain_base_model(
     trainer.remove_callback(ProgressCallback)
     trainer.add_callback(LossInProgressBar())
     trainer.train()
-    return model.cpu()
+    model.config.use_cache = True
+    return model.to("cpu", torch.bfloat16)
 
 
 def _multiplies_bfloat16() -> bool:
