@@ -136,15 +136,23 @@ def test_gradients_still_pass_after_inference(float32):
     torch.testing.assert_close(gradient(), before)
 
 
-@pytest.mark.parametrize(("has_amx", "expected"), [(False, torch.float32), (True, torch.bfloat16)])
-def test_compute_dtype_auto_on_a_cpu(monkeypatch, caplog, has_amx, expected):
+@pytest.mark.parametrize(
+    ("has_avx512_bf16", "has_amx", "expected"),
+    [
+        (False, False, torch.float32),
+        (True, False, torch.bfloat16),
+        (True, True, torch.bfloat16),
+    ],
+)
+def test_compute_dtype_auto_on_a_cpu(monkeypatch, caplog, has_avx512_bf16, has_amx, expected):
     monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
+    monkeypatch.setattr(torch.cpu, "_is_avx512_bf16_supported", lambda: has_avx512_bf16)
     monkeypatch.setattr(torch.cpu, "_is_amx_tile_supported", lambda: has_amx)
     with caplog.at_level(logging.INFO, logger="flan_qa_pipeline.models"):
         assert resolve_compute_dtype("auto") == expected
     (message,) = caplog.messages
     assert message.startswith(f"Compute dtype auto: {expected} (this CPU has")
-    assert ("has no native" in message) != has_amx
+    assert ("has no native" in message) != has_avx512_bf16
 
 
 @pytest.mark.parametrize(("native", "expected"), [(False, torch.float32), (True, torch.bfloat16)])

@@ -48,8 +48,9 @@ def resolve_compute_dtype(name: str) -> torch.dtype:
     """Turn a `compute_dtype` parameter into a torch dtype, logging what `auto` chose.
 
     `auto` is bfloat16 where the hardware multiplies bfloat16 matrices natively (a GPU that has
-    it, a CPU with AMX), else float32: on an AVX2 CPU NF4 with bfloat16 is over ten times slower
-    than with float32, and with AVX512_BF16 alone it is no faster.
+    it, a CPU with AVX512_BF16 or AMX), else float32: on an AVX2 CPU NF4 with bfloat16 is over ten
+    times slower than with float32. With AVX512_BF16 a training step of the starter model takes
+    0.36 s instead of 0.52 s on two cores.
     """
     if name != "auto":
         return getattr(torch, name)
@@ -57,7 +58,7 @@ def resolve_compute_dtype(name: str) -> torch.dtype:
         native = torch.cuda.is_bf16_supported(including_emulation=False)
         device = torch.cuda.get_device_name()
     else:
-        native = torch.cpu._is_amx_tile_supported()
+        native = torch.cpu._is_avx512_bf16_supported() or torch.cpu._is_amx_tile_supported()
         device = "this CPU"
     dtype = torch.bfloat16 if native else torch.float32
     logger.info(

@@ -115,6 +115,8 @@ def train_adapter(
         args=Seq2SeqTrainingArguments(
             **training.model_dump(exclude=OWN_OPTIONS),
             eval_strategy=training.eval_strategy if evaluates else "no",
+            use_cpu=lora_model.device.type == "cpu",
+            bf16=_autocasts(lora_model),
             gradient_checkpointing_kwargs={"use_reentrant": False},
             label_names=["labels"],
             dataloader_pin_memory=torch.cuda.is_available(),
@@ -161,6 +163,14 @@ def train_adapter(
         ],
     }
     return extract_adapter(lora_model, tokenizer, provenance_of(model, prompt), record)
+
+
+def _autocasts(model: PeftModel) -> bool:
+    """Whether the adapter, kept in float32, is multiplied in bfloat16 too: on a CPU that has it."""
+    autocasts = model.device.type == "cpu" and model.get_base_model().dtype == torch.bfloat16
+    if autocasts:
+        logger.info("Training multiplies the float32 adapter in bfloat16 (autocast).")
+    return autocasts
 
 
 def _sample(
