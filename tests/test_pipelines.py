@@ -190,6 +190,22 @@ def test_adapter_of_another_prompt_is_refused(project, full_run, tiny_run):
     assert versions(project)["score_table"] == before["score_table"]
 
 
+def test_questions_of_a_run_that_did_not_tokenize_them_are_refused(project, full_run, tiny_run):
+    before = versions(project)
+    fewer = tiny_run | {"data": tiny_run["data"] | {"max_validation_questions": 10}}
+    run(project, fewer, "data_engineering", to_nodes=["apply_unanswerable_policy"])
+    with pytest.raises(InputError, match="different validation questions.*--load-versions"):
+        run(project, tiny_run, "evaluate")
+    assert versions(project)["finetuned_predictions"] == before["finetuned_predictions"]
+    pinned = {"questions": full_run, "tokenized_questions": full_run, "adapter": full_run}
+    again = run(project, tiny_run, "evaluate", load_versions=pinned)
+    pd.testing.assert_frame_equal(
+        load(project, "finetuned_predictions", again),
+        load(project, "finetuned_predictions", full_run),
+    )
+    run(project, tiny_run, "data_engineering")
+
+
 def broken(project: Path, name: str, change) -> str:
     data = json.loads((project / "data/01_raw/starter_train.json").read_text())
     change(data)

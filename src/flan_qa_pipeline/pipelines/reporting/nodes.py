@@ -17,6 +17,7 @@ from flan_qa_pipeline.breakdown import (
     readable_breakdown,
 )
 from flan_qa_pipeline.costs import cost_markdown, cost_rows, readable_costs
+from flan_qa_pipeline.errors import InputError
 from flan_qa_pipeline.generation import answer_windows
 from flan_qa_pipeline.models import load_base_model, load_tokenizer
 from flan_qa_pipeline.parameters import (
@@ -62,6 +63,7 @@ def load_finetuned_model(
 
 def predict(
     qa_model: PreTrainedModel | PeftModel,
+    questions: DatasetDict,
     tokenized_questions: DatasetDict,
     model: ModelParameters,
     prompt: PromptParameters,
@@ -72,7 +74,17 @@ def predict(
     Columns: id, prediction_text ("" abstains), score (its log-probability), answer_text (the best
     answer, also where the model abstains) and no_answer_score (log-probability of the abstention
     minus that of answer_text).
+
+    Raises:
+        InputError: the tokenized questions are not those of `questions`.
     """
+    for split in ("validation", "calibration"):
+        if set(questions[split]["id"]) != set(tokenized_questions[split]["id"]):
+            raise InputError(
+                f"questions and tokenized_questions hold different {split} questions, so they are "
+                "of different runs; run kedro run --pipelines=data_engineering again, or name both "
+                "versions with --load-versions."
+            )
     validation, calibration = tokenized_questions["validation"], tokenized_questions["calibration"]
     answers = answer_windows(
         qa_model,

@@ -25,6 +25,7 @@ from .nodes import (
 def create_pipeline(**kwargs) -> Pipeline:
     """Answer the validation questions with base and adapter; score, tabulate, compare."""
     prediction_inputs = [
+        "questions",
         "tokenized_questions",
         "params:model",
         "params:prompt",
