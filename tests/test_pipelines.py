@@ -9,11 +9,14 @@ from pathlib import Path
 
 import pandas as pd
 import pytest
+import yaml
 from conftest import REPOSITORY, SQUAD_V2_DIR
+from datasets import Dataset, DatasetDict, load_from_disk
 from kedro.framework.session import KedroSession
 from kedro.framework.startup import bootstrap_project
 
 from flan_qa_pipeline.errors import InputError
+from flan_qa_pipeline.squad import flatten
 
 VERSIONED = {
     "questions": "03_primary/questions",
@@ -55,9 +58,9 @@ def tiny_run(tiny_base):
     }
 
 
-def run(project: Path, parameters: dict, *pipelines: str, **kwargs) -> str:
+def run(project: Path, parameters: dict, *pipelines: str, env: str | None = None, **kwargs) -> str:
     """Run pipelines as `kedro run` does; return the version that the run saved under."""
-    with KedroSession.create(project_path=project, runtime_params=parameters) as session:
+    with KedroSession.create(project_path=project, env=env, runtime_params=parameters) as session:
         session.run(pipeline_names=list(pipelines) or None, **kwargs)
         return session.session_id
 
@@ -154,9 +157,10 @@ def test_compare_without_versions_names_those_saved(project, full_run, tiny_run)
         run(project, tiny_run, "compare")
 
 
-def test_evaluate_repeats_the_scores_without_training(project, full_run, tiny_run):
+def test_evaluate_repeats_the_scores_without_training(project, full_run, tiny_run, caplog):
     before = versions(project)
     again = run(project, tiny_run, "evaluate")
+    assert caplog.text.count("Compute dtype auto: torch.") == 1
     after = versions(project)
     assert after["adapter"] == before["adapter"]
     assert after["tokenized_questions"] == before["tokenized_questions"]
@@ -269,20 +273,92 @@ def test_bad_parameters_stop_before_training(project, full_run, tiny_run, parame
     assert after["score_table"] == before["score_table"]
 
 
-def test_truncated_file_is_one_line_on_the_command_line(project, full_run):
-    path = project / "data/01_raw/truncated.json"
-    path.write_text('{"version": "v2.0", "data": [', encoding="utf-8")
+@pytest.mark.parametrize(
+    ("text", "complaint"),
+    [
+        (
+            '{"version": "v2.0", "data": [',
+            "Error: raw_train: Failed while loading data from dataset ",
+        ),
+        ('{"version": "v2.0", "data": [{"title": 1}]}', "Error: "),
+    ],
+)
+def test_a_bad_file_is_told_once_on_the_command_line(project, full_run, text, complaint):
+    path = project / "data/01_raw/bad.json"
+    path.write_text(text, encoding="utf-8")
     result = subprocess.run(  # noqa: S603
         [sys.executable, "-m", "kedro", "run", f"--params=data.train_file={path}"],
         cwd=project,
         capture_output=True,
         text=True,
     )
-    output = result.stdout + result.stderr
     assert result.returncode == 1
-    assert "Traceback" not in output
-    assert "Error: raw_train: Failed while loading data" in output
-    assert str(path) in output
+    (line,) = (result.stdout + result.stderr).splitlines()
+    assert line.startswith(f"{complaint}{path}")
+    assert "JSONDataset" not in line
+
+
+def test_other_errors_keep_what_kedro_says_of_them(project, full_run, tiny_run, caplog):
+    """A drive that is full is no bad input: the node and the way to resume are told."""
+    from flan_qa_pipeline.pipelines.data_engineering import nodes
+
+    def fail(*args):
+        raise OSError("no space left")
+
+    with pytest.MonkeyPatch.context() as patch, pytest.raises(OSError, match="no space"):
+        patch.setattr(nodes, "check", fail)
+        run(project, tiny_run, "data_engineering")
+    assert "flatten_train_questions" in caplog.text
+
+
+def environment(project: Path, name: str, **files: dict) -> str:
+    for file, content in files.items():
+        path = project / f"conf/{name}/{file}.yml"
+        path.parent.mkdir(exist_ok=True)
+        path.write_text(yaml.safe_dump(content), encoding="utf-8")
+    return name
+
+
+def test_environment_of_globals_alone(project, full_run, tiny_run, corpus):
+    articles = corpus["data"][:5]
+    path = project / "data/01_raw/fewer.json"
+    path.write_text(json.dumps({"version": "v2.0", "data": articles}), encoding="utf-8")
+    env = environment(project, "fewer", globals={"train_file": "data/01_raw/fewer.json"})
+    version = run(
+        project, tiny_run, "data_engineering", env=env, to_nodes=["apply_unanswerable_policy"]
+    )
+    questions = load_from_disk(project / f"data/03_primary/questions/{version}/questions")
+    titles = {*questions["train"]["title"], *questions["dev"]["title"]}
+    assert titles == {article["title"] for article in articles}
+    assert set(questions["validation"]["title"]) == {a["title"] for a in corpus["data"][24:]}
+    run(project, tiny_run, "data_engineering")
+
+
+def test_saved_datasets_instead_of_json(project, full_run, tiny_run, corpus):
+    rows = list(flatten({"data": corpus["data"][:5]}, "corpus"))
+    splits = DatasetDict(train=Dataset.from_list(rows))
+    folder = project / "data/01_raw/saved"
+    splits.save_to_disk(folder)
+    entry = {"type": "huggingface.ArrowDataset", "path": "${globals:train_file}"}
+
+    def read(path: Path) -> str:
+        env = environment(
+            project, "saved", globals={"train_file": str(path)}, catalog={"raw_train": entry}
+        )
+        return run(
+            project, tiny_run, "data_engineering", env=env, to_nodes=["flatten_train_questions"]
+        )
+
+    read(folder / "train")
+    with pytest.raises(InputError, match=f"{folder} holds a DatasetDict .*{folder / 'train'}"):
+        read(folder)
+
+
+def test_a_hub_dataset_is_refused_before_any_work(project, full_run, tiny_run):
+    entry = {"type": "huggingface.HFDataset", "dataset_name": "rajpurkar/squad_v2"}
+    env = environment(project, "hub", catalog={"raw_train": entry})
+    with pytest.raises(InputError, match="raw_train is of type HFDataset.*save_to_disk"):
+        run(project, tiny_run, "data_engineering", env=env)
 
 
 def test_registered_pipelines(project):

@@ -90,8 +90,13 @@ def generate_answers(
     )
     order = sorted(range(len(input_ids)), key=lambda i: len(input_ids[i]), reverse=True)
     answers: list[GeneratedAnswer | None] = [None] * len(order)
-    bar = tqdm(total=len(order), desc=description, unit="window", disable=description is None)
-    with bar as progress:
+    with tqdm(
+        total=len(order),
+        desc=description,
+        unit="window",
+        leave=False,
+        disable=description is None,
+    ) as progress:
         for start in range(0, len(order), batch_size):
             rows = order[start : start + batch_size]
             batch = tokenizer.pad(

@@ -1,13 +1,16 @@
 """What concerns every run: parameters and input files checked first, logs, the table at the end."""
 
 import difflib
+import logging
 import os
+import sys
 import time
 from pathlib import Path
 from typing import Any, get_args
 
 import click
 import datasets
+import torch
 import transformers
 from kedro.framework.context import KedroContext
 from kedro.framework.hooks import hook_impl
@@ -18,7 +21,10 @@ from pydantic import ValidationError
 
 from flan_qa_pipeline.costs import peak_memory
 from flan_qa_pipeline.errors import InputError
+from flan_qa_pipeline.models import resolve_compute_dtype
 from flan_qa_pipeline.parameters import Parameters
+
+logger = logging.getLogger(__name__)
 
 
 class ProjectHooks:
@@ -29,6 +35,7 @@ class ProjectHooks:
         """Check all parameters at once; keep the libraries' bars and cache files out of sight."""
         parameters = check_parameters(context.config_loader["parameters"])
         self._logging_dir = Path(parameters.training.logging_dir)
+        self._compute_dtype = parameters.model.compute_dtype
         self._raw_files = {
             "raw_train": context.project_path / parameters.data.train_file,
             "raw_validation": context.project_path / parameters.data.validation_file,
@@ -36,6 +43,8 @@ class ProjectHooks:
         datasets.disable_progress_bars()
         datasets.disable_caching()
         transformers.logging.disable_progress_bar()
+        for handler in logging.getLogger().handlers:
+            handler.addFilter(_is_told_nowhere_else)
 
     @hook_impl
     def before_pipeline_run(
@@ -53,8 +62,16 @@ class ProjectHooks:
 
     @hook_impl
     def before_node_run(self, node: Node) -> None:
-        """Note when the node starts."""
+        """Note when the node starts; tell the compute dtype before the base is first loaded."""
         self._node_costs[node.name] = {"started": time.perf_counter()}
+        if self._compute_dtype == "auto" and node.tags & {"quantize", "predict"}:
+            self._compute_dtype = resolve_compute_dtype("auto")
+            logger.info(
+                "Compute dtype auto: %s (this %s %s native bfloat16 matrix products).",
+                self._compute_dtype,
+                "GPU" if torch.cuda.is_available() else "CPU",
+                "has" if self._compute_dtype is torch.bfloat16 else "has no",
+            )
 
     @hook_impl
     def after_node_run(self, node: Node) -> None:
@@ -63,10 +80,14 @@ class ProjectHooks:
         self._node_costs[node.name] = {"seconds": seconds, "peak_memory": peak_memory()}
 
     @hook_impl
-    def on_pipeline_error(self, error: Exception) -> None:
+    def on_pipeline_error(self, error: Exception, catalog: CatalogProtocol) -> None:
         """Tell of a dataset that cannot be read or written in one line, without a traceback."""
         if isinstance(error, DatasetError):
-            reason = " ".join(str(error).split()).rstrip(".")
+            message = str(error)
+            dataset = catalog.get(message.partition(":")[0])
+            if hasattr(dataset, "_filepath"):
+                message = message.replace(str(dataset), str(dataset._filepath))
+            reason = " ".join(message.split()).rstrip(".")
             raise InputError(f"{reason}. Repair or replace the file, then run again.") from error
 
     @hook_impl
@@ -78,6 +99,12 @@ class ProjectHooks:
         for name in ("report", "comparison_report"):
             if name in pipeline.all_outputs():
                 click.echo(catalog.get(name)._get_load_path())
+
+
+def _is_told_nowhere_else(record: logging.LogRecord) -> bool:
+    """Drop what Kedro logs of an error that `kedro run` prints in one sentence at its end."""
+    passing = isinstance(sys.exc_info()[1], InputError | DatasetError)
+    return not (passing and record.name.startswith("kedro."))
 
 
 def check_parameters(raw: dict[str, Any]) -> Parameters:
@@ -136,10 +163,16 @@ def _require_same_file(name: str, catalog: CatalogProtocol, wanted: Path | None)
 
 
 def _require_input(name: str, catalog: CatalogProtocol) -> None:
-    if name in catalog and catalog.exists(name):
-        return
     dataset = catalog.get(name) if name in catalog else None
     place = getattr(dataset, "_filepath", None)
+    if name.startswith("raw_") and place is None:
+        raise InputError(
+            f"{name} is of type {type(dataset).__name__}, which reads no file, so that every run "
+            "would fetch it; save the split once with load_dataset(…, split=…).save_to_disk(…) and "
+            "read that folder with huggingface.ArrowDataset."
+        )
+    if dataset is not None and catalog.exists(name):
+        return
     pinned = getattr(dataset, "_version", None)
     if pinned and pinned.load:
         place = Path(place) / pinned.load

@@ -3,7 +3,6 @@
 Quantization: Dettmers et al. 2023, "QLoRA", arXiv:2305.14314 (NF4, double quantization).
 """
 
-import logging
 from pathlib import Path, PurePosixPath
 from typing import Any, Literal
 
@@ -22,8 +21,6 @@ from transformers import (
 
 from flan_qa_pipeline.errors import InputError
 from flan_qa_pipeline.parameters import ModelParameters
-
-logger = logging.getLogger(__name__)
 
 
 class QuantizableT5(T5ForConditionalGeneration):
@@ -44,30 +41,26 @@ class QuantizableT5(T5ForConditionalGeneration):
         self._keep_in_fp32_modules = set()
 
 
-def resolve_compute_dtype(name: str) -> torch.dtype:
-    """Turn a `compute_dtype` parameter into a torch dtype, logging what `auto` chose.
+def multiplies_bfloat16() -> bool:
+    """Whether the device multiplies bfloat16 matrices natively.
 
-    `auto` is bfloat16 where the hardware multiplies bfloat16 matrices natively (a GPU that has
-    it, a CPU with AVX512_BF16 or AMX), else float32: on an AVX2 CPU NF4 with bfloat16 is over ten
-    times slower than with float32. With AVX512_BF16 a training step of the starter model takes
-    0.36 s instead of 0.52 s on two cores.
+    A GPU may have it, and a CPU with AVX512_BF16 or AMX.
+    """
+    if torch.cuda.is_available():
+        return torch.cuda.is_bf16_supported(including_emulation=False)
+    return torch.cpu._is_avx512_bf16_supported() or torch.cpu._is_amx_tile_supported()
+
+
+def resolve_compute_dtype(name: str) -> torch.dtype:
+    """Turn a `compute_dtype` parameter into a torch dtype.
+
+    `auto` is bfloat16 where the device multiplies it natively, else float32: on an AVX2 CPU NF4
+    with bfloat16 is over ten times slower than with float32. With AVX512_BF16 a training step of
+    the starter model takes 0.36 s instead of 0.52 s on two cores.
     """
     if name != "auto":
         return getattr(torch, name)
-    if torch.cuda.is_available():
-        native = torch.cuda.is_bf16_supported(including_emulation=False)
-        device = torch.cuda.get_device_name()
-    else:
-        native = torch.cpu._is_avx512_bf16_supported() or torch.cpu._is_amx_tile_supported()
-        device = "this CPU"
-    dtype = torch.bfloat16 if native else torch.float32
-    logger.info(
-        "Compute dtype auto: %s (%s %s native bfloat16 matrix products).",
-        dtype,
-        device,
-        "has" if native else "has no",
-    )
-    return dtype
+    return torch.bfloat16 if multiplies_bfloat16() else torch.float32
 
 
 def load_tokenizer(model: ModelParameters) -> PreTrainedTokenizerBase:

@@ -4,7 +4,22 @@ from transformers.trainer_callback import ProgressCallback
 
 
 class LossInProgressBar(ProgressCallback):
-    """The Trainer's progress bar with the newest loss in it instead of printed lines."""
+    """The Trainer's progress bar, described, with the newest loss in it instead of printed lines.
+
+    It leaves the terminal when training ends or begins anew with a smaller batch.
+    """
+
+    def __init__(self, description: str = "Train"):
+        super().__init__()
+        self._description = description
+
+    def on_train_begin(self, args, state, control, **kwargs):
+        if self.training_bar is not None:
+            self.training_bar.close()
+        super().on_train_begin(args, state, control, **kwargs)
+        if self.training_bar is not None:
+            self.training_bar.leave = False
+            self.training_bar.set_description(self._description)
 
     def on_prediction_step(self, args, state, control, eval_dataloader=None, **kwargs):
         """Draw no second bar for the evaluation inside training."""

@@ -1,5 +1,6 @@
 """From SQuAD 2.0 input to tokenized windows."""
 
+from pathlib import Path
 from typing import Any
 
 from datasets import Dataset, DatasetDict, Features, List, Value, concatenate_datasets
@@ -35,8 +36,13 @@ WINDOW_FEATURES = Features(
 )
 
 
-def flatten_questions(raw: dict[str, Any] | Dataset, source: str) -> Dataset:
+def flatten_questions(raw: dict[str, Any] | Dataset | DatasetDict, source: str) -> Dataset:
     """Flatten SQuAD 2.0 JSON, or a squad_v2-shaped dataset, to one checked row per question."""
+    if isinstance(raw, DatasetDict):
+        raise InputError(
+            f"{source} holds a DatasetDict with the splits {', '.join(raw)}; name one of its "
+            f"splits, such as {Path(source) / next(iter(raw), 'train')}, in globals.yml."
+        )
     shape = flatten_rows if isinstance(raw, Dataset) else flatten
     records = list(shape(raw, source))
     check(records, source)

@@ -144,7 +144,7 @@ def train_adapter(
         patience=training.early_stopping_patience,
         threshold=training.early_stopping_threshold,
     )
-    for callback in (LossInProgressBar(), timer, best):
+    for callback in (LossInProgressBar("Train the adapter"), timer, best):
         trainer.add_callback(callback)
     trainer.train()
     trainable, total = lora_model.get_nb_trainable_parameters()
