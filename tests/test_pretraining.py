@@ -2,20 +2,25 @@
 
 import random
 import re
+from collections import Counter
 
 import pytest
 import torch
+from datasets import Dataset
 from transformers import AutoModelForSeq2SeqLM, T5Config, T5ForConditionalGeneration
 
+from flan_qa_pipeline.parameters import PretrainingParameters
 from flan_qa_pipeline.pretraining import (
     LOOKUP_FRAMES,
     PieceRenamer,
+    ReadingExamples,
     corrupt_spans,
-    crop_context,
+    crop,
     initialize_reader,
     lookup_example,
     lookup_words,
     parameter_groups,
+    split_sentences,
 )
 
 
@@ -109,10 +114,12 @@ def test_renaming_keeps_grammar_and_word_starts_and_renames_all_names_and_values
         "The mayor of Harwick is Ada Venton, and the mayor of Selby is Hugo Marley.",
         "The river of Dunford is the Tarn, and it is crossed by the bridge of Ellham.",
     ]
-    renamer = PieceRenamer(tokenizer, contexts * 3 + ["The cat and a dog of it."] * 24)
 
     def ids(text):
         return tokenizer(text, add_special_tokens=False)["input_ids"]
+
+    counted = contexts * 3 + ["The cat and a dog of it."] * 24
+    renamer = PieceRenamer(tokenizer, [ids(text) for text in counted])
 
     context, question, answer = ids(contexts[0]), ids("Who is mayor of Selby?"), ids("Hugo Marley")
     new = renamer.draw(context, question, [answer, ids("Ada Venton")], random.Random(2))
@@ -157,12 +164,115 @@ def test_span_corruption_loses_nothing():
         assert 0 < sum(map(len, spans.values())) <= max(1, round(0.15 * length))
 
 
-@pytest.mark.parametrize("sentences", [1, 2, 3])
-def test_cropped_context_holds_the_answer_and_no_more_sentences(sentences):
-    context = "A has 1. B has 2. C has 3. D has 4. E has 5."
+@pytest.mark.parametrize("kept", [1, 2, 3])
+def test_crop_holds_the_hit_and_no_more_sentences(kept):
+    context = "A has 1. B has 2.5 of it. C has 3. D has 4. E has 5."
+    sentences = split_sentences(context)
+    assert len(sentences) == 5 and " ".join(sentences) == context
     rng = random.Random(1)
-    for answer in "12345":
-        for _ in range(10):
-            kept = crop_context(context, f"has {answer}", sentences, rng)
-            assert kept in context and f"has {answer}" in kept
-            assert kept.count(".") == sentences
+    seen = set()
+    for hit in (0, 1, 2, 3, 4, None):
+        for _ in range(20):
+            part = crop(len(sentences), hit, kept, rng)
+            assert len(sentences[part]) == kept
+            assert hit is None or sentences[hit] in sentences[part]
+            seen.update(sentences[part])
+    assert seen == set(sentences)
+
+
+CONTEXT = (
+    "The mayor of Harwick is Ada Venton. The mayor of Selby is Hugo Marley. Selby has 12 wells."
+)
+HOURS = range(3, 9)
+SIZE = 40
+
+
+@pytest.fixture
+def examples(tokenizer, raw_parameters):
+    def make(**changes):
+        raw = raw_parameters["starter"]["pretraining"] | {
+            "lookups": [dict(examples=SIZE, names=2, relations=1, max_pieces=1, max_name_pieces=1)],
+            "cropped_examples": 3 * SIZE,
+            "whole_examples": 6 * SIZE,
+            "per_device_train_batch_size": SIZE,
+            "checked_fraction": 0.5,
+            "span_corruption_fraction": 0.0,
+        }
+        corpus = Dataset.from_dict(
+            {
+                "context": [CONTEXT] * 6 + [f"It sleeps for {n} hours. It is old." for n in HOURS],
+                "question": ["Who is the mayor of Selby?", "Who is from Ellham?"] * 3
+                + ["How long?"] * len(HOURS),
+                "answer": ["Hugo Marley", ""] * 3 + [f"{n} hours" for n in HOURS],
+            }
+        )
+        return ReadingExamples(
+            corpus, tokenizer, PretrainingParameters.model_validate(raw | changes)
+        )
+
+    return make
+
+
+def texts_of(examples, tokenizer, indices):
+    return [
+        tuple(
+            tokenizer.decode(examples[i][key], skip_special_tokens=True)
+            for key in ("input_ids", "labels")
+        )
+        for i in indices
+    ]
+
+
+def test_questions_are_answered_or_checked_and_unanswerable_ones_only_checked(examples, tokenizer):
+    made = examples(renamed_fraction=0.0)
+    assert len(made) == 10 * SIZE
+    seen = Counter()
+    for source, target in texts_of(made, tokenizer, range(4 * SIZE, 10 * SIZE)):
+        assert CONTEXT in source or "It is old." in source
+        expected = ("yes", "Hugo Marley") if "mayor of Selby?" in source else ("yes", "hours")
+        if "Ellham" in source:
+            expected = ("no",)
+        assert target.lstrip("3456789 ") in expected
+        seen[target] += 1
+    assert set(seen) == {"no", "yes", "Hugo Marley", *(f"{n} hours" for n in HOURS)}
+    assert 0.35 < seen["yes"] / (len(made) - 4 * SIZE - seen["no"]) < 0.65
+
+
+def test_cropped_contexts_come_before_whole_ones_in_batches_of_one_length(examples, tokenizer):
+    made = examples(renamed_fraction=0.0, checked_fraction=0.0)
+    for source, target in texts_of(made, tokenizer, range(SIZE, 4 * SIZE)):
+        assert CONTEXT not in source
+        assert target in source or target == "no"
+    for start in range(4 * SIZE, 9 * SIZE, SIZE):
+        lengths = [len(made[i]["input_ids"]) for i in range(start, start + SIZE)]
+        assert max(lengths) - min(lengths) < 60
+
+
+def test_an_example_is_the_same_whenever_it_is_asked_for(examples):
+    made, again = examples(), examples()
+    indices = range(0, len(made), 7)
+    forwards = [made[i] for i in indices]
+    assert [again[i] for i in reversed(indices)] == forwards[::-1]
+    assert any(
+        made[i] != example for i, example in zip(range(1, len(made)), forwards, strict=False)
+    )
+
+
+def test_renamed_answers_stand_in_their_renamed_context(examples, tokenizer):
+    made = examples(renamed_fraction=0.99, checked_fraction=0.0)
+    answers = Counter()
+    for i in range(4 * SIZE, 10 * SIZE):
+        source, target = made[i]["input_ids"][:-1], made[i]["labels"][:-1]
+        if tokenizer.decode(target) != "no":
+            assert _holds(source, target)
+            answers[tokenizer.decode(target)] += 1
+    assert answers.total() > SIZE
+    assert answers["Hugo Marley"] < 0.05 * answers.total()
+    assert max(answers.values()) < 0.5 * answers.total()
+
+
+def test_span_corruption_takes_its_share(examples, tokenizer):
+    made = examples(span_corruption_fraction=0.5)
+    first = tokenizer.convert_tokens_to_ids("<extra_id_0>")
+    corrupted = sum(made[i]["labels"][0] == first for i in range(SIZE, 10 * SIZE))
+    assert 0.4 < corrupted / (9 * SIZE) < 0.6

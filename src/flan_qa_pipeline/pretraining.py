@@ -1,4 +1,4 @@
-"""What makes the starter base model: its tokenizer and its pretraining examples.
+"""What makes the starter base model: its tokenizer, its initialization, its reading examples.
 
 Span corruption: Raffel et al. 2020, "Exploring the Limits of Transfer Learning with a Unified
 Text-to-Text Transformer", arXiv:1910.10683, section 3.1.4.
@@ -12,7 +12,9 @@ from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
+import numpy as np
 import torch
+from datasets import Dataset
 from tokenizers import Tokenizer
 from tokenizers.models import Unigram
 from tokenizers.pre_tokenizers import Metaspace
@@ -21,11 +23,15 @@ from torch import nn
 from transformers import T5ForConditionalGeneration, T5Tokenizer
 from transformers.models.t5.modeling_t5 import T5Attention
 
+from flan_qa_pipeline.parameters import LookupParameters, PretrainingParameters
+
 SENTINELS = 100
 MATCH_SCALE = 0.35
 SPECIALS = [("<pad>", 0.0), ("</s>", 0.0), ("<unk>", 0.0)]
 MAX_WEIGHT = 300
 COMMON = 4
+SLOTS = ("{context}", "{question}")
+SLOT = re.compile(r" *(\{context\}|\{question\}) *")
 LETTERS = sorted(set(string.printable) - set(string.whitespace))
 
 
@@ -222,23 +228,19 @@ class PieceRenamer:
 
     Args:
         tokenizer: the tokenizer whose pieces are renamed.
-        contexts: sample of contexts in which pieces are counted.
+        contexts: token ids of a sample of contexts, in which pieces are counted.
     """
 
     COMMON_SHARE = 0.2
 
-    def __init__(self, tokenizer: T5Tokenizer, contexts: Sequence[str]) -> None:
+    def __init__(self, tokenizer: T5Tokenizer, contexts: Sequence[Sequence[int]]) -> None:
         vocabulary = sorted(tokenizer.get_vocab().items())
         words = [(piece, i) for piece, i in vocabulary if piece.removeprefix("▁").isalnum()]
-        self.starts = [i for piece, i in words if piece.startswith("▁")]
-        self.insides = [i for piece, i in words if not piece.startswith("▁")]
+        self.starts = {i: None for piece, i in words if piece.startswith("▁")}
+        self.insides = {i: None for piece, i in words if not piece.startswith("▁")}
         self.word_starts = {i for piece, i in vocabulary if piece.startswith("▁")}
         self.capitals = {i for piece, i in words if piece.startswith("▁") and piece[1].isupper()}
-        counts = Counter(
-            i
-            for ids in tokenizer(list(contexts), add_special_tokens=False)["input_ids"]
-            for i in set(ids)
-        )
+        counts = Counter(i for ids in contexts for i in set(ids))
         self.common = {i for i, n in counts.items() if n > self.COMMON_SHARE * len(contexts)}
 
     def draw(
@@ -260,15 +262,158 @@ class PieceRenamer:
         renamed -= self.common
         names: dict[int, int] = {}
         for candidates in (self.starts, self.insides):
-            old = sorted(renamed.intersection(candidates))
-            names.update(zip(old, rng.sample(candidates, len(old)), strict=True))
+            old = sorted(renamed & candidates.keys())
+            names.update(zip(old, rng.sample(list(candidates), len(old)), strict=True))
         return names
 
 
-def crop_context(context: str, answer: str, sentences: int, rng: random.Random) -> str:
-    """Keep at most `sentences` neighbouring sentences, among them the first with the answer."""
-    parts = context.split(". ")
-    hit = next(i for i, part in enumerate(parts) if answer in part)
-    start = max(0, min(hit - rng.randrange(sentences), len(parts) - sentences))
-    kept = ". ".join(parts[start : start + sentences])
-    return kept if kept.endswith(".") else f"{kept}."
+def split_sentences(context: str) -> list[str]:
+    """Split a generated context, in which a point and a space only stand between sentences."""
+    *parts, last = context.split(". ")
+    return [*(f"{part}." for part in parts), last]
+
+
+def crop(n_sentences: int, hit: int | None, kept: int, rng: random.Random) -> slice:
+    """Choose at most `kept` neighbouring sentences, among them sentence `hit` if there is one."""
+    if hit is None:
+        hit = rng.randrange(n_sentences)
+    start = max(0, min(hit - rng.randrange(kept), n_sentences - kept))
+    return slice(start, start + kept)
+
+
+class ReadingExamples(torch.utils.data.Dataset):
+    """The curriculum of the base model; an example is made when it is asked for.
+
+    First come lookups from easy to hard, then questions on the corpus, with contexts of at most
+    two sentences and then whole. Questions are answered in the words of the context; some are
+    checked instead ("yes" or "no": does the context answer them?), among them all that it does
+    not answer. A part of the prompts has its words renamed, a part becomes span corruption. Every
+    example is drawn with a seed of its own, so that it is the same in any process.
+
+    Args:
+        corpus: rows of context, question and answer ("" where the context gives none).
+        tokenizer: the base model's tokenizer.
+        pretraining: sizes of the stages, prompts and shares.
+
+    An item is a dict of `input_ids` and `labels`, lists of token ids that end with `</s>`. Those
+    of a batch of `per_device_train_batch_size` belong to one stage and are of similar length.
+    """
+
+    COUNTED = 3_000
+    CROPPED_SENTENCES = 2
+    BATCHES_SORTED = 50
+
+    def __init__(
+        self, corpus: Dataset, tokenizer: T5Tokenizer, pretraining: PretrainingParameters
+    ) -> None:
+        self._pretraining = pretraining
+        vocabulary = tokenizer.get_vocab().items()
+        self._pieces = sorted(i for piece, i in vocabulary if piece.removeprefix("▁").isalnum())
+        self._words = lookup_words(tokenizer)
+        self._end = [tokenizer.eos_token_id]
+        self._sentinels = tokenizer.convert_tokens_to_ids(
+            [f"<extra_id_{i}>" for i in range(SENTINELS)]
+        )
+
+        def encode(texts: Iterable[str]) -> list[list[int]]:
+            return tokenizer(list(texts), add_special_tokens=False)["input_ids"]
+
+        self._prompts, self._check_prompts = (
+            [
+                [
+                    part if part in SLOTS else encode([part])[0]
+                    for part in SLOT.split(prompt)
+                    if part
+                ]
+                for prompt in prompts
+            ]
+            for prompts in (pretraining.prompts, pretraining.check_prompts)
+        )
+        self._verdicts = encode(["no", "yes"])
+        contexts = {context: i for i, context in enumerate(corpus.unique("context"))}
+        sentences = [split_sentences(context) for context in contexts]
+        encoded = iter(encode(sentence for parts in sentences for sentence in parts))
+        self._sentences = [[next(encoded) for _ in parts] for parts in sentences]
+        self._values: list[list[list[int]]] = [[] for _ in contexts]
+        self._rows: list[tuple[int, list[int], list[int], int | None]] = []
+        for context, question, answer, text in zip(
+            map(contexts.__getitem__, corpus["context"]),
+            *(encode(corpus[column]) for column in ("question", "answer")),
+            corpus["answer"],
+            strict=True,
+        ):
+            hit = None
+            if answer:
+                hit = next(i for i, part in enumerate(sentences[context]) if text in part)
+                self._values[context].append(answer)
+            self._rows.append((context, question, answer, hit))
+        self._renamer = PieceRenamer(
+            tokenizer, [sum(parts, []) for parts in self._sentences[: self.COUNTED]]
+        )
+        self._order = self._line_up()
+
+    def _line_up(self) -> np.ndarray:
+        """Return the stage and the corpus row of every example, in batches of similar length."""
+        pretraining = self._pretraining
+        rng = random.Random(pretraining.seed)  # noqa: S311
+        order: list[tuple[int, int]] = []
+        for stage, lookups in enumerate(pretraining.lookups):
+            order += [(stage, 0)] * lookups.examples
+        context_lengths = [sum(map(len, parts)) for parts in self._sentences]
+        size = pretraining.per_device_train_batch_size
+        for examples in (pretraining.cropped_examples, pretraining.whole_examples):
+            stage += 1
+            rows = rng.choices(range(len(self._rows)), k=examples)
+            for start in range(0, examples, self.BATCHES_SORTED * size):
+                part = rows[start : start + self.BATCHES_SORTED * size]
+                part.sort(key=lambda row: context_lengths[self._rows[row][0]])
+                batches = [part[i : i + size] for i in range(0, len(part), size)]
+                rng.shuffle(batches)
+                order += [(stage, row) for batch in batches for row in batch]
+        return np.array(order, dtype=np.int32)
+
+    def __len__(self) -> int:
+        return len(self._order)
+
+    def __getitem__(self, index: int) -> dict[str, list[int]]:
+        pretraining = self._pretraining
+        stage, row = self._order[index].tolist()
+        rng = random.Random(f"{pretraining.seed} {index}")  # noqa: S311
+        if stage < len(pretraining.lookups):
+            source, target = self._look_up(pretraining.lookups[stage], rng)
+        else:
+            source, target = self._read(row, stage == len(pretraining.lookups), rng)
+        return {"input_ids": source + self._end, "labels": target + self._end}
+
+    def _look_up(self, stage: LookupParameters, rng: random.Random) -> tuple[list[int], list[int]]:
+        context, question, answer = lookup_example(
+            self._pieces, self._words, rng, **stage.model_dump(exclude={"examples"})
+        )
+        return (context + question if rng.random() < 0.5 else question + context), answer
+
+    def _read(self, row: int, cropped: bool, rng: random.Random) -> tuple[list[int], list[int]]:
+        pretraining = self._pretraining
+        context_index, question, answer, hit = self._rows[row]
+        sentences = self._sentences[context_index]
+        if cropped:
+            sentences = sentences[crop(len(sentences), hit, self.CROPPED_SENTENCES, rng)]
+        context = [i for sentence in sentences for i in sentence]
+        checked = not answer or rng.random() < pretraining.checked_fraction
+        if rng.random() < pretraining.renamed_fraction:
+            new = self._renamer.draw(context, question, self._values[context_index], rng)
+            context, question, answer = (
+                [new.get(i, i) for i in ids] for ids in (context, question, answer)
+            )
+        slots = {"{context}": context, "{question}": question}
+        prompt = rng.choice(self._check_prompts if checked else self._prompts)
+        source = [i for part in prompt for i in (slots[part] if part in SLOTS else part)]
+        target = self._verdicts[bool(answer)] if checked else answer
+        if rng.random() < pretraining.span_corruption_fraction:
+            return corrupt_spans(
+                source,
+                self._sentinels,
+                rng,
+                noise_density=pretraining.noise_density,
+                mean_span_length=pretraining.mean_span_length,
+            )
+        return source, target

@@ -2,13 +2,10 @@
 
 import logging
 import os
-import random
-from functools import partial
 from typing import Any
 
-import pyarrow.compute as pc
 import torch
-from datasets import Dataset, Features, List, Value, concatenate_datasets
+from datasets import Dataset
 from transformers import (
     DataCollatorForSeq2Seq,
     T5Config,
@@ -20,15 +17,10 @@ from transformers import (
 )
 from transformers.trainer_callback import ProgressCallback
 
-from flan_qa_pipeline.parameters import PretrainingParameters, StarterParameters
+from flan_qa_pipeline.parameters import StarterParameters
 from flan_qa_pipeline.pretraining import (
-    SENTINELS,
-    PieceRenamer,
-    corrupt_spans,
-    crop_context,
+    ReadingExamples,
     initialize_reader,
-    lookup_example,
-    lookup_words,
     parameter_groups,
     train_unigram_tokenizer,
 )
@@ -37,10 +29,6 @@ from flan_qa_pipeline.squad import flatten, split_titles
 from flan_qa_pipeline.starter_corpus import generate_corpus
 
 logger = logging.getLogger(__name__)
-
-COUNTED = 20_000
-
-EXAMPLE_FEATURES = Features({"input_ids": List(Value("int32")), "labels": List(Value("int32"))})
 
 
 def generate_starter_corpus(
@@ -61,21 +49,19 @@ def generate_starter_corpus(
 
 
 def generate_pretraining_corpus(kinds: dict[str, Any], starter: StarterParameters) -> Dataset:
-    """Generate the pretraining corpus: other topics, words and phrasings, all answerable."""
+    """Generate the pretraining corpus: other topics, words and phrasings."""
     corpus = generate_corpus(kinds, **starter.pretraining_corpus.model_dump())
-    rows = [
-        {
-            "title": record["title"],
-            "context": record["context"],
-            "question": record["question"],
-            "answer": record["answers"]["text"][0],
-        }
-        for record in flatten(corpus, "the pretraining corpus")
-    ]
-    values: dict[str, list[str]] = {}
-    for row in rows:
-        values.setdefault(row["context"], []).append(row["answer"])
-    return Dataset.from_list([row | {"values": values[row["context"]]} for row in rows])
+    return Dataset.from_list(
+        [
+            {
+                "title": record["title"],
+                "context": record["context"],
+                "question": record["question"],
+                "answer": (record["answers"]["text"] or [""])[0],
+            }
+            for record in flatten(corpus, "the pretraining corpus")
+        ]
+    )
 
 
 def train_starter_tokenizer(
@@ -88,126 +74,20 @@ def train_starter_tokenizer(
     for row in (*questions, *sample):
         articles.setdefault(row["title"], []).extend((row["context"], row["question"]))
     documents = [" ".join(texts) for texts in articles.values()]
-    prompts = starter.pretraining.prompts * (len(documents) // len(starter.pretraining.prompts))
+    prompts = [*starter.pretraining.prompts, *starter.pretraining.check_prompts, "yes", "no"]
+    prompts *= len(documents) // len(prompts)
     return train_unigram_tokenizer([*documents, *prompts], starter.architecture.vocab_size)
 
 
 def build_pretraining_examples(
     pretraining_corpus: Dataset, tokenizer: T5Tokenizer, starter: StarterParameters
-) -> Dataset:
+) -> ReadingExamples:
     """Line up the curriculum: lookups from easy to hard, then the corpus, cropped and whole."""
-    pretraining = starter.pretraining
-    rng = random.Random(pretraining.seed)  # noqa: S311
-    vocabulary = tokenizer.get_vocab().items()
-    pieces = sorted(i for piece, i in vocabulary if piece.removeprefix("▁").isalnum())
-    words = lookup_words(tokenizer)
-    end = [tokenizer.eos_token_id]
-    stages = []
-    for stage in pretraining.lookups:
-        examples = []
-        for _ in range(stage.examples):
-            context, question, answer = lookup_example(
-                pieces, words, rng, **stage.model_dump(exclude={"examples"})
-            )
-            source = context + question if rng.random() < 0.5 else question + context
-            examples.append({"input_ids": source + end, "labels": answer + end})
-        stages.append(Dataset.from_list(examples, features=EXAMPLE_FEATURES))
-    sample = pretraining_corpus.select(range(min(COUNTED, len(pretraining_corpus))))
-    renamer = PieceRenamer(tokenizer, sample.unique("context"))
-    for n_examples, sentences in (
-        (pretraining.cropped_examples, 2),
-        (pretraining.whole_examples, None),
-    ):
-        drawn = rng.choices(range(len(pretraining_corpus)), k=n_examples)
-        stages.append(
-            pretraining_corpus.select(drawn).map(
-                partial(
-                    _encode,
-                    tokenizer=tokenizer,
-                    renamer=renamer,
-                    pretraining=pretraining,
-                    sentences=sentences,
-                    seed=rng.random(),
-                ),
-                batched=True,
-                with_indices=True,
-                remove_columns=pretraining_corpus.column_names,
-                features=EXAMPLE_FEATURES,
-                num_proc=os.cpu_count(),
-                desc=f"Encoding {'cropped' if sentences else 'whole'} contexts",
-            )
-        )
-    size = pretraining.per_device_train_batch_size
-    return concatenate_datasets(
-        [stage.select(_batches_by_length(stage, size, rng)) for stage in stages]
-    )
-
-
-def _encode(
-    rows: dict[str, list[Any]],
-    indices: list[int],
-    *,
-    tokenizer: T5Tokenizer,
-    renamer: PieceRenamer,
-    pretraining: PretrainingParameters,
-    sentences: int | None,
-    seed: float,
-) -> dict[str, list[list[int]]]:
-    """Put rows into prompts and tokenize; some are renamed, some become span corruption."""
-    rng = random.Random(f"{seed} {indices[0]}")  # noqa: S311
-    if sentences:
-        contexts = [
-            crop_context(context, answer, sentences, rng)
-            for context, answer in zip(rows["context"], rows["answer"], strict=True)
-        ]
-    else:
-        contexts = rows["context"]
-    prompts = [
-        rng.choice(pretraining.prompts).format(question=question, context=context)
-        for question, context in zip(rows["question"], contexts, strict=True)
-    ]
-
-    def ids(texts: list[str]) -> list[list[int]]:
-        return tokenizer(texts, add_special_tokens=False)["input_ids"]
-
-    sources, targets = ids(prompts), ids(rows["answer"])
-    parts = zip(ids(contexts), ids(rows["question"]), map(ids, rows["values"]), strict=True)
-    for i, (context, question, values) in enumerate(parts):
-        if rng.random() < pretraining.renamed_fraction:
-            new = renamer.draw(context, question, values, rng)
-            sources[i] = [new.get(token, token) for token in sources[i]]
-            targets[i] = [new.get(token, token) for token in targets[i]]
-    sentinel_ids = tokenizer.convert_tokens_to_ids([f"<extra_id_{i}>" for i in range(SENTINELS)])
-    for i, source in enumerate(sources):
-        if rng.random() < pretraining.span_corruption_fraction:
-            sources[i], targets[i] = corrupt_spans(
-                source,
-                sentinel_ids,
-                rng,
-                noise_density=pretraining.noise_density,
-                mean_span_length=pretraining.mean_span_length,
-            )
-    end = [tokenizer.eos_token_id]
-    return {
-        "input_ids": [source + end for source in sources],
-        "labels": [target + end for target in targets],
-    }
-
-
-def _batches_by_length(examples: Dataset, size: int, rng: random.Random) -> list[int]:
-    """Order the examples so that batches of `size` hold similar lengths and come at random."""
-    lengths = pc.list_value_length(examples.data.column("input_ids")).to_pylist()
-    batches = []
-    for start in range(0, len(examples), 50 * size):
-        chunk = sorted(range(start, min(start + 50 * size, len(examples))), key=lengths.__getitem__)
-        part = [chunk[i : i + size] for i in range(0, len(chunk), size)]
-        rng.shuffle(part)
-        batches += part
-    return [i for batch in batches for i in batch]
+    return ReadingExamples(pretraining_corpus, tokenizer, starter.pretraining)
 
 
 def pretrain_base_model(
-    examples: Dataset, tokenizer: T5Tokenizer, starter: StarterParameters
+    examples: ReadingExamples, tokenizer: T5Tokenizer, starter: StarterParameters
 ) -> T5ForConditionalGeneration:
     """Train a small T5 v1.1 from scratch, once through the curriculum in its order."""
     architecture, pretraining = starter.architecture, starter.pretraining
@@ -240,7 +120,7 @@ def pretrain_base_model(
             use_cpu=not torch.cuda.is_available(),
             bf16=_multiplies_bfloat16(),
             train_sampling_strategy="sequential",
-            dataloader_num_workers=8 if torch.cuda.is_available() else 0,
+            dataloader_num_workers=min(os.cpu_count(), 16) - 1,
             dataloader_pin_memory=torch.cuda.is_available(),
             logging_steps=50,
             save_strategy="no",
