@@ -1,8 +1,12 @@
 # make run and make test set everything up; make lock renews requirements.lock.
+# torch is of the build that pip's index offers (CUDA on Linux, if that is PyPI); its CPU build:
+#   make run TORCH_INDEX=https://download.pytorch.org/whl/cpu
 PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
 INSTALLED := $(VENV)/.installed
+TORCH := $(shell grep '^torch==' requirements.lock)
+TORCH_INDEX ?=
 
 .PHONY: run test lint lock clean
 
@@ -18,15 +22,19 @@ lint: $(INSTALLED)
 
 $(INSTALLED): requirements.lock pyproject.toml
 	$(PYTHON) -m venv $(VENV)
+	$(if $(TORCH_INDEX),$(BIN)/pip install --quiet --no-deps --index-url $(TORCH_INDEX) $(TORCH))
 	$(BIN)/pip install --quiet --requirement requirements.lock
 	$(BIN)/pip install --quiet --no-deps --no-build-isolation --editable .
 	touch $@
 
 lock:
 	$(PYTHON) -m venv --clear $(VENV)
-	$(BIN)/pip install --quiet torch==2.13.0
+	$(BIN)/pip install --quiet $(if $(TORCH_INDEX),--index-url $(TORCH_INDEX)) $(TORCH)
 	$(BIN)/pip install --quiet --upgrade setuptools --editable .[dev]
-	$(BIN)/pip freeze --exclude-editable --all --exclude pip | sed 's/+cpu//' > requirements.lock
+	echo '# Made by make lock. torch has no build tag: pip takes the build (CPU or CUDA) that its' \
+		'index offers; the Makefile says how to choose.' > requirements.lock
+	$(BIN)/pip freeze --exclude-editable --all --exclude pip \
+		| sed 's/^\(torch==[^+]*\)+.*/\1/' >> requirements.lock
 
 clean:
 	rm -rf $(VENV)

@@ -4,6 +4,7 @@ from flan_qa_pipeline.hooks import ProjectHooks
 
 HOOKS = (ProjectHooks(),)
 
+# .telemetry keeps the command line silent; a packaged run has no such file.
 DISABLE_HOOKS_FOR_PLUGINS = ("kedro-telemetry",)
 
 CONFIG_LOADER_ARGS = {
