@@ -8,14 +8,14 @@ import pytest
 import torch
 import yaml
 from datasets import Dataset, DatasetDict
-from transformers import T5Config, T5ForConditionalGeneration, set_seed
+from transformers import set_seed
 
 from flan_qa_pipeline.adapter import provenance_of
 from flan_qa_pipeline.models import load_base_model, load_tokenizer
 from flan_qa_pipeline.parameters import Parameters
 from flan_qa_pipeline.pipelines.data_engineering.nodes import WINDOW_FEATURES
 from flan_qa_pipeline.pipelines.modeling.nodes import attach_lora, train_adapter
-from flan_qa_pipeline.pretraining import initialize_reader, train_unigram_tokenizer
+from flan_qa_pipeline.pretraining import build_reader, train_unigram_tokenizer
 from flan_qa_pipeline.starter_corpus import generate_corpus
 
 REPOSITORY = Path(__file__).resolve().parents[1]
@@ -63,24 +63,16 @@ def tiny_base(tmp_path_factory, corpus):
     texts += [qa["question"] for p in paragraphs for qa in p["qas"]]
     tokenizer = train_unigram_tokenizer(texts, VOCAB_SIZE)
     set_seed(5)
-    model = T5ForConditionalGeneration(
-        T5Config(
-            vocab_size=len(tokenizer),
-            d_model=64,
-            d_kv=16,
-            d_ff=128,
-            num_layers=1,
-            num_decoder_layers=1,
-            num_heads=4,
-            feed_forward_proj="gated-gelu",
-            tie_word_embeddings=False,
-            dropout_rate=0.0,
-            decoder_start_token_id=tokenizer.pad_token_id,
-            pad_token_id=tokenizer.pad_token_id,
-            eos_token_id=tokenizer.eos_token_id,
-        )
+    model = build_reader(
+        tokenizer,
+        vocab_size=len(tokenizer),
+        d_model=64,
+        d_kv=16,
+        d_ff=128,
+        num_layers=1,
+        num_decoder_layers=1,
+        num_heads=4,
     )
-    initialize_reader(model)
     with torch.no_grad():
         model.lm_head.weight.normal_(std=0.2)
     folder = tmp_path_factory.mktemp("tiny_base")

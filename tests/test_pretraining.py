@@ -7,16 +7,16 @@ from collections import Counter
 import pytest
 import torch
 from datasets import Dataset
-from transformers import AutoModelForSeq2SeqLM, T5Config, T5ForConditionalGeneration
+from transformers import AutoModelForSeq2SeqLM
 
 from flan_qa_pipeline.parameters import PretrainingParameters
 from flan_qa_pipeline.pretraining import (
     LOOKUP_FRAMES,
     PieceRenamer,
     ReadingExamples,
+    build_reader,
     corrupt_spans,
     crop,
-    initialize_reader,
     lookup_example,
     lookup_words,
     parameter_groups,
@@ -26,21 +26,16 @@ from flan_qa_pipeline.pretraining import (
 
 @pytest.fixture
 def reader(tokenizer):
-    model = T5ForConditionalGeneration(
-        T5Config(
-            vocab_size=len(tokenizer),
-            d_model=32,
-            d_kv=8,
-            d_ff=32,
-            num_layers=1,
-            num_decoder_layers=1,
-            num_heads=4,
-            feed_forward_proj="gated-gelu",
-            tie_word_embeddings=False,
-        )
+    return build_reader(
+        tokenizer,
+        vocab_size=len(tokenizer),
+        d_model=32,
+        d_kv=8,
+        d_ff=32,
+        num_layers=1,
+        num_decoder_layers=1,
+        num_heads=4,
     )
-    initialize_reader(model)
-    return model
 
 
 def test_head_stays_untied_and_unscaled_when_saved_and_loaded(reader, tmp_path):

@@ -54,7 +54,7 @@ class DataParameters(_Section):
 class ModelParameters(_Section):
     """The base model and its 4-bit quantization (BitsAndBytesConfig).
 
-    `compute_dtype: auto` is bfloat16 on a GPU that has it and on a CPU with AMX, else float32.
+    `compute_dtype: auto` is bfloat16 where the device multiplies it natively, else float32.
     """
 
     name: str

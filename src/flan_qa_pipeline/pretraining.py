@@ -20,7 +20,7 @@ from tokenizers.models import Unigram
 from tokenizers.pre_tokenizers import Metaspace
 from tokenizers.trainers import UnigramTrainer
 from torch import nn
-from transformers import T5ForConditionalGeneration, T5Tokenizer
+from transformers import T5Config, T5ForConditionalGeneration, T5Tokenizer
 from transformers.models.t5.modeling_t5 import T5Attention
 
 from flan_qa_pipeline.parameters import LookupParameters, PretrainingParameters
@@ -120,6 +120,23 @@ def parameter_groups(
         {"params": groups[False], "lr": learning_rate},
         {"params": groups[True], "lr": embedding_learning_rate},
     ]
+
+
+def build_reader(tokenizer: T5Tokenizer, **architecture: int) -> T5ForConditionalGeneration:
+    """Build a T5 v1.1 of the given T5Config fields, its random weights where reading begins."""
+    model = T5ForConditionalGeneration(
+        T5Config(
+            **architecture,
+            feed_forward_proj="gated-gelu",
+            tie_word_embeddings=False,
+            dropout_rate=0.0,
+            decoder_start_token_id=tokenizer.pad_token_id,
+            pad_token_id=tokenizer.pad_token_id,
+            eos_token_id=tokenizer.eos_token_id,
+        )
+    )
+    initialize_reader(model)
+    return model
 
 
 def initialize_reader(model: T5ForConditionalGeneration) -> None:

@@ -9,7 +9,7 @@ class LossInProgressBar(ProgressCallback):
     It leaves the terminal when training ends or begins anew with a smaller batch.
     """
 
-    def __init__(self, description: str = "Train"):
+    def __init__(self, description: str):
         super().__init__()
         self._description = description
 

@@ -170,6 +170,11 @@ def split_titles(titles: Iterable[str], fraction: float, seed: int) -> set[str]:
     return set(random.Random(seed).sample(distinct, count))  # noqa: S311
 
 
+def one_line(answers: Iterable[str]) -> str:
+    """The distinct answers of a question in one line."""
+    return " | ".join(dict.fromkeys(answers))
+
+
 def gold_texts(questions: Iterable[Mapping[str, Any]]) -> dict[str, list[str]]:
     """Map the ids of flat questions to the texts of their answers, none if unanswerable."""
     return {question["id"]: list(question["answers"]["text"]) for question in questions}

@@ -9,6 +9,7 @@ from flan_qa_pipeline.breakdown import breakdown, breakdown_markdown, readable_b
 from flan_qa_pipeline.errors import InputError
 from flan_qa_pipeline.parameters import CompareParameters, ReportingParameters
 from flan_qa_pipeline.report import outcome, render_report
+from flan_qa_pipeline.squad import one_line
 
 logger = logging.getLogger(__name__)
 
@@ -84,7 +85,7 @@ def list_changed_answers(question_pairs: pd.DataFrame) -> pd.DataFrame:
         {
             "id": changed["id"],
             "question": changed["question"],
-            "gold": [" | ".join(dict.fromkeys(answers)) for answers in changed["answers"]],
+            "gold": changed["answers"].map(one_line),
             "first": changed["first"],
             "second": changed["second"],
             "outcome": [

@@ -32,7 +32,7 @@ from flan_qa_pipeline.parameters import (
 )
 from flan_qa_pipeline.progress import LossInProgressBar
 from flan_qa_pipeline.scoring import score_predictions
-from flan_qa_pipeline.squad import gold_texts
+from flan_qa_pipeline.squad import gold_texts, one_line
 from flan_qa_pipeline.training import AnsweringTrainer, BestAdapter, StepTimer
 
 logger = logging.getLogger(__name__)
@@ -202,7 +202,7 @@ def answer_sample(
     table = pd.DataFrame(
         {
             "question": [question["question"] for question in questions],
-            "gold": [" / ".join(dict.fromkeys(golds[question["id"]])) for question in questions],
+            "gold": [one_line(golds[question["id"]]) for question in questions],
             "answer": [texts[question["id"]] for question in questions],
         }
     ).head(ANSWERS_SHOWN)

@@ -29,7 +29,7 @@ from flan_qa_pipeline.parameters import (
 )
 from flan_qa_pipeline.report import render_report
 from flan_qa_pipeline.scoring import per_question_scores, score_predictions
-from flan_qa_pipeline.squad import gold_texts
+from flan_qa_pipeline.squad import gold_texts, one_line
 from flan_qa_pipeline.thresholds import abstention_rows, candidates
 
 logger = logging.getLogger(__name__)
@@ -210,7 +210,7 @@ def sample_questions(question_table: pd.DataFrame, reporting: ReportingParameter
     """Show a random sample of questions with gold answers and both models' answers and F1."""
     size = min(reporting.sample_answers, len(question_table))
     sample = question_table.sample(size, random_state=reporting.seed)
-    sample["gold"] = [" | ".join(dict.fromkeys(answers)) for answers in sample["answers"]]
+    sample["gold"] = sample["answers"].map(one_line)
     columns = ["id", "question", "context", "gold"]
     return sample[[*columns, *(name for m in MODELS for name in (m, f"{m} F1"))]]
 

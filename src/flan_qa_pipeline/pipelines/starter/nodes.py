@@ -8,7 +8,6 @@ import torch
 from datasets import Dataset
 from transformers import (
     DataCollatorForSeq2Seq,
-    T5Config,
     T5ForConditionalGeneration,
     T5Tokenizer,
     Trainer,
@@ -17,10 +16,11 @@ from transformers import (
 )
 from transformers.trainer_callback import ProgressCallback
 
+from flan_qa_pipeline.models import multiplies_bfloat16
 from flan_qa_pipeline.parameters import StarterParameters
 from flan_qa_pipeline.pretraining import (
     ReadingExamples,
-    initialize_reader,
+    build_reader,
     parameter_groups,
     train_unigram_tokenizer,
 )
@@ -90,20 +90,11 @@ def pretrain_base_model(
     examples: ReadingExamples, tokenizer: T5Tokenizer, starter: StarterParameters
 ) -> T5ForConditionalGeneration:
     """Train a small T5 v1.1 from scratch, once through the curriculum in its order."""
-    architecture, pretraining = starter.architecture, starter.pretraining
+    pretraining = starter.pretraining
     set_seed(pretraining.seed)
-    model = T5ForConditionalGeneration(
-        T5Config(
-            **architecture.model_dump(),
-            feed_forward_proj="gated-gelu",
-            tie_word_embeddings=False,
-            dropout_rate=0.0,
-            decoder_start_token_id=tokenizer.pad_token_id,
-            pad_token_id=tokenizer.pad_token_id,
-            eos_token_id=tokenizer.eos_token_id,
-        )
-    )
-    initialize_reader(model)
+    model = build_reader(tokenizer, **starter.architecture.model_dump())
+    native = multiplies_bfloat16()
+    logger.info("Pretraining computes in %s.", "bfloat16 (autocast)" if native else "float32")
     trainer = Trainer(
         model=model,
         args=TrainingArguments(
@@ -118,7 +109,7 @@ def pretrain_base_model(
             num_train_epochs=1,
             lr_scheduler_type="cosine",
             use_cpu=not torch.cuda.is_available(),
-            bf16=_multiplies_bfloat16(),
+            bf16=native,
             train_sampling_strategy="sequential",
             dataloader_num_workers=min(os.cpu_count(), 16) - 1,
             dataloader_pin_memory=torch.cuda.is_available(),
@@ -142,17 +133,7 @@ def pretrain_base_model(
         ),
     )
     trainer.remove_callback(ProgressCallback)
-    trainer.add_callback(LossInProgressBar())
+    trainer.add_callback(LossInProgressBar("Pretrain the base model"))
     trainer.train()
     model.config.use_cache = True
     return model.to("cpu", torch.bfloat16)
-
-
-def _multiplies_bfloat16() -> bool:
-    """Whether this device multiplies bfloat16 matrices natively; logs what it means."""
-    if torch.cuda.is_available():
-        native = torch.cuda.is_bf16_supported(including_emulation=False)
-    else:
-        native = torch.cpu._is_avx512_bf16_supported()
-    logger.info("Pretraining computes in %s.", "bfloat16 (autocast)" if native else "float32")
-    return native
