@@ -3,9 +3,12 @@
 import numpy as np
 import pandas as pd
 import pytest
+from datasets import Dataset, DatasetDict
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from flan_qa_pipeline.figures import plot_abstention
+from flan_qa_pipeline.pipelines.reporting.nodes import tabulate_abstention
 from flan_qa_pipeline.thresholds import (
     abstention_rows,
     apply_threshold,
@@ -195,3 +198,31 @@ def test_without_calibration_no_threshold_is_invented():
 def test_a_question_without_prediction_is_named():
     with pytest.raises(ValueError, match="1 of 5 reference questions have no prediction .*'e'"):
         candidates(GOLDS | {"e": []}, PREDICTIONS)
+
+
+def tabulate_and_plot(golds):
+    answers = [{"text": texts, "answer_start": [0] * len(texts)} for texts in golds.values()]
+    asked = Dataset.from_dict({"id": list(golds), "answers": answers})
+    table, markdown, curve = tabulate_abstention(
+        DatasetDict(validation=asked, calibration=asked), *[PREDICTIONS] * 4
+    )
+    return table, curve, plot_abstention(curve, table)
+
+
+def test_the_curve_has_every_threshold_and_the_figure_draws_it():
+    table, curve, figure = tabulate_and_plot(GOLDS)
+    assert table["model"].unique().tolist() == ["baseline", "fine-tuned"]
+    for _, rows in curve.groupby("model"):
+        assert rows["abstained"].tolist() == [0.75, 0.5, 0.25, 0.0]
+        assert rows["recall"].iloc[-1] == pytest.approx((1 + 2 / 3) / 2)
+    lines = [trace for trace in figure.data if trace.mode != "markers"]
+    assert [trace.name.split(" (")[0] for trace in lines] == ["baseline", "fine-tuned"]
+    assert lines[0].x == pytest.approx([75, 50, 25, 0])
+    (diamond,) = (t for t in figure.data if t.mode == "markers" and t.name.startswith("baseline"))
+    assert diamond.x == (50,)
+
+
+def test_without_answerable_questions_there_is_no_curve():
+    table, curve, figure = tabulate_and_plot(dict.fromkeys(GOLDS, []))
+    assert len(table) == 8
+    assert curve.empty and not figure.data

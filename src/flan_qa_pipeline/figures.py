@@ -5,14 +5,13 @@ from typing import Any
 import numpy as np
 import pandas as pd
 import plotly.graph_objects as go
-from datasets import DatasetDict
 from plotly.subplots import make_subplots
 
 from flan_qa_pipeline.adapter import Adapter
-from flan_qa_pipeline.squad import gold_texts
-from flan_qa_pipeline.thresholds import candidates, precision_recall
+from flan_qa_pipeline.thresholds import PrecisionRecall
 
-COLORS = {"baseline": "#9aa5b1", "fine-tuned": "#1f6feb"}
+MODELS = ("baseline", "fine-tuned")
+COLORS = dict(zip(MODELS, ("#9aa5b1", "#1f6feb"), strict=True))
 ACCENT = "#c2410c"
 PERCENT = {"title": "percent", "range": [0, 105]}
 _LAYOUT: dict[str, Any] = {
@@ -49,22 +48,14 @@ def plot_scores(score_table: pd.DataFrame) -> go.Figure:
     return figure
 
 
-def plot_abstention(
-    questions: DatasetDict,
-    baseline_predictions: pd.DataFrame,
-    finetuned_predictions: pd.DataFrame,
-    abstention_table: pd.DataFrame,
-) -> go.Figure:
+def plot_abstention(abstention_curve: pd.DataFrame, abstention_table: pd.DataFrame) -> go.Figure:
     """Draw how right the answers given are when more and more questions are abstained on."""
     figure = go.Figure()
-    for model, predictions in (
-        ("baseline", baseline_predictions),
-        ("fine-tuned", finetuned_predictions),
-    ):
-        answers = candidates(gold_texts(questions["validation"]), predictions)
-        if not answers.has_answer.any():
+    for model, color in COLORS.items():
+        rows = abstention_curve[abstention_curve["model"] == model].drop(columns="model")
+        if rows.empty:
             continue
-        curve = precision_recall(answers.scores["F1"], answers.na_probs, answers.has_answer)
+        curve = PrecisionRecall(**{name: column.to_numpy() for name, column in rows.items()})
         points = np.linspace(0, len(curve.precision) - 1, _POINTS_DRAWN).round().astype(int)
         points = np.unique(points)
         figure.add_scatter(
@@ -74,7 +65,7 @@ def plot_abstention(
             customdata=np.column_stack([curve.thresholds, 100 * curve.recall])[points],
             hovertemplate="abstained %{x:.1f}%<br>precision %{y:.1f}%<br>"
             "recall %{customdata[1]:.1f}%<br>threshold %{customdata[0]:.3g}",
-            line_color=COLORS[model],
+            line_color=color,
         )
         rows = abstention_table.query("model == @model and decision == 'train articles'")
         for share in rows["abstained"] / rows["questions"]:
@@ -84,7 +75,7 @@ def plot_abstention(
                 x=[100 * curve.abstained[at]],
                 y=[100 * curve.precision[at]],
                 mode="markers",
-                marker={"size": 12, "color": COLORS[model], "symbol": "diamond"},
+                marker={"size": 12, "color": color, "symbol": "diamond"},
             )
     figure.update_layout(
         title="Precision of the answers given against abstention",

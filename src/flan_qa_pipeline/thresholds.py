@@ -57,14 +57,18 @@ class PrecisionRecall:
 
     `precision` is the mean score of the questions answered, counting 0 for one without a gold
     answer; `recall` is the share of all that could be scored; `abstained` is the share of
-    questions not answered. `average_precision` is in percent.
+    questions not answered.
     """
 
     thresholds: np.ndarray
     precision: np.ndarray
     recall: np.ndarray
     abstained: np.ndarray
-    average_precision: float
+
+    @property
+    def average_precision(self) -> float:
+        """Precision averaged over recall, in percent."""
+        return 100.0 * float(self.precision @ np.diff(self.recall, prepend=0.0))
 
 
 def precision_recall(
@@ -85,13 +89,11 @@ def precision_recall(
     ends = np.append(probabilities[1:] != probabilities[:-1], True)
     precision = (true_positives / given)[ends]
     recall = (true_positives / has_answer.sum())[ends]
-    steps = np.diff(np.concatenate([[0.0], recall]))
     return PrecisionRecall(
         thresholds=probabilities[ends],
         precision=precision,
         recall=recall,
         abstained=1 - given[ends] / len(order),
-        average_precision=100.0 * float(precision @ steps),
     )
 
 

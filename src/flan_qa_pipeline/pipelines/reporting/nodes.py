@@ -1,6 +1,7 @@
 """Answers, scores, tables and figures of the untouched base and of the fine-tuned model."""
 
 import logging
+from dataclasses import asdict, fields
 from typing import Any
 
 import pandas as pd
@@ -18,6 +19,7 @@ from flan_qa_pipeline.breakdown import (
 )
 from flan_qa_pipeline.costs import cost_markdown, cost_rows, readable_costs
 from flan_qa_pipeline.errors import InputError
+from flan_qa_pipeline.figures import MODELS
 from flan_qa_pipeline.generation import answer_windows
 from flan_qa_pipeline.models import load_base_model, load_tokenizer
 from flan_qa_pipeline.parameters import (
@@ -30,11 +32,15 @@ from flan_qa_pipeline.parameters import (
 from flan_qa_pipeline.report import render_report
 from flan_qa_pipeline.scoring import per_question_scores, score_predictions
 from flan_qa_pipeline.squad import gold_texts, one_line
-from flan_qa_pipeline.thresholds import abstention_rows, candidates
+from flan_qa_pipeline.thresholds import (
+    PrecisionRecall,
+    abstention_rows,
+    candidates,
+    precision_recall,
+)
 
 logger = logging.getLogger(__name__)
 
-MODELS = ("baseline", "fine-tuned")
 SUBSET_PREFIXES = {"overall": "", "HasAns": "HasAns_", "NoAns": "NoAns_"}
 METRICS = {"EM": "exact", "F1": "f1"}
 ABSTENTION_NOTE = (
@@ -185,12 +191,16 @@ def tabulate_abstention(
     finetuned_predictions: pd.DataFrame,
     baseline_calibration_predictions: pd.DataFrame,
     finetuned_calibration_predictions: pd.DataFrame,
-) -> tuple[pd.DataFrame, str]:
-    """Compare abstaining greedily, by a threshold chosen on train articles, and by the oracle's."""
+) -> tuple[pd.DataFrame, str, pd.DataFrame]:
+    """Compare abstaining greedily, by a threshold chosen on train articles, and by the oracle's.
+
+    The last output is the precision of the answers given at every threshold, by model; its columns
+    are those of `thresholds.PrecisionRecall`.
+    """
     calibration = questions["calibration"]
     if not len(calibration):
         logger.info("No threshold is calibrated: data.dev_fraction holds no train article out.")
-    rows = []
+    rows, curves = [], []
     for label, predictions, calibrating in zip(
         MODELS,
         (baseline_predictions, finetuned_predictions),
@@ -200,10 +210,14 @@ def tabulate_abstention(
         answers = candidates(gold_texts(questions["validation"]), predictions)
         chosen_on = candidates(gold_texts(calibration), calibrating) if len(calibration) else None
         rows += [{"model": label, **row} for row in abstention_rows(answers, chosen_on)]
+        if answers.has_answer.any():
+            curve = precision_recall(answers.scores["F1"], answers.na_probs, answers.has_answer)
+            curves.append(pd.DataFrame({"model": label, **asdict(curve)}))
     table = pd.DataFrame(rows)
     shown = table.astype(object).where(table.notna(), None)
     markdown = shown.to_markdown(index=False, floatfmt=".4g", missingval="")
-    return table, f"{markdown}\n\n{ABSTENTION_NOTE}\n"
+    none = pd.DataFrame(columns=["model", *(field.name for field in fields(PrecisionRecall))])
+    return table, f"{markdown}\n\n{ABSTENTION_NOTE}\n", pd.concat(curves) if curves else none
 
 
 def sample_questions(question_table: pd.DataFrame, reporting: ReportingParameters) -> pd.DataFrame:

@@ -105,7 +105,7 @@ def create_pipeline(**kwargs) -> Pipeline:
                     "baseline_calibration_predictions",
                     "finetuned_calibration_predictions",
                 ],
-                outputs=["abstention_table", "abstention_table_markdown"],
+                outputs=["abstention_table", "abstention_table_markdown", "abstention_curve"],
                 name="tabulate_abstention",
                 tags=["report"],
             ),
@@ -125,12 +125,7 @@ def create_pipeline(**kwargs) -> Pipeline:
             ),
             node(
                 plot_abstention,
-                inputs=[
-                    "questions",
-                    "baseline_predictions",
-                    "finetuned_predictions",
-                    "abstention_table",
-                ],
+                inputs=["abstention_curve", "abstention_table"],
                 outputs="abstention_figure",
                 name="plot_abstention",
                 tags=["report"],
