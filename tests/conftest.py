@@ -172,7 +172,14 @@ def train(parameters, float32, lora, windows, questions):
     def train_with(training):
         model = attach_lora(load_base_model(float32), lora, training)
         adapter = train_adapter(
-            model, windows, questions, float32, parameters.prompt, parameters.generation, training
+            model,
+            windows,
+            questions,
+            float32,
+            parameters.prompt,
+            parameters.tokenization,
+            parameters.generation,
+            training,
         )
         return model.eval(), adapter
 

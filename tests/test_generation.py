@@ -124,7 +124,9 @@ def test_an_input_that_is_abstained_on_has_another_answer(model, tokenizer, inpu
             )[0, 1:].tolist()
         assert tokens[0] not in (ids_of_abstention[0], tokenizer.eos_token_id)
         assert found.answer == tokenizer.decode(tokens, skip_special_tokens=True)
-        odds = log_probability(model, ids, ids_of_abstention) - log_probability(model, ids, tokens)
+        score = log_probability(model, ids, tokens)
+        assert found.answer_score == pytest.approx(score, abs=1e-3)
+        odds = log_probability(model, ids, ids_of_abstention) - score
         assert found.no_answer_score == pytest.approx(odds, abs=1e-3)
 
 
@@ -133,7 +135,7 @@ def test_answers_do_not_depend_on_batches_or_repetition(model, tokenizer, input_
     assert first == again
     alone = answer(model, tokenizer, input_ids, batch_size=1)
     assert [found.text for found in alone] == [found.text for found in first]
-    for field in ("score", "no_answer_score"):
+    for field in ("score", "answer_score", "no_answer_score"):
         assert [getattr(found, field) for found in alone] == pytest.approx(
             [getattr(found, field) for found in first], abs=1e-3
         )

@@ -76,7 +76,7 @@ def test_answer_in_window(texts, starts, window, expected):
 
 def window(id_, text, score):
     said = not is_abstention(text, "no answer")
-    return WindowAnswer(id_, text, score, text if said else "maybe", -score)
+    return WindowAnswer(id_, text, score, text if said else "maybe", score, -score, 0)
 
 
 @pytest.mark.parametrize(
@@ -103,22 +103,22 @@ def test_merging_the_windows_of_one_question(answers, text, score):
 
 def test_an_abstained_question_keeps_the_answer_of_the_window_nearest_to_answering():
     windows = [
-        WindowAnswer("q", "no answer", -0.1, "Rome", 5.0),
-        WindowAnswer("q", "no answer", -0.3, "Paris", 2.0),
-        WindowAnswer("q", "no answer", -0.2, "Oslo", 9.0),
+        WindowAnswer("q", "no answer", -0.1, "Rome", -5.1, 5.0, 0),
+        WindowAnswer("q", "no answer", -0.2, "Paris", -2.2, 2.0, 1),
+        WindowAnswer("q", "no answer", -0.3, "Oslo", -9.3, 9.0, 2),
     ]
     merged = merge_windows(windows, "no answer")["q"]
-    assert merged == WindowAnswer("q", "", -0.3, "Paris", 2.0)
+    assert merged == WindowAnswer("q", "", -0.3, "Paris", -2.2, 2.0, 1)
 
 
 def test_an_answered_question_has_the_no_answer_score_of_its_least_abstaining_window():
     windows = [
-        WindowAnswer("q", "Rome", -2.0, "Rome", -0.5),
-        WindowAnswer("q", "Paris", -1.0, "Paris", -0.2),
-        WindowAnswer("q", "no answer", -0.2, "Oslo", 9.0),
+        WindowAnswer("q", "Rome", -2.0, "Rome", -2.0, -0.5, 0),
+        WindowAnswer("q", "Paris", -1.0, "Paris", -1.0, -0.2, 1),
+        WindowAnswer("q", "no answer", -0.2, "Oslo", -9.2, 9.0, 2),
     ]
     merged = merge_windows(windows, "no answer")["q"]
-    assert merged == WindowAnswer("q", "Paris", -1.0, "Paris", -0.5)
+    assert merged == WindowAnswer("q", "Paris", -1.0, "Paris", -1.0, -0.5, 1)
 
 
 def test_questions_stay_apart_and_in_order():

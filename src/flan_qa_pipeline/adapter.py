@@ -2,6 +2,7 @@
 
 import json
 import shutil
+from copy import copy
 from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
 from typing import Any
@@ -32,8 +33,9 @@ class Adapter:
     """LoRA weights with everything needed to use them.
 
     `state_dict` maps peft's parameter names to tensors; `provenance` says what the adapter was
-    trained on: the `model` (base, revision, quantization) and `prompt` parameters. `training` is
-    the record of the training: parameters, samples, seconds, memory and the log of its steps.
+    trained on: the `model` (base, revision, quantization) and `prompt` parameters, on which it
+    depends, and those of `tokenization` and `generation`, with which it was evaluated. `training`
+    is the record of the training: parameters, samples, seconds, memory and the log of its steps.
     """
 
     config: LoraConfig
@@ -85,7 +87,9 @@ def attach_adapter(
             f"The adapter does not fit this run: {'; '.join(differences)}. Restore these "
             "parameters, pin another version with --load-versions=adapter:…, or train again."
         )
-    model = get_peft_model(base, adapter.config)
+    config = copy(adapter.config)
+    config.base_model_name_or_path = base.name_or_path
+    model = get_peft_model(base, config)
     needed, held = _shapes(get_peft_model_state_dict(model)), _shapes(adapter.state_dict)
     for name in sorted(needed.keys() | held.keys()):
         if needed.get(name) != held.get(name):

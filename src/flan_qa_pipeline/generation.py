@@ -1,7 +1,7 @@
 """Batched greedy decoding: answers, their log-probabilities, how near they are to abstaining."""
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 
 import torch
 from datasets import Dataset
@@ -19,12 +19,14 @@ class GeneratedAnswer:
 
     `text` is the greedy output and `score` its log-probability, end token included. `answer` is
     the text itself or, where that abstains, the greedy output that begins otherwise than the
-    abstention. `no_answer_score` is the log-probability of the abstention minus that of `answer`.
+    abstention, and `answer_score` its log-probability. `no_answer_score` is the log-probability
+    of the abstention minus that of `answer`.
     """
 
     text: str
     score: float
     answer: str
+    answer_score: float
     no_answer_score: float
 
 
@@ -36,7 +38,7 @@ def answer_windows(
     generation: GenerationParameters,
     description: str | None = None,
 ) -> dict[str, WindowAnswer]:
-    """Answer tokenized windows (columns id, input_ids) and merge them: one answer per question."""
+    """Answer tokenized windows (columns id, window, input_ids); merge them to one per question."""
     generated = generate_answers(
         model,
         tokenizer,
@@ -48,8 +50,8 @@ def answer_windows(
     )
     return merge_windows(
         (
-            WindowAnswer(id_, window.text, window.score, window.answer, window.no_answer_score)
-            for id_, window in zip(windows["id"], generated, strict=True)
+            WindowAnswer(id_, window=number, **asdict(said))
+            for id_, number, said in zip(windows["id"], windows["window"], generated, strict=True)
         ),
         prompt.abstention,
     )
@@ -115,7 +117,9 @@ def generate_answers(
             for i, (text, score), (answer, answer_score), abstained in zip(
                 rows, said, best, abstaining, strict=True
             ):
-                answers[i] = GeneratedAnswer(text, score, answer, abstained - answer_score)
+                answers[i] = GeneratedAnswer(
+                    text, score, answer, answer_score, abstained - answer_score
+                )
             progress.update(len(rows))
     return answers
 

@@ -162,6 +162,12 @@ class GenerationParameters(_Section):
     max_new_tokens: Positive
 
 
+class InferenceParameters(_Section):
+    """Answers to new questions (see `answering.QuestionAnswerer`)."""
+
+    no_answer_threshold: Annotated[float, Field(ge=0, le=1)] | None
+
+
 class ReportingParameters(_Section):
     """How many before/after answers are sampled; paired bootstrap intervals; their seed."""
 
@@ -251,6 +257,7 @@ class Parameters(_Section):
     lora: LoraParameters
     training: TrainingParameters
     generation: GenerationParameters
+    inference: InferenceParameters
     reporting: ReportingParameters
     compare: CompareParameters
     starter: StarterParameters

@@ -5,7 +5,79 @@ and the windows' answers are merged back to one answer per question.
 """
 
 from collections.abc import Iterable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from typing import NamedTuple
+
+from transformers import PreTrainedTokenizerBase
+
+from flan_qa_pipeline.errors import InputError
+from flan_qa_pipeline.parameters import TokenizationParameters
+
+
+class ContextTokens(NamedTuple):
+    """Token ids of a context, and the [start, end) characters of each in it."""
+
+    input_ids: list[int]
+    offsets: list[tuple[int, int]]
+
+
+class Window(NamedTuple):
+    """What the model reads at once: token ids, and the [start, end) characters of the context."""
+
+    input_ids: list[int]
+    span: tuple[int, int]
+
+
+def tokenize_context(tokenizer: PreTrainedTokenizerBase, context: str) -> ContextTokens:
+    """Tokenize a context by itself, to be read beside any question about it."""
+    encoding = tokenizer(
+        context, add_special_tokens=False, return_offsets_mapping=True, verbose=False
+    )
+    return ContextTokens(encoding["input_ids"], encoding["offset_mapping"])
+
+
+def tokenize_question(
+    tokenizer: PreTrainedTokenizerBase,
+    template: str,
+    question: str,
+    lengths: TokenizationParameters,
+    name: str = "The question",
+) -> tuple[list[int], list[int]]:
+    """Tokenize the prompt with the question in it: what stands before and after the context.
+
+    Raises:
+        InputError: too few tokens are left for the context; calls the question by `name`.
+    """
+    before, after = (
+        tokenizer(part, add_special_tokens=False, verbose=False)["input_ids"]
+        for part in split_template(template, question)
+    )
+    after = [*after, tokenizer.eos_token_id]
+    taken = len(before) + len(after)
+    left = lengths.max_source_length - taken
+    if left <= lengths.doc_stride:
+        raise InputError(
+            f"{name} takes {taken} of {lengths.max_source_length} tokens and leaves "
+            f"{max(left, 0)} for the context, not more than doc_stride {lengths.doc_stride}; raise "
+            "tokenization.max_source_length or shorten the question."
+        )
+    return before, after
+
+
+def question_windows(
+    question: tuple[list[int], list[int]], context: ContextTokens, lengths: TokenizationParameters
+) -> list[Window]:
+    """Put a tokenized question and each part of a tokenized context together, in order."""
+    before, after = question
+    ids, offsets = context
+    size = lengths.max_source_length - len(before) - len(after)
+    return [
+        Window(
+            [*before, *ids[start:end], *after],
+            (offsets[start][0], offsets[end - 1][1]) if start < end else (0, 0),
+        )
+        for start, end in window_spans(len(ids), size, lengths.doc_stride)
+    ]
 
 
 def split_template(template: str, question: str) -> tuple[str, str]:
@@ -59,15 +131,17 @@ class WindowAnswer:
     """What the model generated for one window of the question `id`.
 
     `text` is the greedy output, `score` its log-probability. `answer` is the best answer that is
-    not the abstention, and `no_answer_score` the log-probability of the abstention minus that of
-    `answer`.
+    not the abstention, `answer_score` its log-probability, and `no_answer_score` the
+    log-probability of the abstention minus that of `answer`. `window` is the window's number.
     """
 
     id: str
     text: str
     score: float
     answer: str
+    answer_score: float
     no_answer_score: float
+    window: int
 
 
 def merge_windows(answers: Iterable[WindowAnswer], abstention: str) -> dict[str, WindowAnswer]:
@@ -76,7 +150,8 @@ def merge_windows(answers: Iterable[WindowAnswer], abstention: str) -> dict[str,
     A window that abstains says only that the answer is not in that window, so the most probable
     answer of the other windows wins; the question is abstained on (text "") when all abstain,
     with the least certain abstention as its score, and then the best answer is that of the window
-    nearest to answering. A question's no-answer score is its windows' lowest.
+    nearest to answering. A question's no-answer score is its windows' lowest; its window is that
+    of its best answer.
     """
     windows: dict[str, list[WindowAnswer]] = {}
     for answer in answers:
@@ -89,8 +164,7 @@ def _merge(windows: list[WindowAnswer], abstention: str) -> WindowAnswer:
     answering = [window for window in windows if not is_abstention(window.text, abstention)]
     if answering:
         best = max(answering, key=lambda window: window.score)
-        text = answer = best.text.strip()
-    else:
-        best = min(windows, key=lambda window: window.score)
-        text, answer = "", nearest.answer.strip()
-    return WindowAnswer(best.id, text, best.score, answer, nearest.no_answer_score)
+        text = best.text.strip()
+        return replace(best, text=text, answer=text, no_answer_score=nearest.no_answer_score)
+    least_certain = min(window.score for window in windows)
+    return replace(nearest, text="", score=least_certain, answer=nearest.answer.strip())

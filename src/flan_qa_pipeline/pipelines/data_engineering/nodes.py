@@ -14,7 +14,12 @@ from flan_qa_pipeline.parameters import (
     TokenizationParameters,
 )
 from flan_qa_pipeline.squad import check, flatten, flatten_rows, split_titles
-from flan_qa_pipeline.windows import answer_in_window, split_template, window_spans
+from flan_qa_pipeline.windows import (
+    answer_in_window,
+    question_windows,
+    tokenize_context,
+    tokenize_question,
+)
 
 QUESTION_FEATURES = Features(
     {
@@ -157,37 +162,20 @@ def tokenize_questions(
             batch["id"], batch["question"], batch["context"], batch["answers"], strict=True
         ):
             if context not in contexts:
-                contexts[context] = tokenizer(
-                    context, add_special_tokens=False, return_offsets_mapping=True, verbose=False
-                )
-            before, after = (
-                tokenizer(part, add_special_tokens=False)["input_ids"]
-                for part in split_template(prompt.template, question)
+                contexts[context] = tokenize_context(tokenizer, context)
+            asked = tokenize_question(
+                tokenizer, prompt.template, question, tokenization, f"Question {id_!r}"
             )
-            after = [*after, tokenizer.eos_token_id]
-            ids, offsets = contexts[context]["input_ids"], contexts[context]["offset_mapping"]
-            size = tokenization.max_source_length - len(before) - len(after)
-            if size <= tokenization.doc_stride:
-                raise InputError(
-                    f"Question {id_!r} takes {len(before) + len(after)} of "
-                    f"{tokenization.max_source_length} tokens and leaves {max(size, 0)} for the "
-                    f"context, not more than doc_stride {tokenization.doc_stride}; raise "
-                    "tokenization.max_source_length or shorten the question."
-                )
-            for window, (start, end) in enumerate(
-                window_spans(len(ids), size, tokenization.doc_stride)
+            for number, window in enumerate(
+                question_windows(asked, contexts[context], tokenization)
             ):
-                answer = answer_in_window(
-                    answers["text"],
-                    answers["answer_start"],
-                    (offsets[start][0], offsets[end - 1][1]),
-                )
+                answer = answer_in_window(answers["text"], answers["answer_start"], window.span)
                 if answer is None and for_training and not abstains:
                     continue
                 target = prompt.abstention if answer is None else answer
                 rows["id"].append(id_)
-                rows["window"].append(window)
-                rows["input_ids"].append([*before, *ids[start:end], *after])
+                rows["window"].append(number)
+                rows["input_ids"].append(window.input_ids)
                 rows["labels"].append(
                     tokenizer(target, truncation=True, max_length=tokenization.max_target_length)[
                         "input_ids"

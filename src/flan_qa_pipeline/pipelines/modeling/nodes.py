@@ -28,6 +28,7 @@ from flan_qa_pipeline.parameters import (
     LoraParameters,
     ModelParameters,
     PromptParameters,
+    TokenizationParameters,
     TrainingParameters,
 )
 from flan_qa_pipeline.progress import LossInProgressBar
@@ -100,6 +101,7 @@ def train_adapter(
     questions: DatasetDict,
     model: ModelParameters,
     prompt: PromptParameters,
+    tokenization: TokenizationParameters,
     generation: GenerationParameters,
     training: TrainingParameters,
 ) -> Adapter:
@@ -162,7 +164,11 @@ def train_adapter(
             for entry in trainer.state.log_history
         ],
     }
-    return extract_adapter(lora_model, tokenizer, provenance_of(model, prompt), record)
+    provenance = provenance_of(model, prompt) | {
+        "tokenization": tokenization.model_dump(),
+        "generation": generation.model_dump(),
+    }
+    return extract_adapter(lora_model, tokenizer, provenance, record)
 
 
 def _autocasts(model: PeftModel) -> bool:

@@ -29,6 +29,7 @@ def create_pipeline(**kwargs) -> Pipeline:
                     "questions",
                     "params:model",
                     "params:prompt",
+                    "params:tokenization",
                     "params:generation",
                     "params:training",
                 ],
