@@ -140,7 +140,7 @@ def questions():
         }
         for i, (question, text) in enumerate(zip(QUESTIONS, ANSWERS, strict=True))
     ]
-    return DatasetDict(calibration=Dataset.from_list(rows))
+    return DatasetDict(dev=Dataset.from_list(rows))
 
 
 @pytest.fixture(scope="module")

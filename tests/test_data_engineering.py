@@ -86,12 +86,13 @@ def as_splits(*records):
 
 def test_split_keeps_articles_whole(two_files, data):
     train, validation = two_files
-    splits = split_by_article(train, validation, data(dev_fraction=0.2))
+    fractions = {"dev_fraction": 0.2, "calibration_fraction": 0.25}
+    splits = split_by_article(train, validation, data(**fractions))
     assert_disjoint(splits)
     assert list(splits["validation"]) == list(validation)
-    assert len(set(splits["dev"]["title"])) == 4
-    assert len(set(splits["train"]["title"])) == 16
-    assert len(splits["train"]) + len(splits["dev"]) == len(train)
+    articles = {name: len(set(split["title"])) for name, split in splits.items()}
+    assert articles == {"train": 12, "dev": 4, "calibration": 4, "validation": 10}
+    assert sum(len(splits[name]) for name in ("train", "dev", "calibration")) == len(train)
 
 
 def test_split_depends_on_the_seed_alone(two_files, data):
@@ -184,17 +185,21 @@ def test_unanswerable_policy(two_files, data, tokenize, prompt_parameters, token
     windows = tokenize(after, policy)
     impossible = {row["id"] for split in before.values() for row in split if row["is_impossible"]}
     abstention = tokenizer(prompt_parameters.abstention)["input_ids"]
-    for name in ("train", "dev"):
+    for name in before:
         answered = {row["id"] for row in after[name]} - impossible
         assert answered <= set(windows[name]["id"])
         abstaining = [row["id"] for row in windows[name] if row["labels"] == abstention]
+        silent = {row["id"] for row in windows[name] if not row["labels"]}
         if policy == "keep":
             assert set(abstaining) >= impossible & set(after[name]["id"])
             assert impossible & set(after[name]["id"])
+            assert not silent
         else:
             assert not abstaining
-            assert not impossible & set(windows[name]["id"])
-    for name in ("validation", "calibration"):
+            assert silent >= impossible & set(windows[name]["id"])
+    if policy != "keep":
+        assert all(windows["train"]["labels"])
+    for name in ("dev", "validation", "calibration"):
         assert set(windows[name]["id"]) == set(after[name]["id"])
 
 
@@ -215,10 +220,11 @@ def test_limits_on_the_number_of_questions(two_files, data):
     some, again = (apply_unanswerable_policy(splits, data(**limits)) for _ in range(2))
     assert (len(some["train"]), len(some["validation"])) == (9, 4)
     assert len(some["dev"]) == len(splits["dev"])
-    assert set(splits) == {"train", "dev", "validation"}
-    few = apply_unanswerable_policy(splits, data(max_calibration_questions=2))["calibration"]
-    assert len(few) == 2
-    assert set(few["id"]) < set(splits["dev"]["id"])
+    limits = {"max_dev_questions": 3, "max_calibration_questions": 2}
+    few = apply_unanswerable_policy(splits, data(**limits))
+    for name, size in (("dev", 3), ("calibration", 2)):
+        assert len(few[name]) == size
+        assert set(few[name]["id"]) < set(splits[name]["id"])
     assert list(some["train"]["id"]) == list(again["train"]["id"])
     assert set(some["train"]["id"]) < set(splits["train"]["id"])
     large = apply_unanswerable_policy(splits, data(max_train_questions=10**6))

@@ -54,6 +54,7 @@ def test_unknown_key_deep_inside(raw_parameters):
         ("data", "unanswerable", "maybe"),
         ("data", "dev_fraction", 1.0),
         ("data", "dev_fraction", 0.0),
+        ("data", "calibration_fraction", 0.0),
         ("training", "max_steps", 0),
         ("data", "validation_fraction", -0.1),
         ("model", "quant_type", "nf5"),

@@ -328,7 +328,7 @@ def test_environment_of_globals_alone(project, full_run, tiny_run, corpus):
         project, tiny_run, "data_engineering", env=env, to_nodes=["apply_unanswerable_policy"]
     )
     questions = load_from_disk(project / f"data/03_primary/questions/{version}/questions")
-    titles = {*questions["train"]["title"], *questions["dev"]["title"]}
+    titles = {t for name in ("train", "dev", "calibration") for t in questions[name]["title"]}
     assert titles == {article["title"] for article in articles}
     assert set(questions["validation"]["title"]) == {a["title"] for a in corpus["data"][24:]}
     run(project, tiny_run, "data_engineering")

@@ -55,8 +55,8 @@ def test_the_adapter_kept_is_the_last_of_the_best(
     found = answer_sample(
         again,
         tokenizer=tokenizer,
-        questions=list(questions["calibration"]),
-        windows=windows["calibration"],
+        questions=list(questions["dev"]),
+        windows=windows["dev"],
         prompt=parameters.prompt,
         generation=parameters.generation,
     )

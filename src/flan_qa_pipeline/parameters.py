@@ -42,10 +42,15 @@ class DataParameters(_Section):
         "both files are pooled and this share of them becomes the validation split."
     )
     dev_fraction: Annotated[float, Field(gt=0, lt=1)] = Field(
-        description="Share of the training articles held out: for the loss and the scores during "
-        "training, and to choose the no-answer threshold on."
+        description="Share of the training articles held out for the loss and the scores during "
+        "training, which choose the best adapter."
+    )
+    calibration_fraction: Annotated[float, Field(gt=0, lt=1)] = Field(
+        description="Share of the other training articles held out to choose the no-answer "
+        "threshold on."
     )
     max_train_questions: Positive | None
+    max_dev_questions: Positive | None
     max_calibration_questions: Positive | None
     max_validation_questions: Positive | None
     seed: int
@@ -113,8 +118,8 @@ class LoraParameters(_Section):
 class TrainingParameters(_Section):
     """transformers.Seq2SeqTrainingArguments under their own names, evaluation and early stopping.
 
-    Evaluation is of the loss on the held-out train questions that data.max_calibration_questions
-    leaves, and of EM and F1 on `eval_questions` of them, answered as in the report.
+    Evaluation is of the loss on the dev questions, and of EM and F1 on `eval_questions` of them,
+    answered as in the report.
     `load_best_model_at_end` keeps the adapter of the best F1, and `early_stopping_patience`
     evaluations without an F1 that is higher by `early_stopping_threshold` points end the training.
     """

@@ -162,9 +162,9 @@ def _problem(record: Mapping[str, Any]) -> str | None:
 
 
 def split_titles(titles: Iterable[str], fraction: float, seed: int) -> set[str]:
-    """Pick `fraction` of the distinct article titles (at least one if the fraction is not 0)."""
+    """Pick `fraction` of the distinct article titles (at least one, if the fraction is not 0)."""
     distinct = sorted(set(titles))
-    if fraction == 0:
+    if fraction == 0 or not distinct:
         return set()
     count = max(1, round(len(distinct) * fraction))
     return set(random.Random(seed).sample(distinct, count))  # noqa: S311

@@ -58,7 +58,11 @@ def flatten_questions(raw: dict[str, Any] | Dataset | DatasetDict, source: str) 
 
 
 def split_by_article(train: Dataset, validation: Dataset, data: DataParameters) -> DatasetDict:
-    """Split into train, dev and validation so that no article, hence no context, is in two."""
+    """Split by article, hence by context, into train, dev, calibration and validation.
+
+    Dev and calibration are held out of the training articles, dev to choose the best adapter and
+    calibration to choose the no-answer threshold.
+    """
     if data.validation_fraction is not None:
         pool = _pool(train, validation)
         train, validation = _hold_out(pool, data.validation_fraction, data.seed)
@@ -71,12 +75,13 @@ def split_by_article(train: Dataset, validation: Dataset, data: DataParameters) 
                 "set data.validation_fraction to split the two files anew by article."
             )
     train, dev = _hold_out(train, data.dev_fraction, data.seed)
-    splits = DatasetDict(train=train, dev=dev, validation=validation)
+    train, calibration = _hold_out(train, data.calibration_fraction, data.seed)
+    splits = DatasetDict(train=train, dev=dev, calibration=calibration, validation=validation)
     for name in ("train", "validation"):
         if not len(splits[name]):
             raise InputError(
-                f"The {name} split has no article; lower data.dev_fraction or "
-                "data.validation_fraction, or give more articles."
+                f"The {name} split has no article; lower data.dev_fraction, "
+                "data.calibration_fraction or data.validation_fraction, or give more articles."
             )
     return splits
 
@@ -111,10 +116,7 @@ def _pool(train: Dataset, validation: Dataset) -> Dataset:
 
 
 def apply_unanswerable_policy(splits: DatasetDict, data: DataParameters) -> DatasetDict:
-    """Keep, drop or flag unanswerable questions and apply the limits on the number of questions.
-
-    Adds the split `calibration`: dev questions that are answered, to choose a no-answer threshold.
-    """
+    """Keep, drop or flag unanswerable questions and apply the limits on the number of questions."""
     needed = {"keep": (), "flag": ("train",), "drop": ("train", "validation")}
     for name in needed[data.unanswerable]:
         if all(splits[name]["is_impossible"]):
@@ -124,9 +126,9 @@ def apply_unanswerable_policy(splits: DatasetDict, data: DataParameters) -> Data
             )
     if data.unanswerable == "drop":
         splits = splits.filter(lambda impossible: not impossible, input_columns="is_impossible")
-    splits = DatasetDict(**splits, calibration=splits["dev"])
     limits = {
         "train": data.max_train_questions,
+        "dev": data.max_dev_questions,
         "calibration": data.max_calibration_questions,
         "validation": data.max_validation_questions,
     }
@@ -149,8 +151,9 @@ def tokenize_questions(
 ) -> DatasetDict:
     """Turn each question into windows of token ids: whole question, part of the context.
 
-    `labels` are the answer's ids, or the abstention's for a window without the answer. Windows
-    that have nothing to teach under the policy `drop` or `flag` are left out of train and dev.
+    `labels` are the answer's ids, or the abstention's for a window without the answer. Under the
+    policy `drop` or `flag` a window without the answer teaches nothing: it is left out of train and
+    has no labels elsewhere.
     """
     tokenizer = load_tokenizer(model)
     abstains = unanswerable == "keep"
@@ -170,7 +173,8 @@ def tokenize_questions(
                 question_windows(asked, contexts[context], tokenization)
             ):
                 answer = answer_in_window(answers["text"], answers["answer_start"], window.span)
-                if answer is None and for_training and not abstains:
+                teaches = answer is not None or abstains
+                if for_training and not teaches:
                     continue
                 target = prompt.abstention if answer is None else answer
                 rows["id"].append(id_)
@@ -180,6 +184,8 @@ def tokenize_questions(
                     tokenizer(target, truncation=True, max_length=tokenization.max_target_length)[
                         "input_ids"
                     ]
+                    if teaches
+                    else []
                 )
         return rows
 
@@ -190,7 +196,7 @@ def tokenize_questions(
                 batched=True,
                 remove_columns=split.column_names,
                 features=WINDOW_FEATURES,
-                fn_kwargs={"for_training": name in ("train", "dev")},
+                fn_kwargs={"for_training": name == "train"},
                 desc=f"Tokenize {name}",
             )
             for name, split in questions.items()

@@ -107,8 +107,7 @@ def train_adapter(
 ) -> Adapter:
     """Train with Seq2SeqTrainer on length-grouped batches; return the adapter and its record."""
     tokenizer = load_tokenizer(model)
-    answered = set(questions["calibration"]["id"])
-    held_out = tokenized_questions["dev"].filter(lambda id_: id_ in answered, input_columns="id")
+    held_out = tokenized_questions["dev"].filter(bool, input_columns="labels")
     evaluates = training.eval_strategy != "no" and len(held_out) > 0
     if not evaluates:
         logger.info("Nothing is evaluated during training: the last adapter is kept.")
@@ -182,11 +181,11 @@ def _autocasts(model: PeftModel) -> bool:
 def _sample(
     questions: DatasetDict, tokenized_questions: DatasetDict, training: TrainingParameters
 ) -> dict[str, Any]:
-    """Draw the calibration questions that are answered during training, with their windows."""
-    pool = questions["calibration"]
+    """Draw the dev questions that are answered during training, with their windows."""
+    pool = questions["dev"]
     drawn = pool.shuffle(seed=training.seed).select(range(min(training.eval_questions, len(pool))))
     ids = set(drawn["id"])
-    windows = tokenized_questions["calibration"]
+    windows = tokenized_questions["dev"]
     kept = [i for i, id_ in enumerate(windows["id"]) if id_ in ids]
     return {"questions": list(drawn), "windows": windows.select(kept)}
 

@@ -199,7 +199,7 @@ def tabulate_abstention(
     """
     calibration = questions["calibration"]
     if not len(calibration):
-        logger.info("No threshold is calibrated: data.dev_fraction holds no train article out.")
+        logger.info("No threshold is calibrated: the calibration articles hold no question.")
     rows, curves = [], []
     for label, predictions, calibrating in zip(
         MODELS,
