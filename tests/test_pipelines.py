@@ -16,6 +16,7 @@ from kedro.framework.session import KedroSession
 from kedro.framework.startup import bootstrap_project
 
 from flan_qa_pipeline.errors import InputError
+from flan_qa_pipeline.metrics.squad_v2_scores.squad_v2_scores import SquadV2Scores
 from flan_qa_pipeline.squad import flatten
 
 VERSIONED = {
@@ -134,6 +135,9 @@ def test_full_run_saves_tables_figures_and_report(project, full_run):
     costs = read(project, "cost_table.md", full_run)
     for quantity in ("trainable", "samples/s", "questions/s", "node train_adapter", "peak"):
         assert quantity in costs
+    times = pd.read_csv(io.StringIO(read(project, "node_times.csv", full_run)))
+    assert {"flatten_train_questions", "train_adapter", "build_report"} <= set(times["node"])
+    assert (times[["seconds", "peak MiB, process"]] > 0).all().all()
     for name in ("score", "abstention", "training", "context_length"):
         assert json.loads(read(project, f"{name}_figure.json", full_run))["data"]
     page = read(project, "report.html", full_run)
@@ -361,6 +365,38 @@ def test_a_hub_dataset_is_refused_before_any_work(project, full_run, tiny_run):
         run(project, tiny_run, "data_engineering", env=env)
 
 
+def test_viz_shows_layers_in_order_and_previews(project, full_run):
+    subprocess.run(  # noqa: S603
+        [sys.executable, "-m", "kedro", "viz", "build", "--include-previews"],
+        cwd=project,
+        capture_output=True,
+        check=True,
+    )
+    assert (project / "build/index.html").is_file()
+    main = json.loads((project / "build/api/main").read_text(encoding="utf-8"))
+    layers = ["intermediate", "primary", "model_input", "models", "model_output", "reporting"]
+    assert main["layers"] == ["raw", *layers]
+    shown = [node for node in main["nodes"] if node["type"] == "data"]
+    assert [node["name"] for node in shown if not node["layer"]] == []
+    for node in shown:
+        if node["name"].endswith(("_figure", "_table", "_answers")):
+            path = project / "build/api/nodes" / node["id"]
+            preview = json.loads(path.read_text(encoding="utf-8")).get("preview")
+            assert bool(preview) is (node["name"] != "question_table")
+
+
+def test_the_metric_module_gives_the_reported_scores(project, full_run, tmp_path):
+    """Other programs get the run's own numbers from its saved questions and predictions."""
+    questions = load_from_disk(project / f"data/03_primary/questions/{full_run}/questions")
+    predictions = load(project, "finetuned_predictions", full_run)
+    metric = SquadV2Scores(cache_dir=str(tmp_path))
+    scores = metric.compute(
+        predictions=predictions[["id", "prediction_text"]].to_dict("records"),
+        references=list(questions["validation"].select_columns(["id", "answers"])),
+    )
+    assert scores == json.loads(read(project, "finetuned_scores.json", full_run))
+
+
 def test_registered_pipelines(project):
     from kedro.framework.project import pipelines
 
@@ -385,6 +421,8 @@ def test_real_squad_runs_through(project, squad_v2_dir, tiny_run):
             "train_file": str(SQUAD_V2_DIR / "train.json"),
             "validation_file": str(SQUAD_V2_DIR / "validation.json"),
             "max_train_questions": 16,
+            "max_dev_questions": 8,
+            "max_calibration_questions": 8,
             "max_validation_questions": 16,
         }
     }

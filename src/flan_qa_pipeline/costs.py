@@ -69,6 +69,20 @@ def cost_rows(
     return [dict(zip(("kind", "quantity", "value", "unit"), row, strict=True)) for row in rows]
 
 
+def node_times(node_costs: dict[str, dict[str, Any]]) -> pd.DataFrame:
+    """The wall time of every node in seconds, and the peak memory after it in MiB."""
+    return pd.DataFrame(
+        [
+            {
+                "node": name,
+                "seconds": cost["seconds"],
+                **{f"peak MiB, {place}": size / MIB for place, size in cost["peak_memory"].items()},
+            }
+            for name, cost in node_costs.items()
+        ]
+    )
+
+
 def readable_costs(table: pd.DataFrame) -> pd.DataFrame:
     """The cost table with its values as texts: counts whole, the rest to three digits."""
     return table.assign(

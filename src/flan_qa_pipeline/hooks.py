@@ -19,7 +19,7 @@ from kedro.pipeline import Pipeline
 from kedro.pipeline.node import Node
 from pydantic import ValidationError
 
-from flan_qa_pipeline.costs import peak_memory
+from flan_qa_pipeline.costs import node_times, peak_memory
 from flan_qa_pipeline.errors import InputError
 from flan_qa_pipeline.models import resolve_compute_dtype
 from flan_qa_pipeline.parameters import Parameters
@@ -92,7 +92,8 @@ class ProjectHooks:
 
     @hook_impl
     def after_pipeline_run(self, pipeline: Pipeline, catalog: CatalogProtocol) -> None:
-        """Print the result's table, if the run made one, where it is, and where the report is."""
+        """Save the times of all nodes; print the result's table and where it and the report are."""
+        catalog.save("node_times", node_times(self._node_costs))
         for name in ("score_table_markdown", "comparison_table_markdown"):
             if name in pipeline.all_outputs():
                 click.echo(f"\n{catalog.load(name)}\n{catalog.get(name)._get_load_path()}")

@@ -1,5 +1,8 @@
 """SQuAD 2.0's exact match (EM) and F1, with the standard library alone.
 
+Whatever this project scores, it scores here; ``metrics/squad_v2_scores`` hands the same scores to
+other programs as a module of ``evaluate``.
+
 The scores agree to the last digit with those of the official ``evaluate-v2.0.py`` run without
 no-answer probabilities (Rajpurkar, Jia and Liang 2018, arXiv:1806.03822). The empty string is an
 abstention. Per question, scores are fractions: exact is 0 or 1, f1 lies in 0..1. Over a set of

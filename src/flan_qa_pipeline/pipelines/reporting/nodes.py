@@ -50,8 +50,8 @@ ABSTENTION_NOTE = (
     "chosen on the very questions that are scored, so an upper bound and not a result."
 )
 COST_NOTE = (
-    "Training speed leaves evaluations out. Times are of the nodes that had ended when the table "
-    "was made; peaks are of the whole process."
+    "Training speed leaves evaluations out. Times are of the nodes that had ended when this table "
+    "was made; node_times.csv of the same version has all. Peaks are of the whole process."
 )
 
 
@@ -241,7 +241,7 @@ def tabulate_costs(
             adapter_bytes=sum(weight.nbytes for weight in adapter.state_dict.values()),
         )
     )
-    return table, cost_markdown(table)
+    return table, f"{cost_markdown(table)}\n{COST_NOTE}\n"
 
 
 def build_report(
