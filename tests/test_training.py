@@ -3,10 +3,12 @@
 import pytest
 import torch
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+from transformers import TrainerState
 
 from flan_qa_pipeline.adapter import attach_adapter
 from flan_qa_pipeline.models import load_base_model
 from flan_qa_pipeline.pipelines.modeling.nodes import answer_sample
+from flan_qa_pipeline.progress import LossInProgressBar
 from flan_qa_pipeline.training import BestAdapter
 
 
@@ -133,6 +135,20 @@ def test_patience_counts_evaluations_without_a_better_score(scores, threshold, s
         if control.should_training_stop and stopped is None:
             stopped = i
     assert stopped == stops_at
+
+
+def test_one_described_bar_that_leaves_the_terminal(capsys):
+    bar, state = LossInProgressBar("Train the adapter"), TrainerState(max_steps=4)
+    bar.on_train_begin(None, state, None)
+    first = bar.training_bar
+    bar.on_train_begin(None, state, None)
+    assert first.disable
+    bar.on_log(None, state, None, logs={"loss": 2.5, "learning_rate": 0.1})
+    assert bar.training_bar.postfix == "loss=2.5"
+    bar.on_train_end(None, state, None)
+    shown = capsys.readouterr().err
+    assert "Train the adapter:   0%" in shown
+    assert shown.endswith("\r") and not shown.split("\r")[-2].strip()
 
 
 def test_without_keeping_the_best_the_last_adapter_stays(train, training):
