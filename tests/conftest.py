@@ -2,6 +2,7 @@
 
 import os
 import re
+from collections import Counter
 from pathlib import Path
 
 import pytest
@@ -10,9 +11,10 @@ import yaml
 from datasets import Dataset, DatasetDict
 from transformers import set_seed
 
-from flan_qa_pipeline.adapter import provenance_of
+from flan_qa_pipeline import QuestionAnswerer
+from flan_qa_pipeline.adapter import Adapter, extract_adapter, provenance_of
 from flan_qa_pipeline.models import load_base_model, load_tokenizer
-from flan_qa_pipeline.parameters import Parameters
+from flan_qa_pipeline.parameters import Parameters, PromptParameters
 from flan_qa_pipeline.pipelines.data_engineering.nodes import WINDOW_FEATURES
 from flan_qa_pipeline.pipelines.modeling.nodes import attach_lora, train_adapter
 from flan_qa_pipeline.pretraining import build_reader, train_unigram_tokenizer
@@ -189,3 +191,47 @@ def train(parameters, float32, lora, windows, questions):
 @pytest.fixture(scope="module")
 def provenance(float32, prompt_parameters):
     return provenance_of(float32, prompt_parameters)
+
+
+@pytest.fixture(scope="module")
+def starter(parameters):
+    folder = str(REPOSITORY / "data/06_models/starter_t5")
+    changes = {"name": folder, "compute_dtype": "float32", "load_in_4bit": False}
+    return parameters.model.model_copy(update=changes)
+
+
+@pytest.fixture(scope="module")
+def pairs(corpus):
+    """Questions about contexts of one window and of several; no context is the same."""
+    paragraphs = [p for article in corpus["data"] for p in article["paragraphs"]]
+    short = [(p["context"], qa["question"]) for p in paragraphs[:7] for qa in p["qas"][:1]]
+    long = [
+        (" ".join(p["context"] for p in paragraphs[i : i + 7]), question)
+        for i, (_, question) in enumerate(short[:2])
+    ]
+    return short + long
+
+
+@pytest.fixture(scope="module")
+def adapter(starter, parameters, lora, pairs):
+    """LoRA on the starter model whose most frequent answer to the pairs stands for abstaining."""
+    model = attach_lora(load_base_model(starter), lora, parameters.training)
+    with torch.no_grad():
+        for name, weight in model.named_parameters():
+            if "lora_B" in name:
+                weight.normal_(std=0.02)
+    recorded = {name: getattr(parameters, name) for name in ("tokenization", "generation")}
+    recorded = {name: section.model_dump() for name, section in recorded.items()}
+
+    def made(prompt: PromptParameters) -> Adapter:
+        provenance = provenance_of(starter, prompt) | recorded
+        return extract_adapter(model, load_tokenizer(starter), provenance, {})
+
+    answers = QuestionAnswerer(made(parameters.prompt), compute_dtype="float32").answer(pairs)
+    frequent = Counter(answer.text for answer in answers).most_common(1)[0][0]
+    return made(parameters.prompt.model_copy(update={"abstention": frequent}))
+
+
+@pytest.fixture(scope="module")
+def answerer(adapter):
+    return QuestionAnswerer(adapter, compute_dtype="float32")

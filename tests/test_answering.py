@@ -3,67 +3,19 @@
 import math
 import subprocess
 import sys
-from collections import Counter
 from concurrent.futures import ThreadPoolExecutor
 
 import pytest
-import torch
-from conftest import REPOSITORY
 from datasets import Dataset, DatasetDict
 
 from flan_qa_pipeline import Answer, QuestionAnswerer
-from flan_qa_pipeline.adapter import Adapter, AdapterDataset, extract_adapter, provenance_of
+from flan_qa_pipeline.adapter import Adapter, AdapterDataset
 from flan_qa_pipeline.answering import find_answer
 from flan_qa_pipeline.errors import InputError
-from flan_qa_pipeline.models import load_base_model, load_tokenizer
-from flan_qa_pipeline.parameters import GenerationParameters, PromptParameters
+from flan_qa_pipeline.models import load_base_model
+from flan_qa_pipeline.parameters import GenerationParameters
 from flan_qa_pipeline.pipelines.data_engineering.nodes import tokenize_questions
-from flan_qa_pipeline.pipelines.modeling.nodes import attach_lora
 from flan_qa_pipeline.pipelines.reporting.nodes import load_finetuned_model, predict
-
-
-@pytest.fixture(scope="module")
-def starter(parameters):
-    folder = str(REPOSITORY / "data/06_models/starter_t5")
-    changes = {"name": folder, "compute_dtype": "float32", "load_in_4bit": False}
-    return parameters.model.model_copy(update=changes)
-
-
-@pytest.fixture(scope="module")
-def pairs(corpus):
-    """Questions about contexts of one window and of several; no context is the same."""
-    paragraphs = [p for article in corpus["data"] for p in article["paragraphs"]]
-    short = [(p["context"], qa["question"]) for p in paragraphs[:7] for qa in p["qas"][:1]]
-    long = [
-        (" ".join(p["context"] for p in paragraphs[i : i + 7]), question)
-        for i, (_, question) in enumerate(short[:2])
-    ]
-    return short + long
-
-
-@pytest.fixture(scope="module")
-def adapter(starter, parameters, lora, pairs):
-    """LoRA on the starter model whose most frequent answer to the pairs stands for abstaining."""
-    model = attach_lora(load_base_model(starter), lora, parameters.training)
-    with torch.no_grad():
-        for name, weight in model.named_parameters():
-            if "lora_B" in name:
-                weight.normal_(std=0.02)
-    recorded = {name: getattr(parameters, name) for name in ("tokenization", "generation")}
-    recorded = {name: section.model_dump() for name, section in recorded.items()}
-
-    def made(prompt: PromptParameters) -> Adapter:
-        provenance = provenance_of(starter, prompt) | recorded
-        return extract_adapter(model, load_tokenizer(starter), provenance, {})
-
-    answers = QuestionAnswerer(made(parameters.prompt), compute_dtype="float32").answer(pairs)
-    frequent = Counter(answer.text for answer in answers).most_common(1)[0][0]
-    return made(parameters.prompt.model_copy(update={"abstention": frequent}))
-
-
-@pytest.fixture(scope="module")
-def answerer(adapter):
-    return QuestionAnswerer(adapter, compute_dtype="float32")
 
 
 @pytest.fixture(scope="module")

@@ -173,6 +173,28 @@ class InferenceParameters(_Section):
     no_answer_threshold: Annotated[float, Field(ge=0, le=1)] | None
 
 
+class ExampleParameters(_Section):
+    """A question that the web page offers."""
+
+    context: str
+    question: str
+
+
+class ServingParameters(_Section):
+    """Where the web page and its API listen, and what they accept (see `serving`)."""
+
+    host: Annotated[str, Field(min_length=1)]
+    port: Annotated[int, Field(ge=1, le=65535)]
+    max_context_characters: Positive
+    max_question_characters: Positive
+    concurrency: Annotated[int, Field(ge=1, le=40)] = Field(
+        description="Questions answered at a time, those that come together in one batch; at most "
+        "the 40 threads that gradio has."
+    )
+    max_queue_size: Positive = Field(description="Questions that wait; more are refused.")
+    examples: list[ExampleParameters]
+
+
 class ReportingParameters(_Section):
     """How many before/after answers are sampled; paired bootstrap intervals; their seed."""
 
@@ -263,6 +285,7 @@ class Parameters(_Section):
     training: TrainingParameters
     generation: GenerationParameters
     inference: InferenceParameters
+    serving: ServingParameters
     reporting: ReportingParameters
     compare: CompareParameters
     starter: StarterParameters
