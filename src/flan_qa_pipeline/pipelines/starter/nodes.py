@@ -114,6 +114,7 @@ def pretrain_base_model(
             dataloader_num_workers=min(os.cpu_count(), 16) - 1,
             dataloader_pin_memory=torch.cuda.is_available(),
             logging_steps=50,
+            logging_nan_inf_filter=False,  # it waits for the device at every step
             save_strategy="no",
             report_to="none",
         ),
