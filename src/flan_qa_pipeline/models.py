@@ -16,29 +16,11 @@ from transformers import (
     BitsAndBytesConfig,
     PreTrainedModel,
     PreTrainedTokenizerBase,
-    T5ForConditionalGeneration,
 )
 
 from flan_qa_pipeline.errors import InputError
 from flan_qa_pipeline.parameters import ModelParameters
-
-
-class QuantizableT5(T5ForConditionalGeneration):
-    """T5 v1.1 or FLAN-T5 as it was trained, with every linear layer open to quantization.
-
-    transformers ties the language-model head to the embeddings of every T5, but these have a head
-    of their own. It also keeps T5's feed-forward `wo` out of quantization, because float16
-    overflows there; in bfloat16 and float32, the dtypes used here, it does not.
-    """
-
-    _tied_weights_keys = {
-        "encoder.embed_tokens.weight": "shared.weight",
-        "decoder.embed_tokens.weight": "shared.weight",
-    }
-
-    def __init__(self, config):
-        super().__init__(config)
-        self._keep_in_fp32_modules = set()
+from flan_qa_pipeline.t5 import QuantizableT5
 
 
 def multiplies_bfloat16() -> bool:
@@ -71,11 +53,10 @@ def load_tokenizer(model: ModelParameters) -> PreTrainedTokenizerBase:
 def load_base_model(model: ModelParameters) -> PreTrainedModel:
     """Load the base model, its linear layers quantized to 4 bits, all weights frozen.
 
-    The packed weights are stored under the compute dtype (`bnb_4bit_quant_storage`), because
-    T5's feed-forward casts activations to the dtype of `wo.weight`: stored as uint8, the cast
-    would destroy them. Embeddings, norms and the language-model head stay in the compute dtype.
-    For the same reason bitsandbytes may not repack the weights for AVX512_BF16, which it does at
-    the first inference: they would become uint8 in place, and no gradient passes repacked ones.
+    Embeddings, norms and the language-model head stay in the compute dtype. The packed weights are
+    stored under it too (`bnb_4bit_quant_storage`), so that nobody who asks for their dtype takes
+    them for integers, as the activation cast of transformers' T5 does. bitsandbytes may not repack
+    them for AVX512_BF16 at the first inference: no gradient passes repacked ones.
 
     Raises:
         InputError: the name is neither a folder nor a hub id, the model is not a T5 v1.1, or its

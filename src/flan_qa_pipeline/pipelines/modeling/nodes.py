@@ -171,8 +171,8 @@ def train_adapter(
 
 
 def _autocasts(model: PeftModel) -> bool:
-    """Whether the adapter, kept in float32, is multiplied in bfloat16 too: on a CPU that has it."""
-    autocasts = model.device.type == "cpu" and model.get_base_model().dtype == torch.bfloat16
+    """Whether the adapter, kept in float32, is multiplied in bfloat16, as its base is."""
+    autocasts = model.get_base_model().dtype == torch.bfloat16
     if autocasts:
         logger.info("Training multiplies the float32 adapter in bfloat16 (autocast).")
     return autocasts

@@ -1,0 +1,344 @@
+"""Memory and speed of FLAN-T5's shapes: python benchmarks/flan_t5_shapes.py OUTPUT_FOLDER
+
+Weights are random, so nothing is said of quality. Each size is written as a snapshot folder, then
+trained in four formats on windows of the full length: float32, bfloat16 and NF4 by transformers,
+bitsandbytes and peft alone, NF4 by this project's nodes. The last is also saved, loaded again,
+answers questions and is scored. Runs without a network; a GPU is used where there is one.
+"""
+
+import argparse
+import gc
+import json
+import shutil
+import tempfile
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from importlib.metadata import version
+from pathlib import Path
+from typing import Any
+
+import datasets
+import pandas as pd
+import torch
+from accelerate.utils import extract_model_from_parallel
+from datasets import DatasetDict
+from kedro.config import OmegaConfigLoader
+from peft import LoraConfig, get_peft_model, prepare_model_for_kbit_training
+from transformers import (
+    AutoTokenizer,
+    BitsAndBytesConfig,
+    DataCollatorForSeq2Seq,
+    Seq2SeqTrainer,
+    Seq2SeqTrainingArguments,
+    T5Config,
+    T5ForConditionalGeneration,
+    logging,
+    set_seed,
+)
+from transformers.trainer_callback import PrinterCallback, ProgressCallback
+
+from flan_qa_pipeline.adapter import AdapterDataset
+from flan_qa_pipeline.parameters import Parameters
+from flan_qa_pipeline.pipelines.data_engineering.nodes import (
+    apply_unanswerable_policy,
+    flatten_questions,
+    split_by_article,
+    tokenize_questions,
+)
+from flan_qa_pipeline.pipelines.modeling.nodes import (
+    attach_lora,
+    quantize_base_model,
+    train_adapter,
+)
+from flan_qa_pipeline.pipelines.reporting.nodes import load_finetuned_model, predict, score
+from flan_qa_pipeline.t5 import QuantizableT5
+from flan_qa_pipeline.training import StepTimer
+
+PROJECT = Path(__file__).resolve().parents[1]
+CUDA = torch.cuda.is_available()
+DEVICE = "cuda" if CUDA else "cpu"
+MB = 10**6
+SAVING = "NF4 here, gradient checkpointing, paged 8-bit AdamW"
+# config.json of google/flan-t5-*; tiny is for trying this script out.
+SHAPES = {
+    "tiny": {"d_model": 64, "d_kv": 16, "d_ff": 128, "num_layers": 2, "num_heads": 4},
+    "small": {"d_model": 512, "d_kv": 64, "d_ff": 1024, "num_layers": 8, "num_heads": 6},
+    "base": {"d_model": 768, "d_kv": 64, "d_ff": 2048, "num_layers": 12, "num_heads": 12},
+    "large": {"d_model": 1024, "d_kv": 64, "d_ff": 2816, "num_layers": 24, "num_heads": 16},
+    "xl": {"d_model": 2048, "d_kv": 64, "d_ff": 5120, "num_layers": 24, "num_heads": 32},
+}
+
+
+def write_snapshot(size: str, folder: Path, tokenizer_folder: Path) -> None:
+    """Save a model of random bfloat16 weights with a tokenizer that has fewer ids."""
+    AutoTokenizer.from_pretrained(tokenizer_folder).save_pretrained(folder)
+    config = T5Config(
+        vocab_size=32128,
+        dropout_rate=0.1,
+        feed_forward_proj="gated-gelu",
+        tie_word_embeddings=False,
+        decoder_start_token_id=0,
+        **SHAPES[size],
+    )
+    set_seed(0)
+    torch.set_default_dtype(torch.bfloat16)
+    with torch.device(DEVICE):
+        model = QuantizableT5(config)
+    torch.set_default_dtype(torch.float32)
+    model.save_pretrained(folder)
+
+
+def long_contexts(source: Path) -> dict[str, Any]:
+    """SQuAD 2.0 JSON whose every context goes on with the article's others."""
+    raw = json.loads(source.read_text(encoding="utf-8"))
+    for article in raw["data"]:
+        contexts = [paragraph["context"] for paragraph in article["paragraphs"]]
+        for i, paragraph in enumerate(article["paragraphs"]):
+            paragraph["context"] = " ".join(contexts[i:] + contexts[:i])
+    return raw
+
+
+def full_windows(tokenized: DatasetDict, questions: DatasetDict, length: int, count: int):
+    """Training windows of the full length alone; a few questions to answer."""
+    train = tokenized["train"].filter(lambda ids: len(ids) == length, input_columns="input_ids")
+    train = train.select(range(min(count, len(train))))
+    return DatasetDict(tokenized, train=train), questions
+
+
+def free() -> None:
+    gc.collect()
+    if CUDA:
+        torch.cuda.empty_cache()
+        torch.cuda.reset_peak_memory_stats()
+
+
+def allocated(model: torch.nn.Module) -> int:
+    return torch.cuda.memory_allocated() if CUDA else model.get_memory_footprint()
+
+
+@contextmanager
+def measured(row: dict[str, Any]) -> Iterator[None]:
+    """Add the largest memory allocated on the GPU to the row, or why there is none."""
+    try:
+        yield
+        if CUDA:
+            row["training peak MB"] = torch.cuda.max_memory_allocated() / MB
+            row["reserved MB"] = torch.cuda.max_memory_reserved() / MB
+    except torch.OutOfMemoryError:
+        row["error"] = "out of memory"
+
+
+def by_libraries(
+    form: str, folder: Path, parameters: Parameters, tokenized: DatasetDict, tokenizer: Any
+) -> dict[str, Any]:
+    """Train with transformers, bitsandbytes and peft as their documentation does."""
+    free()
+    row: dict[str, Any] = {}
+    with measured(row):
+        dtype = torch.float32 if form == "float32" else torch.bfloat16
+        nf4 = BitsAndBytesConfig(
+            load_in_4bit=True,
+            bnb_4bit_quant_type="nf4",
+            bnb_4bit_use_double_quant=True,
+            bnb_4bit_compute_dtype=dtype,
+        )
+        model = T5ForConditionalGeneration.from_pretrained(
+            folder,
+            dtype=dtype,
+            quantization_config=nf4 if form.startswith("NF4") else None,
+            device_map={"": 0 if CUDA else "cpu"},
+        )
+        free()
+        row["weights MB"] = allocated(model) / MB
+        if form.startswith("NF4"):
+            model = prepare_model_for_kbit_training(model, use_gradient_checkpointing=False)
+        lora = parameters.lora
+        model = get_peft_model(
+            model,
+            LoraConfig(
+                task_type="SEQ_2_SEQ_LM",
+                target_modules=lora.target_modules,
+                r=lora.r,
+                lora_alpha=lora.alpha,
+                lora_dropout=lora.dropout,
+            ),
+        )
+        training = parameters.training
+        trainer = Seq2SeqTrainer(
+            model=model,
+            args=Seq2SeqTrainingArguments(
+                output_dir=training.output_dir,
+                max_steps=training.max_steps,
+                per_device_train_batch_size=training.per_device_train_batch_size,
+                optim="adamw_torch",
+                bf16=dtype == torch.bfloat16,
+                use_cpu=not CUDA,
+                save_strategy="no",
+                report_to="none",
+                disable_tqdm=True,
+                dataloader_pin_memory=CUDA,
+            ),
+            train_dataset=tokenized["train"],
+            processing_class=tokenizer,
+            data_collator=DataCollatorForSeq2Seq(tokenizer, model=model, pad_to_multiple_of=8),
+        )
+        timer = StepTimer()
+        for callback in (PrinterCallback, ProgressCallback):
+            trainer.remove_callback(callback)
+        trainer.add_callback(timer)
+        trainer.train()
+        row["samples/s"] = training.max_steps * training.per_device_train_batch_size / timer.seconds
+    return row
+
+
+def by_this_project(
+    parameters: Parameters,
+    tokenized: DatasetDict,
+    questions: DatasetDict,
+    adapter_folder: Path | None,
+) -> dict[str, Any]:
+    """Load, train and, with a folder, save, load again, answer and score, by the nodes."""
+    free()
+    row: dict[str, Any] = {}
+    with measured(row):
+        started = time.perf_counter()
+        base = quantize_base_model(parameters.model)
+        row["load s"] = time.perf_counter() - started
+        free()
+        row["weights MB"] = allocated(base) / MB
+        model = attach_lora(base, parameters.lora, parameters.training)
+        del base
+        arguments = (parameters.model, parameters.prompt, parameters.generation)
+        adapter = train_adapter(model, tokenized, questions, *arguments, parameters.training)
+        record = adapter.training
+        row["samples/s"] = (
+            parameters.training.max_steps * parameters.training.per_device_train_batch_size
+        ) / record["seconds"]
+        row["trainable parameters"] = record["trainable_parameters"]
+    if adapter_folder is None or "error" in row:
+        return row
+    model = extract_model_from_parallel(model.eval(), keep_fp32_wrapper=False)
+    trained, _ = predict(model, questions, tokenized, *arguments)
+    del model
+    free()
+    dataset = AdapterDataset(filepath=str(adapter_folder))
+    dataset.save(adapter)
+    again = load_finetuned_model(parameters.model, parameters.prompt, dataset.load())
+    started = time.perf_counter()
+    answers, _ = predict(again, questions, tokenized, *arguments)
+    n_windows = sum(len(tokenized[name]) for name in ("validation", "calibration"))
+    row["answered windows/s"] = n_windows / (time.perf_counter() - started)
+    row["answers after saving and loading"] = "the same" if trained.equals(answers) else "differ"
+    row["questions scored"] = score(questions, answers)["total"]
+    return row
+
+
+def parameters_for(folder: Path, work: Path, options: argparse.Namespace) -> Parameters:
+    """The parameters of conf/squad with this snapshot, a few steps, no evaluation."""
+    loader = OmegaConfigLoader(
+        conf_source=str(PROJECT / "conf"),
+        base_env="base",
+        default_run_env="squad",
+        merge_strategy={"parameters": "soft", "globals": "soft"},
+        runtime_params={
+            "model": {"name": str(folder), "compute_dtype": "bfloat16"},
+            "data": {"max_validation_questions": 32, "max_calibration_questions": 8},
+            "training": {
+                "output_dir": str(work / "checkpoints"),
+                "logging_dir": str(work / "tensorboard"),
+                "max_steps": options.steps,
+                "per_device_train_batch_size": options.batch_size,
+                "gradient_accumulation_steps": 1,
+                "eval_strategy": "no",
+                "load_best_model_at_end": False,
+            },
+        },
+    )
+    return Parameters.model_validate(loader["parameters"])
+
+
+def prepare(parameters: Parameters, options: argparse.Namespace):
+    """Questions and tokenized windows of the embedded corpus, contexts made long."""
+    raw = PROJECT / "data/01_raw"
+    questions = [
+        flatten_questions(long_contexts(raw / f"starter_{name}.json"), name)
+        for name in ("train", "validation")
+    ]
+    splits = apply_unanswerable_policy(
+        split_by_article(*questions, parameters.data),
+        parameters.data.model_copy(update={"max_train_questions": 200}),
+    )
+    tokenized = tokenize_questions(
+        splits, parameters.model, parameters.prompt, parameters.tokenization, "keep"
+    )
+    length = parameters.tokenization.max_source_length
+    return full_windows(tokenized, splits, length, options.steps * options.batch_size)
+
+
+def markdown(results: list[dict[str, Any]]) -> str:
+    table = pd.DataFrame(results).astype(object)
+    shown = table.map(lambda value: f"{value:,.1f}" if isinstance(value, float) else value)
+    return shown.where(table.notna(), "").to_markdown(index=False, disable_numparse=True)
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__.partition("\n")[0])
+    parser.add_argument("output", type=Path)
+    parser.add_argument("--sizes", default="small,base,large,xl", help="of " + ", ".join(SHAPES))
+    parser.add_argument("--batch-size", type=int, default=8)
+    parser.add_argument("--steps", type=int, default=5)
+    options = parser.parse_args()
+    options.output.mkdir(parents=True, exist_ok=True)
+    logging.set_verbosity_error()
+    logging.disable_progress_bar()
+    datasets.disable_progress_bars()
+    facts = {
+        "device": torch.cuda.get_device_name() if CUDA else "CPU",
+        "batch size": options.batch_size,
+        "steps": options.steps,
+        "versions": {
+            name: version(name)
+            for name in ("torch", "transformers", "peft", "bitsandbytes", "accelerate")
+        },
+    }
+    results: list[dict[str, Any]] = []
+
+    def keep(size: str, form: str, measure: Callable[..., dict[str, Any]], *arguments: Any) -> None:
+        try:
+            row = measure(*arguments)
+        except Exception as error:  # the other formats and sizes are still measured
+            row = {"error": f"{type(error).__name__}: {error}"[:500]}
+        results.append({"size": size, "format": form, **row})
+        print(json.dumps(results[-1]), flush=True)
+        text = json.dumps({**facts, "results": results}, indent=2)
+        (options.output / "flan_t5_shapes.json").write_text(text, encoding="utf-8")
+        table = f"{json.dumps(facts)}\n\n{markdown(results)}\n"
+        (options.output / "flan_t5_shapes.md").write_text(table, encoding="utf-8")
+
+    for size in options.sizes.split(","):
+        work = Path(tempfile.mkdtemp(prefix=f"flan_t5_{size}_"))
+        snapshot = work / "snapshot"
+        try:
+            started = time.perf_counter()
+            write_snapshot(size, snapshot, PROJECT / "data/06_models/starter_t5")
+            print(f"{size}: snapshot in {time.perf_counter() - started:.1f} s", flush=True)
+            parameters = parameters_for(snapshot, work, options)
+            facts["source tokens"] = parameters.tokenization.max_source_length
+            data = prepare(parameters, options)
+            saving = {"gradient_checkpointing": True, "optim": "paged_adamw_8bit"}
+            saving = parameters.model_copy(
+                update={"training": parameters.training.model_copy(update=saving)}
+            )
+            keep(size, "NF4 here", by_this_project, parameters, *data, work / "adapter")
+            keep(size, SAVING, by_this_project, saving, *data, None)
+            tokenizer = AutoTokenizer.from_pretrained(snapshot)
+            for form in ("NF4 by the libraries", "bfloat16", "float32"):
+                keep(size, form, by_libraries, form, snapshot, parameters, data[0], tokenizer)
+        finally:
+            shutil.rmtree(work, ignore_errors=True)
+    print(f"\n{markdown(results)}")
+
+
+if __name__ == "__main__":
+    main()

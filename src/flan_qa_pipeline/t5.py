@@ -1,0 +1,163 @@
+"""T5 v1.1 and FLAN-T5 whose every linear layer may be quantized and that trains in little memory.
+
+Architecture: Shazeer 2020, "GLU Variants Improve Transformer", arXiv:2002.05202 (gated gelu);
+Raffel et al. 2020, "Exploring the Limits of Transfer Learning with a Unified Text-to-Text
+Transformer", arXiv:1910.10683. Weights, names and results are those of transformers' T5.
+"""
+
+from copy import deepcopy
+from functools import wraps
+from typing import Any
+
+import torch
+from torch.nn.functional import cross_entropy, rms_norm
+from torch.utils.checkpoint import checkpoint
+from transformers import T5Config, T5ForConditionalGeneration
+from transformers.modeling_outputs import Seq2SeqLMOutput
+from transformers.models.t5.modeling_t5 import T5Attention, T5DenseGatedActDense, T5LayerNorm
+
+LOSS_CHUNK = 256
+
+
+class SharedMaskAttention(T5Attention):
+    """Adds the mask to the position bias in a stack's first layer; the others share the sum.
+
+    transformers adds them in every layer, and each sum of shape (batch, heads, length, length) is
+    kept for the gradient.
+    """
+
+    def forward(
+        self,
+        hidden_states: torch.Tensor,
+        mask: torch.Tensor | None = None,
+        key_value_states: torch.Tensor | None = None,
+        position_bias: torch.Tensor | None = None,
+        past_key_values: Any = None,
+        **kwargs: Any,
+    ) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor | None]:
+        if position_bias is None and mask is not None:
+            position_bias = mask
+            if mask.dtype == torch.bool:
+                position_bias = torch.zeros_like(mask, dtype=hidden_states.dtype)
+                position_bias.masked_fill_(~mask, torch.finfo(hidden_states.dtype).min)
+            if self.has_relative_attention_bias:
+                cached = past_key_values is not None
+                seen = past_key_values.get_seq_length(self.layer_idx) if cached else 0
+                position_bias = position_bias + self.compute_bias(
+                    hidden_states.shape[1], mask.shape[-1], hidden_states.device, seen
+                )
+        return super().forward(
+            hidden_states, None, key_value_states, position_bias, past_key_values, **kwargs
+        )
+
+
+class RecomputedFeedForward(T5DenseGatedActDense):
+    """Keeps the two inputs of the gate and its product for the gradient, nothing between them.
+
+    Activations stay in their dtype: transformers casts them to that of `wo.weight`, which is uint8
+    when bitsandbytes has packed it.
+    """
+
+    def forward(self, hidden_states: torch.Tensor) -> torch.Tensor:
+        gate, linear = self.wi_0(hidden_states), self.wi_1(hidden_states)
+        if not torch.is_grad_enabled():
+            return self.wo(self._gated(gate, linear))
+        return self.wo(checkpoint(self._gated, gate, linear, use_reentrant=False))
+
+    def _gated(self, gate: torch.Tensor, linear: torch.Tensor) -> torch.Tensor:
+        return self.dropout(self.act(gate) * linear)
+
+
+class FusedLayerNorm(T5LayerNorm):
+    """Root mean square norm by torch's kernel, in float32 inside.
+
+    Autocast would hand it a float32 copy of its input, to be kept for the gradient.
+    """
+
+    def forward(self, hidden_states: torch.Tensor) -> torch.Tensor:
+        with torch.autocast(hidden_states.device.type, enabled=False):
+            return rms_norm(
+                hidden_states, self.weight.shape, self.weight, self.variance_epsilon
+            ).to(hidden_states.dtype)
+
+
+_LEAN = {
+    T5Attention: SharedMaskAttention,
+    T5DenseGatedActDense: RecomputedFeedForward,
+    T5LayerNorm: FusedLayerNorm,
+}
+
+
+class QuantizableT5(T5ForConditionalGeneration):
+    """T5 v1.1 or FLAN-T5 as it was trained, with every linear layer open to quantization.
+
+    transformers ties the language-model head to the embeddings of every T5, but these have a head
+    of their own. It also keeps T5's feed-forward `wo` out of quantization, because float16
+    overflows there; in bfloat16 and float32, the dtypes used here, it does not.
+
+    With `labels` the output holds the loss alone. Logits are made `LOSS_CHUNK` target tokens at a
+    time, in float32, and made again for the gradient, so that neither they nor a float32 copy of
+    them is kept.
+    """
+
+    _tied_weights_keys = {
+        "encoder.embed_tokens.weight": "shared.weight",
+        "decoder.embed_tokens.weight": "shared.weight",
+    }
+
+    def __init__(self, config: T5Config):
+        config = deepcopy(config)
+        if config.dense_act_fn == "gelu_new":
+            config.dense_act_fn = "gelu_pytorch_tanh"  # the same function, one kernel
+        super().__init__(config)
+        self._keep_in_fp32_modules = set()
+        for module in self.modules():
+            module.__class__ = _LEAN.get(type(module), type(module))
+
+    @wraps(T5ForConditionalGeneration.forward)
+    def forward(
+        self,
+        input_ids: torch.Tensor | None = None,
+        attention_mask: torch.Tensor | None = None,
+        decoder_input_ids: torch.Tensor | None = None,
+        *,
+        inputs_embeds: torch.Tensor | None = None,
+        labels: torch.Tensor | None = None,
+        num_items_in_batch: torch.Tensor | int | None = None,
+        **kwargs: Any,
+    ) -> Seq2SeqLMOutput:
+        """Logits, or the loss of `labels` (batch, length), -100 where there is none.
+
+        The loss is the mean over target tokens or, with `num_items_in_batch`, their sum divided by
+        this number: of the tokens in all batches whose gradients are accumulated.
+        """
+        if labels is None:
+            return super().forward(
+                input_ids,
+                attention_mask,
+                decoder_input_ids,
+                inputs_embeds=inputs_embeds,
+                **kwargs,
+            )
+        encoded = self.encoder(
+            input_ids=input_ids, attention_mask=attention_mask, inputs_embeds=inputs_embeds
+        ).last_hidden_state
+        decoded = self.decoder(
+            input_ids=self._shift_right(labels) if decoder_input_ids is None else decoder_input_ids,
+            encoder_hidden_states=encoded,
+            encoder_attention_mask=attention_mask,
+            use_cache=False,
+        ).last_hidden_state
+        states, targets = (
+            decoded.flatten(0, 1).split(LOSS_CHUNK),
+            labels.flatten().split(LOSS_CHUNK),
+        )
+        total = sum(
+            checkpoint(self._summed_loss, *chunk, use_reentrant=False)
+            for chunk in zip(states, targets, strict=True)
+        )
+        count = labels.ne(-100).sum() if num_items_in_batch is None else num_items_in_batch
+        return Seq2SeqLMOutput(loss=total / count)
+
+    def _summed_loss(self, states: torch.Tensor, targets: torch.Tensor) -> torch.Tensor:
+        return cross_entropy(self.lm_head(states).float(), targets, reduction="sum")
