@@ -15,6 +15,7 @@ import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from importlib.metadata import version
+from operator import attrgetter
 from pathlib import Path
 from typing import Any
 
@@ -24,6 +25,9 @@ import torch
 from accelerate.utils import extract_model_from_parallel
 from datasets import DatasetDict
 from kedro.config import OmegaConfigLoader
+from kedro.io import DataCatalog, MemoryDataset
+from kedro.pipeline import Pipeline
+from kedro.runner import SequentialRunner
 from peft import LoraConfig, get_peft_model, prepare_model_for_kbit_training
 from transformers import (
     AutoTokenizer,
@@ -39,19 +43,9 @@ from transformers import (
 from transformers.trainer_callback import PrinterCallback, ProgressCallback
 
 from flan_qa_pipeline.adapter import AdapterDataset
+from flan_qa_pipeline.models import load_tokenizer
 from flan_qa_pipeline.parameters import Parameters
-from flan_qa_pipeline.pipelines.data_engineering.nodes import (
-    apply_unanswerable_policy,
-    flatten_questions,
-    split_by_article,
-    tokenize_questions,
-)
-from flan_qa_pipeline.pipelines.modeling.nodes import (
-    attach_lora,
-    quantize_base_model,
-    train_adapter,
-)
-from flan_qa_pipeline.pipelines.reporting.nodes import load_finetuned_model, predict, score
+from flan_qa_pipeline.pipelines import data_engineering, modeling, reporting
 from flan_qa_pipeline.t5 import QuantizableT5
 from flan_qa_pipeline.training import StepTimer
 
@@ -59,6 +53,7 @@ PROJECT = Path(__file__).resolve().parents[1]
 CUDA = torch.cuda.is_available()
 DEVICE = "cuda" if CUDA else "cpu"
 MB = 10**6
+MODELING, REPORTING = modeling.create_pipeline(), reporting.create_pipeline()
 SAVING = "NF4 here, gradient checkpointing, paged 8-bit AdamW"
 # config.json of google/flan-t5-*; tiny is for trying this script out.
 SHAPES = {
@@ -99,11 +94,16 @@ def long_contexts(source: Path) -> dict[str, Any]:
     return raw
 
 
-def full_windows(tokenized: DatasetDict, questions: DatasetDict, length: int, count: int):
-    """Training windows of the full length alone; a few questions to answer."""
-    train = tokenized["train"].filter(lambda ids: len(ids) == length, input_columns="input_ids")
-    train = train.select(range(min(count, len(train))))
-    return DatasetDict(tokenized, train=train), questions
+def run_node(pipeline: Pipeline, parameters: Parameters, data: dict[str, Any], name: str) -> None:
+    """Run one node of a pipeline; add to the data what it makes."""
+    node = pipeline.only_nodes(name)
+    for given in node.inputs():
+        if given.startswith("params:"):
+            data[given] = attrgetter(given.removeprefix("params:"))(parameters)
+    held = {given: MemoryDataset(data[given], copy_mode="assign") for given in node.inputs()}
+    made = {output: MemoryDataset(copy_mode="assign") for output in node.outputs()}
+    SequentialRunner().run(node, DataCatalog(held | made))
+    data |= {output: dataset.load() for output, dataset in made.items()}
 
 
 def free() -> None:
@@ -193,44 +193,46 @@ def by_libraries(
 
 
 def by_this_project(
-    parameters: Parameters,
-    tokenized: DatasetDict,
-    questions: DatasetDict,
-    adapter_folder: Path | None,
+    parameters: Parameters, data: dict[str, Any], adapter_folder: Path | None
 ) -> dict[str, Any]:
     """Load, train and, with a folder, save, load again, answer and score, by the nodes."""
+    data = dict(data)
     free()
     row: dict[str, Any] = {}
     with measured(row):
         started = time.perf_counter()
-        base = quantize_base_model(parameters.model)
+        run_node(MODELING, parameters, data, "quantize_base_model")
         row["load s"] = time.perf_counter() - started
         free()
-        row["weights MB"] = allocated(base) / MB
-        model = attach_lora(base, parameters.lora, parameters.training)
-        del base
-        arguments = (parameters.model, parameters.prompt, parameters.generation)
-        adapter = train_adapter(model, tokenized, questions, *arguments, parameters.training)
-        record = adapter.training
-        row["samples/s"] = (
-            parameters.training.max_steps * parameters.training.per_device_train_batch_size
-        ) / record["seconds"]
+        row["weights MB"] = allocated(data["base_model"]) / MB
+        run_node(MODELING, parameters, data, "attach_lora")
+        run_node(MODELING, parameters, data, "train_adapter")
+        training, record = parameters.training, data["adapter"].training
+        samples = training.max_steps * training.per_device_train_batch_size
+        row["samples/s"] = samples / record["seconds"]
         row["trainable parameters"] = record["trainable_parameters"]
     if adapter_folder is None or "error" in row:
         return row
-    model = extract_model_from_parallel(model.eval(), keep_fp32_wrapper=False)
-    trained, _ = predict(model, questions, tokenized, *arguments)
-    del model
-    free()
+    model = extract_model_from_parallel(data["lora_model"].eval(), keep_fp32_wrapper=False)
+    data["finetuned_model"] = model
+    run_node(REPORTING, parameters, data, "predict_finetuned")
+    trained = data["finetuned_predictions"]
     dataset = AdapterDataset(filepath=str(adapter_folder))
-    dataset.save(adapter)
-    again = load_finetuned_model(parameters.model, parameters.prompt, dataset.load())
+    dataset.save(data["adapter"])
+    del model, data["finetuned_model"], data["lora_model"], data["base_model"]
+    free()
+    data["adapter"] = dataset.load()
+    run_node(REPORTING, parameters, data, "load_finetuned_model")
     started = time.perf_counter()
-    answers, _ = predict(again, questions, tokenized, *arguments)
+    run_node(REPORTING, parameters, data, "predict_finetuned")
+    seconds = time.perf_counter() - started
+    tokenized = data["tokenized_questions"]
     n_windows = sum(len(tokenized[name]) for name in ("validation", "calibration"))
-    row["answered windows/s"] = n_windows / (time.perf_counter() - started)
-    row["answers after saving and loading"] = "the same" if trained.equals(answers) else "differ"
-    row["questions scored"] = score(questions, answers)["total"]
+    row["answered windows/s"] = n_windows / seconds
+    run_node(REPORTING, parameters, data, "score_finetuned")
+    same = trained.equals(data["finetuned_predictions"])
+    row["answers after saving and loading"] = "the same" if same else "differ"
+    row["questions scored"] = data["finetuned_scores"]["total"]
     return row
 
 
@@ -243,7 +245,11 @@ def parameters_for(folder: Path, work: Path, options: argparse.Namespace) -> Par
         merge_strategy={"parameters": "soft", "globals": "soft"},
         runtime_params={
             "model": {"name": str(folder), "compute_dtype": "bfloat16"},
-            "data": {"max_validation_questions": 32, "max_calibration_questions": 8},
+            "data": {
+                "max_train_questions": 200,
+                "max_validation_questions": 8,
+                "max_calibration_questions": 4,
+            },
             "training": {
                 "output_dir": str(work / "checkpoints"),
                 "logging_dir": str(work / "tensorboard"),
@@ -258,22 +264,21 @@ def parameters_for(folder: Path, work: Path, options: argparse.Namespace) -> Par
     return Parameters.model_validate(loader["parameters"])
 
 
-def prepare(parameters: Parameters, options: argparse.Namespace):
-    """Questions and tokenized windows of the embedded corpus, contexts made long."""
+def prepare(parameters: Parameters, options: argparse.Namespace) -> dict[str, Any]:
+    """Questions of the embedded corpus and windows, those to train on all of the full length."""
     raw = PROJECT / "data/01_raw"
-    questions = [
-        flatten_questions(long_contexts(raw / f"starter_{name}.json"), name)
+    data = {
+        f"raw_{name}": long_contexts(raw / f"starter_{name}.json")
         for name in ("train", "validation")
-    ]
-    splits = apply_unanswerable_policy(
-        split_by_article(*questions, parameters.data),
-        parameters.data.model_copy(update={"max_train_questions": 200}),
-    )
-    tokenized = tokenize_questions(
-        splits, parameters.model, parameters.prompt, parameters.tokenization, "keep"
-    )
+    }
+    pipeline = data_engineering.create_pipeline()
+    for node in pipeline.nodes:
+        run_node(pipeline, parameters, data, node.name)
     length = parameters.tokenization.max_source_length
-    return full_windows(tokenized, splits, length, options.steps * options.batch_size)
+    tokenized = data["tokenized_questions"]
+    train = tokenized["train"].filter(lambda ids: len(ids) == length, input_columns="input_ids")
+    train = train.select(range(options.steps * options.batch_size))
+    return data | {"tokenized_questions": DatasetDict(tokenized, train=train)}
 
 
 def markdown(results: list[dict[str, Any]]) -> str:
@@ -330,11 +335,11 @@ def main() -> None:
             saving = parameters.model_copy(
                 update={"training": parameters.training.model_copy(update=saving)}
             )
-            keep(size, "NF4 here", by_this_project, parameters, *data, work / "adapter")
-            keep(size, SAVING, by_this_project, saving, *data, None)
-            tokenizer = AutoTokenizer.from_pretrained(snapshot)
+            keep(size, "NF4 here", by_this_project, parameters, data, work / "adapter")
+            keep(size, SAVING, by_this_project, saving, data, None)
+            tokenizer, tokenized = load_tokenizer(parameters.model), data["tokenized_questions"]
             for form in ("NF4 by the libraries", "bfloat16", "float32"):
-                keep(size, form, by_libraries, form, snapshot, parameters, data[0], tokenizer)
+                keep(size, form, by_libraries, form, snapshot, parameters, tokenized, tokenizer)
         finally:
             shutil.rmtree(work, ignore_errors=True)
     print(f"\n{markdown(results)}")
