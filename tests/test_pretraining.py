@@ -166,11 +166,11 @@ def test_crop_holds_the_hit_and_no_more_sentences(kept):
     assert len(sentences) == 5 and " ".join(sentences) == context
     rng = random.Random(1)
     seen = set()
-    for hit in (0, 1, 2, 3, 4, None):
+    for hit in range(5):
         for _ in range(20):
             part = crop(len(sentences), hit, kept, rng)
             assert len(sentences[part]) == kept
-            assert hit is None or sentences[hit] in sentences[part]
+            assert sentences[hit] in sentences[part]
             seen.update(sentences[part])
     assert seen == set(sentences)
 
@@ -190,15 +190,13 @@ def examples(tokenizer, raw_parameters):
             "cropped_examples": 3 * SIZE,
             "whole_examples": 6 * SIZE,
             "per_device_train_batch_size": SIZE,
-            "checked_fraction": 0.5,
             "span_corruption_fraction": 0.0,
         }
         corpus = Dataset.from_dict(
             {
-                "context": [CONTEXT] * 6 + [f"It sleeps for {n} hours. It is old." for n in HOURS],
-                "question": ["Who is the mayor of Selby?", "Who is from Ellham?"] * 3
-                + ["How long?"] * len(HOURS),
-                "answer": ["Hugo Marley", ""] * 3 + [f"{n} hours" for n in HOURS],
+                "context": [CONTEXT] * 3 + [f"It sleeps for {n} hours. It is old." for n in HOURS],
+                "question": ["Who is the mayor of Selby?"] * 3 + ["How long?"] * len(HOURS),
+                "answer": ["Hugo Marley"] * 3 + [f"{n} hours" for n in HOURS],
             }
         )
         return ReadingExamples(
@@ -218,26 +216,30 @@ def texts_of(examples, tokenizer, indices):
     ]
 
 
-def test_questions_are_answered_or_checked_and_unanswerable_ones_only_checked(examples, tokenizer):
+def test_questions_are_answered_in_every_prompt(examples, tokenizer, raw_parameters):
     made = examples(renamed_fraction=0.0)
     assert len(made) == 10 * SIZE
-    seen = Counter()
-    for source, target in texts_of(made, tokenizer, range(4 * SIZE, 10 * SIZE)):
+    drawn = Counter(texts_of(made, tokenizer, range(4 * SIZE, 10 * SIZE)))
+    for source, target in drawn:
         assert CONTEXT in source or "It is old." in source
-        expected = ("yes", "Hugo Marley") if "mayor of Selby?" in source else ("yes", "hours")
-        if "Ellham" in source:
-            expected = ("no",)
-        assert target.lstrip("3456789 ") in expected
-        seen[target] += 1
-    assert set(seen) == {"no", "yes", "Hugo Marley", *(f"{n} hours" for n in HOURS)}
-    assert 0.35 < seen["yes"] / (len(made) - 4 * SIZE - seen["no"]) < 0.65
+        assert ("mayor of Selby?" in source) is (target == "Hugo Marley")
+        assert target in source
+    rows = [(CONTEXT, "Who is the mayor of Selby?", "Hugo Marley")] + [
+        (f"It sleeps for {n} hours. It is old.", "How long?", f"{n} hours") for n in HOURS
+    ]
+    possible = {
+        (prompt.format(context=context, question=question), answer)
+        for prompt in raw_parameters["starter"]["pretraining"]["prompts"]
+        for context, question, answer in rows
+    }
+    assert set(drawn) <= possible and len(drawn) > 0.7 * len(possible)
 
 
 def test_cropped_contexts_come_before_whole_ones_in_batches_of_one_length(examples, tokenizer):
-    made = examples(renamed_fraction=0.0, checked_fraction=0.0)
+    made = examples(renamed_fraction=0.0)
     for source, target in texts_of(made, tokenizer, range(SIZE, 4 * SIZE)):
         assert CONTEXT not in source
-        assert target in source or target == "no"
+        assert target in source
     for start in range(4 * SIZE, 9 * SIZE, SIZE):
         lengths = [len(made[i]["input_ids"]) for i in range(start, start + SIZE)]
         assert max(lengths) - min(lengths) < 60
@@ -254,14 +256,12 @@ def test_an_example_is_the_same_whenever_it_is_asked_for(examples):
 
 
 def test_renamed_answers_stand_in_their_renamed_context(examples, tokenizer):
-    made = examples(renamed_fraction=0.99, checked_fraction=0.0)
+    made = examples(renamed_fraction=0.99)
     answers = Counter()
     for i in range(4 * SIZE, 10 * SIZE):
         source, target = made[i]["input_ids"][:-1], made[i]["labels"][:-1]
-        if tokenizer.decode(target) != "no":
-            assert _holds(source, target)
-            answers[tokenizer.decode(target)] += 1
-    assert answers.total() > SIZE
+        assert _holds(source, target)
+        answers[tokenizer.decode(target)] += 1
     assert answers["Hugo Marley"] < 0.05 * answers.total()
     assert max(answers.values()) < 0.5 * answers.total()
 

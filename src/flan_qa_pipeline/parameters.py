@@ -244,14 +244,12 @@ class LookupParameters(_Section):
 
 
 class PretrainingParameters(_Section):
-    """Lookups from easy to hard, then extractive QA, checks and span corruption on the corpus."""
+    """Lookups from easy to hard, then extractive QA and span corruption on the corpus."""
 
     prompts: list[str]
-    check_prompts: list[str]
     lookups: list[LookupParameters]
     cropped_examples: Positive
     whole_examples: Positive
-    checked_fraction: Fraction
     renamed_fraction: Fraction
     span_corruption_fraction: Fraction
     noise_density: Fraction

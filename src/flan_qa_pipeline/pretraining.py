@@ -290,10 +290,8 @@ def split_sentences(context: str) -> list[str]:
     return [*(f"{part}." for part in parts), last]
 
 
-def crop(n_sentences: int, hit: int | None, kept: int, rng: random.Random) -> slice:
-    """Choose at most `kept` neighbouring sentences, among them sentence `hit` if there is one."""
-    if hit is None:
-        hit = rng.randrange(n_sentences)
+def crop(n_sentences: int, hit: int, kept: int, rng: random.Random) -> slice:
+    """Choose at most `kept` neighbouring sentences, among them sentence `hit`."""
     start = max(0, min(hit - rng.randrange(kept), n_sentences - kept))
     return slice(start, start + kept)
 
@@ -302,13 +300,12 @@ class ReadingExamples(torch.utils.data.Dataset):
     """The curriculum of the base model; an example is made when it is asked for.
 
     First come lookups from easy to hard, then questions on the corpus, with contexts of at most
-    two sentences and then whole. Questions are answered in the words of the context; some are
-    checked instead ("yes" or "no": does the context answer them?), among them all that it does
-    not answer. A part of the prompts has its words renamed, a part becomes span corruption. Every
-    example is drawn with a seed of its own, so that it is the same in any process.
+    two sentences and then whole. A part of these has its words renamed, a part becomes span
+    corruption. Every example is drawn with a seed of its own, so that it is the same in any
+    process.
 
     Args:
-        corpus: rows of context, question and answer ("" where the context gives none).
+        corpus: rows of context, question and answer, which stands in the context.
         tokenizer: the base model's tokenizer.
         pretraining: sizes of the stages, prompts and shares.
 
@@ -335,34 +332,27 @@ class ReadingExamples(torch.utils.data.Dataset):
         def encode(texts: Iterable[str]) -> list[list[int]]:
             return tokenizer(list(texts), add_special_tokens=False)["input_ids"]
 
-        self._prompts, self._check_prompts = (
+        self._prompts = [
             [
-                [
-                    part if part in SLOTS else encode([part])[0]
-                    for part in SLOT.split(prompt)
-                    if part
-                ]
-                for prompt in prompts
+                part if part in SLOTS else encode([part])[0]
+                for part in filter(None, SLOT.split(prompt))
             ]
-            for prompts in (pretraining.prompts, pretraining.check_prompts)
-        )
-        self._verdicts = encode(["no", "yes"])
+            for prompt in pretraining.prompts
+        ]
         contexts = {context: i for i, context in enumerate(corpus.unique("context"))}
         sentences = [split_sentences(context) for context in contexts]
         encoded = iter(encode(sentence for parts in sentences for sentence in parts))
         self._sentences = [[next(encoded) for _ in parts] for parts in sentences]
         self._values: list[list[list[int]]] = [[] for _ in contexts]
-        self._rows: list[tuple[int, list[int], list[int], int | None]] = []
+        self._rows: list[tuple[int, list[int], list[int], int]] = []
         for context, question, answer, text in zip(
             map(contexts.__getitem__, corpus["context"]),
             *(encode(corpus[column]) for column in ("question", "answer")),
             corpus["answer"],
             strict=True,
         ):
-            hit = None
-            if answer:
-                hit = next(i for i, part in enumerate(sentences[context]) if text in part)
-                self._values[context].append(answer)
+            hit = next(i for i, part in enumerate(sentences[context]) if text in part)
+            self._values[context].append(answer)
             self._rows.append((context, question, answer, hit))
         self._renamer = PieceRenamer(
             tokenizer, [sum(parts, []) for parts in self._sentences[: self.COUNTED]]
@@ -415,16 +405,14 @@ class ReadingExamples(torch.utils.data.Dataset):
         if cropped:
             sentences = sentences[crop(len(sentences), hit, self.CROPPED_SENTENCES, rng)]
         context = [i for sentence in sentences for i in sentence]
-        checked = not answer or rng.random() < pretraining.checked_fraction
         if rng.random() < pretraining.renamed_fraction:
             new = self._renamer.draw(context, question, self._values[context_index], rng)
             context, question, answer = (
                 [new.get(i, i) for i in ids] for ids in (context, question, answer)
             )
         slots = {"{context}": context, "{question}": question}
-        prompt = rng.choice(self._check_prompts if checked else self._prompts)
+        prompt = rng.choice(self._prompts)
         source = [i for part in prompt for i in (slots[part] if part in SLOTS else part)]
-        target = self._verdicts[bool(answer)] if checked else answer
         if rng.random() < pretraining.span_corruption_fraction:
             return corrupt_spans(
                 source,
@@ -433,4 +421,4 @@ class ReadingExamples(torch.utils.data.Dataset):
                 noise_density=pretraining.noise_density,
                 mean_span_length=pretraining.mean_span_length,
             )
-        return source, target
+        return source, answer

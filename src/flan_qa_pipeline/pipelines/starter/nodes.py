@@ -49,7 +49,7 @@ def generate_starter_corpus(
 
 
 def generate_pretraining_corpus(kinds: dict[str, Any], starter: StarterParameters) -> Dataset:
-    """Generate the pretraining corpus: other topics, words and phrasings."""
+    """Generate the pretraining corpus: other topics, words and phrasings, all answerable."""
     corpus = generate_corpus(kinds, **starter.pretraining_corpus.model_dump())
     return Dataset.from_list(
         [
@@ -57,7 +57,7 @@ def generate_pretraining_corpus(kinds: dict[str, Any], starter: StarterParameter
                 "title": record["title"],
                 "context": record["context"],
                 "question": record["question"],
-                "answer": (record["answers"]["text"] or [""])[0],
+                "answer": record["answers"]["text"][0],
             }
             for record in flatten(corpus, "the pretraining corpus")
         ]
@@ -74,8 +74,7 @@ def train_starter_tokenizer(
     for row in (*questions, *sample):
         articles.setdefault(row["title"], []).extend((row["context"], row["question"]))
     documents = [" ".join(texts) for texts in articles.values()]
-    prompts = [*starter.pretraining.prompts, *starter.pretraining.check_prompts, "yes", "no"]
-    prompts *= len(documents) // len(prompts)
+    prompts = starter.pretraining.prompts * (len(documents) // len(starter.pretraining.prompts))
     return train_unigram_tokenizer([*documents, *prompts], starter.architecture.vocab_size)
 
 
