@@ -21,6 +21,16 @@ def test_the_projects_own_parameters_pass(raw_parameters):
     assert parameters.data.train_file.endswith(".json")
 
 
+def test_each_hub_id_has_its_own_revision(raw_parameters):
+    revisions = raw_parameters["model"]["revision"]
+    assert check_parameters(raw_parameters).model.revision is None
+    for name in ("google/flan-t5-base", "google/flan-t5-xl"):
+        raw_parameters["model"]["name"] = name
+        assert check_parameters(raw_parameters).model.revision == revisions[name]
+    raw_parameters["model"]["revision"] = "v1"
+    assert check_parameters(raw_parameters).model.revision == "v1"
+
+
 def test_unknown_section(raw_parameters):
     raw_parameters["lorra"] = {}
     assert "Unknown parameter lorra: did you mean lora?" in complaint(raw_parameters)

@@ -19,6 +19,7 @@ from transformers import (
 )
 
 from flan_qa_pipeline.errors import InputError
+from flan_qa_pipeline.hub import require_reachable
 from flan_qa_pipeline.parameters import ModelParameters
 from flan_qa_pipeline.t5 import QuantizableT5
 
@@ -76,10 +77,10 @@ def load_base_model(model: ModelParameters) -> PreTrainedModel:
         bnb_4bit_compute_dtype=dtype,
         bnb_4bit_quant_storage=dtype,
     )
-    base, loading = QuantizableT5.from_pretrained(
-        model.name,
+    base, loading = _from_hub_or_folder(
+        QuantizableT5,
+        model,
         config=config,
-        revision=model.revision,
         dtype=dtype,
         quantization_config=quantization if model.load_in_4bit else None,
         device_map={"": 0 if torch.cuda.is_available() else "cpu"},
@@ -138,31 +139,13 @@ class PretrainedDataset(AbstractDataset[Any, Any]):
         return {"filepath": str(self._filepath), "auto_class": self._auto_class}
 
 
-def _from_hub_or_folder(auto_class: Any, model: ModelParameters) -> Any:
-    _require_folder_or_hub_id(model.name)
+def _from_hub_or_folder(auto_class: Any, model: ModelParameters, **kwargs: Any) -> Any:
+    require_reachable(model)
     try:
-        return auto_class.from_pretrained(model.name, revision=model.revision)
+        return auto_class.from_pretrained(model.name, revision=model.revision, **kwargs)
     except OSError as error:
         raise InputError(
-            f"model.name: {model.name} could not be read from a folder or reached on the hub; give "
-            "the folder of a downloaded snapshot, or data/06_models/starter_t5, which needs no "
-            "network."
+            f"model.name: {model.name} could not be read "
+            f"({' '.join(str(error).split()).rstrip('.')}); give the folder of a complete "
+            "snapshot, or data/06_models/starter_t5, which needs no network."
         ) from error
-
-
-def _require_folder_or_hub_id(name: str) -> None:
-    folder = Path(name)
-    if folder.is_dir():
-        if (folder / "config.json").is_file():
-            return
-        raise InputError(
-            f"model.name: the folder {folder.absolute()} holds no config.json; give the folder "
-            "that a model and its tokenizer were saved in."
-        )
-    if name.count("/") <= 1 and not folder.is_absolute():
-        return
-    raise InputError(
-        f"model.name: there is no folder {folder.absolute()}; give the folder of a saved model or "
-        "a hub id such as google/flan-t5-base (the starter model is made by "
-        "`kedro run --pipelines=starter`)."
-    )
