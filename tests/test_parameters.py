@@ -31,6 +31,11 @@ def test_each_hub_id_has_its_own_revision(raw_parameters):
     assert check_parameters(raw_parameters).model.revision == "v1"
 
 
+def test_target_modules_can_be_given_without_commas(raw_parameters):
+    raw_parameters["lora"]["target_modules"] = "q+v"
+    assert check_parameters(raw_parameters).lora.target_modules == ["q", "v"]
+
+
 def test_unknown_section(raw_parameters):
     raw_parameters["lorra"] = {}
     assert "Unknown parameter lorra: did you mean lora?" in complaint(raw_parameters)

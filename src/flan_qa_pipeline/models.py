@@ -3,6 +3,7 @@
 Quantization: Dettmers et al. 2023, "QLoRA", arXiv:2305.14314 (NF4, double quantization).
 """
 
+from copy import deepcopy
 from pathlib import Path, PurePosixPath
 from typing import Any, Literal
 
@@ -16,6 +17,7 @@ from transformers import (
     BitsAndBytesConfig,
     PreTrainedModel,
     PreTrainedTokenizerBase,
+    T5ForConditionalGeneration,
 )
 
 from flan_qa_pipeline.errors import InputError
@@ -97,6 +99,22 @@ def load_base_model(model: ModelParameters) -> PreTrainedModel:
         if isinstance(module, Linear4bit):
             module.support_avx512bf16_for_cpu = False
     return base.requires_grad_(False).eval()
+
+
+def dequantize(base: PreTrainedModel) -> PreTrainedModel:
+    """Turn 4-bit layers into the linear layers that they compute with, in the compute dtype."""
+    return base.dequantize() if getattr(base, "is_quantized", False) else base
+
+
+def as_transformers_t5(model: PreTrainedModel) -> T5ForConditionalGeneration:
+    """The same weights under transformers' own class, whose saved folder any program reads."""
+    config = deepcopy(model.config)
+    config.tie_word_embeddings = True  # embeddings of encoder and decoder; the head is not
+    with torch.device("meta"):
+        plain = T5ForConditionalGeneration(config)
+    plain.all_tied_weights_keys.pop("lm_head.weight")
+    plain.load_state_dict(model.state_dict(), assign=True)
+    return plain.eval()
 
 
 class PretrainedDataset(AbstractDataset[Any, Any]):

@@ -113,7 +113,10 @@ class TokenizationParameters(_Section):
 
 
 class LoraParameters(_Section):
-    """peft.LoraConfig; `target_modules` is `all-linear` or a list of module names."""
+    """peft.LoraConfig; `target_modules` is `all-linear` or a list of module names.
+
+    On the command line, where `--params` splits at commas, the list is written `q+v`.
+    """
 
     target_modules: Literal["all-linear"] | Annotated[list[str], Field(min_length=1)]
     r: Positive
@@ -121,6 +124,11 @@ class LoraParameters(_Section):
     dropout: Fraction
     use_rslora: bool
     use_dora: bool
+
+    @field_validator("target_modules", mode="before")
+    @classmethod
+    def _split_names(cls, targets: Any) -> Any:
+        return targets.split("+") if isinstance(targets, str) and "+" in targets else targets
 
 
 class TrainingParameters(_Section):
