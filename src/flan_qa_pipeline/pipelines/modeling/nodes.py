@@ -19,7 +19,7 @@ from transformers import (
 from transformers.trainer_callback import ProgressCallback
 
 from flan_qa_pipeline.adapter import Adapter, attach_adapter, extract_adapter, provenance_of
-from flan_qa_pipeline.costs import peak_memory
+from flan_qa_pipeline.costs import base_weights, peak_memory
 from flan_qa_pipeline.errors import InputError
 from flan_qa_pipeline.generation import answer_windows
 from flan_qa_pipeline.models import (
@@ -164,6 +164,7 @@ def train_adapter(
     record = {
         "trainable_parameters": trainable,
         "total_parameters": total,
+        "base_weights": base_weights(lora_model.get_base_model()),
         "weights_bytes": lora_model.get_memory_footprint(),
         "batch_size": trainer.args.per_device_train_batch_size,
         "gradient_accumulation_steps": trainer.args.gradient_accumulation_steps,
