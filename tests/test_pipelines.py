@@ -290,11 +290,14 @@ def test_bad_parameters_stop_before_training(project, full_run, tiny_run, parame
         ('{"version": "v2.0", "data": [{"title": 1}]}', "Error: "),
     ],
 )
-def test_a_bad_file_is_told_once_on_the_command_line(project, full_run, text, complaint):
+def test_a_bad_file_is_told_once_on_the_command_line(project, full_run, tiny_base, text, complaint):
     path = project / "data/01_raw/bad.json"
     path.write_text(text, encoding="utf-8")
     result = subprocess.run(  # noqa: S603
-        [sys.executable, "-m", "kedro", "run", f"--params=data.train_file={path}"],
+        [
+            *(sys.executable, "-m", "kedro", "run"),
+            f"--params=model.name={tiny_base},data.train_file={path}",
+        ],
         cwd=project,
         capture_output=True,
         text=True,
