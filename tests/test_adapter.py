@@ -15,8 +15,8 @@ import flan_qa_pipeline.adapter
 from flan_qa_pipeline.adapter import AdapterDataset, attach_adapter, provenance_of
 from flan_qa_pipeline.errors import InputError
 from flan_qa_pipeline.generation import generate_answers
-from flan_qa_pipeline.models import load_base_model
-from flan_qa_pipeline.pipelines.modeling.nodes import attach_lora
+from flan_qa_pipeline.models import dequantize, load_base_model
+from flan_qa_pipeline.pipelines.modeling.nodes import attach_lora, merge_adapter
 
 
 @pytest.fixture(scope="module")
@@ -238,3 +238,34 @@ def test_lora_is_put_on_the_targets_alone(parameters, float32, lora, caplog, tar
     assert all(".lora_A." in name or ".lora_B." in name for name in trainable)
     assert {name.split(".lora_")[0].rpartition(".")[2] for name in trainable} == expected
     assert "LoRA trains" in caplog.text
+
+
+@pytest.mark.parametrize("kind", ["use_rslora", "use_dora"])
+def test_variants_of_lora_train_on_4_bit(train, training, lora, parameters, float32, kind):
+    changed = lora.model_copy(update={kind: True})
+    model = attach_lora(load_base_model(float32), changed, training).train()
+    assert getattr(model.peft_config["default"], kind)
+    ids = torch.tensor([[5, 6, 7, 1]])
+    model(input_ids=ids, attention_mask=torch.ones_like(ids), labels=ids).loss.backward()
+    trained = [name for name, p in model.named_parameters() if p.grad is not None]
+    assert trained == [name for name, p in model.named_parameters() if p.requires_grad]
+    assert any("magnitude" in name for name in trained) == (kind == "use_dora")
+
+
+def test_merged_model_answers_like_the_adapter_on_the_dequantized_base(
+    trained, parameters, float32, provenance, windows, tokenizer
+):
+    _, adapter = trained
+    merged, saved_tokenizer = merge_adapter(float32, parameters.prompt, adapter)
+    assert {p.dtype for p in merged.parameters()} == {torch.bfloat16}
+    apart = attach_adapter(dequantize(load_base_model(float32)), adapter, provenance)
+    expected = logits(apart, windows)
+    error = (logits(merged, windows).float() - expected).norm() / expected.norm()
+    assert error < 0.02
+    untrained = logits(load_base_model(float32), windows)
+    assert (untrained - expected).norm() / expected.norm() > 10 * error
+    texts, others = (
+        [answer.text for answer in answers(model, some, windows)]
+        for model, some in ((merged, saved_tokenizer), (apart, tokenizer))
+    )
+    assert texts == others

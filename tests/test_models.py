@@ -11,6 +11,7 @@ from bitsandbytes.nn import Linear4bit
 from safetensors.torch import load_file, save_file
 from transformers import BitsAndBytesConfig, T5ForConditionalGeneration
 
+from flan_qa_pipeline.costs import base_weights
 from flan_qa_pipeline.errors import InputError
 from flan_qa_pipeline.models import (
     PretrainedDataset,
@@ -18,6 +19,7 @@ from flan_qa_pipeline.models import (
     load_tokenizer,
     resolve_compute_dtype,
 )
+from flan_qa_pipeline.pipelines.modeling.nodes import attach_lora
 
 LINEAR = {"q", "k", "v", "o", "wi_0", "wi_1", "wo"}
 INPUT_IDS = torch.tensor([[17, 45, 101, 230, 9, 1], [300, 44, 12, 87, 150, 1]])
@@ -208,3 +210,26 @@ def test_pretrained_dataset_keeps_model_and_tokenizer_in_one_folder(tiny_base, t
     text = "Which club was defeated in the Final?"
     assert tokenizer.load()(text) == source_tokenizer.load()(text)
     torch.testing.assert_close(logits(model.load().eval()), logits(source_model.load().eval()))
+
+
+@on_cpu
+@pytest.mark.parametrize("adapted", [False, True], ids=["base", "with LoRA"])
+def test_calculated_weights_are_those_in_memory(model_parameters, parameters, adapted):
+    bfloat16 = model_parameters.model_copy(update={"compute_dtype": "bfloat16"})
+    base = load_base_model(bfloat16)
+    measured = 0
+    for module in base.modules():
+        for parameter in module.parameters(recurse=False):
+            measured += parameter.nbytes
+        if isinstance(module, Linear4bit):
+            state = module.weight.quant_state
+            measured += state.absmax.nbytes + state.state2.absmax.nbytes
+    measured -= 2 * base.shared.weight.nbytes  # shared by encoder and decoder
+    if adapted:
+        base = attach_lora(base, parameters.lora, parameters.training).get_base_model()
+    sizes = base_weights(base)
+    assert sizes["NF4 here"] == measured
+    whole = load_base_model(bfloat16.model_copy(update={"load_in_4bit": False}))
+    assert sizes["bfloat16"] == whole.get_memory_footprint()
+    assert sizes["float32"] == 2 * sizes["bfloat16"]
+    assert sizes["NF4 here"] < sizes["NF4 by the libraries, loaded"] < sizes["bfloat16"]

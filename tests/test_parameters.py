@@ -21,6 +21,21 @@ def test_the_projects_own_parameters_pass(raw_parameters):
     assert parameters.data.train_file.endswith(".json")
 
 
+def test_each_hub_id_has_its_own_revision(raw_parameters):
+    revisions = raw_parameters["model"]["revision"]
+    assert check_parameters(raw_parameters).model.revision is None
+    for name in ("google/flan-t5-base", "google/flan-t5-xl"):
+        raw_parameters["model"]["name"] = name
+        assert check_parameters(raw_parameters).model.revision == revisions[name]
+    raw_parameters["model"]["revision"] = "v1"
+    assert check_parameters(raw_parameters).model.revision == "v1"
+
+
+def test_target_modules_can_be_given_without_commas(raw_parameters):
+    raw_parameters["lora"]["target_modules"] = "q+v"
+    assert check_parameters(raw_parameters).lora.target_modules == ["q", "v"]
+
+
 def test_unknown_section(raw_parameters):
     raw_parameters["lorra"] = {}
     assert "Unknown parameter lorra: did you mean lora?" in complaint(raw_parameters)

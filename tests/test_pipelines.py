@@ -2,6 +2,7 @@
 
 import io
 import json
+import os
 import shutil
 import subprocess
 import sys
@@ -9,11 +10,13 @@ from pathlib import Path
 
 import pandas as pd
 import pytest
+import torch
 import yaml
 from conftest import REPOSITORY, SQUAD_V2_DIR
 from datasets import Dataset, DatasetDict, load_from_disk
 from kedro.framework.session import KedroSession
 from kedro.framework.startup import bootstrap_project
+from transformers import AutoTokenizer, T5ForConditionalGeneration
 
 from flan_qa_pipeline.errors import InputError
 from flan_qa_pipeline.metrics.squad_v2_scores.squad_v2_scores import SquadV2Scores
@@ -287,11 +290,14 @@ def test_bad_parameters_stop_before_training(project, full_run, tiny_run, parame
         ('{"version": "v2.0", "data": [{"title": 1}]}', "Error: "),
     ],
 )
-def test_a_bad_file_is_told_once_on_the_command_line(project, full_run, text, complaint):
+def test_a_bad_file_is_told_once_on_the_command_line(project, full_run, tiny_base, text, complaint):
     path = project / "data/01_raw/bad.json"
     path.write_text(text, encoding="utf-8")
     result = subprocess.run(  # noqa: S603
-        [sys.executable, "-m", "kedro", "run", f"--params=data.train_file={path}"],
+        [
+            *(sys.executable, "-m", "kedro", "run"),
+            f"--params=model.name={tiny_base},data.train_file={path}",
+        ],
         cwd=project,
         capture_output=True,
         text=True,
@@ -407,6 +413,7 @@ def test_registered_pipelines(project):
         "modeling",
         "reporting",
         "evaluate",
+        "merge",
         "compare",
         "starter",
     }
@@ -428,3 +435,52 @@ def test_real_squad_runs_through(project, squad_v2_dir, tiny_run):
     }
     version = run(project, parameters)
     assert load(project, "score_table", version)["questions"].iloc[0] == 16
+
+
+def test_environment_squad_reads_parquet_and_a_snapshot_folder(project, tiny_run, corpus, tmp_path):
+    files = {}
+    for name, articles in (("train", corpus["data"][:24]), ("validation", corpus["data"][24:])):
+        files[f"{name}_file"] = str(tmp_path / f"{name}.parquet")
+        rows = pd.DataFrame(flatten({"data": articles}, name)).drop(columns="is_impossible")
+        rows.to_parquet(files[f"{name}_file"])
+    parameters = tiny_run | {
+        "data": tiny_run["data"] | files,
+        "training": {"max_steps": 2, "gradient_accumulation_steps": 1, "eval_strategy": "no"},
+    }
+    version = run(project, parameters, env="squad")
+    assert load(project, "score_table", version)["questions"].iloc[0] == 40
+    folder = project / "data/06_models/adapter" / version / "adapter"
+    provenance = json.loads((folder / "provenance.json").read_text())
+    assert provenance["tokenization"]["max_source_length"] == 512
+    run(project, tiny_run, "data_engineering")
+
+
+def test_environment_squad_without_a_hub_stops_with_one_error(project, full_run, tmp_path):
+    before = versions(project)
+    result = subprocess.run(
+        [sys.executable, "-m", "kedro", "run", "--env=squad"],
+        cwd=project,
+        env=os.environ | {"HF_HUB_OFFLINE": "1", "HF_HOME": str(tmp_path)},
+        capture_output=True,
+        text=True,
+    )
+    output = result.stdout + result.stderr
+    assert result.returncode == 1
+    assert "Traceback" not in output
+    assert output.count("Error: ") == 1
+    assert "google/flan-t5-base at 7bcac572ce56db69c1ea7c8af255c5d7c9672fc2" in output
+    assert output.count("hf://datasets/rajpurkar/squad_v2@3ffb306f") == 2
+    assert "/path/to/snapshot" in output
+    assert versions(project) == before
+
+
+def test_merge_writes_a_model_that_transformers_alone_loads(project, full_run, tiny_run):
+    run(project, tiny_run, "merge", load_versions={"adapter": full_run})
+    folder = project / "data/06_models/merged"
+    merged = T5ForConditionalGeneration.from_pretrained(folder, dtype="auto")
+    assert merged.dtype == torch.bfloat16
+    assert not any("lora" in name for name, _ in merged.named_modules())
+    assert AutoTokenizer.from_pretrained(folder)("What?")["input_ids"]
+    assert json.loads((folder / "config.json").read_text())["architectures"] == [
+        "T5ForConditionalGeneration"
+    ]

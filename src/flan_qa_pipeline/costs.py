@@ -6,6 +6,8 @@ from typing import Any
 
 import pandas as pd
 import torch
+from torch.nn import Linear
+from transformers import PreTrainedModel
 
 MIB = 2**20
 
@@ -17,6 +19,45 @@ def peak_memory() -> dict[str, int]:
     if torch.cuda.is_available():
         peak["GPU"] = torch.cuda.max_memory_allocated()
     return peak
+
+
+def nf4_bytes(count: int) -> int:
+    """Size of so many weights in NF4 with double quantization (arXiv:2305.14314).
+
+    Half a byte each, a byte for every block of 64, four for every 256 of these.
+    """
+    blocks = -(-count // 64)
+    return -(-count // 2) + blocks + 4 * -(-blocks // 256)
+
+
+def base_weights(base: PreTrainedModel) -> dict[str, int]:
+    """Bytes that a base takes in several formats, calculated from its shapes.
+
+    transformers leaves T5's feed-forward `wo` out of 4 bits, and peft's
+    `prepare_model_for_kbit_training` makes all that is left float32; here all linear layers but
+    the head are in 4 bits and the rest is bfloat16. LoRA matrices are not counted.
+    """
+    linear = {
+        name: part.in_features * part.out_features
+        for name, part in base.named_modules()
+        if isinstance(part, Linear)
+        and ".lora_" not in name
+        and part is not base.get_output_embeddings()
+    }
+    rest = sum(
+        parameter.numel()
+        for name, parameter in base.named_parameters()
+        if ".lora_" not in name and name.removesuffix(".weight") not in linear
+    )
+    wo = {name: n for name, n in linear.items() if ".wo" in name}
+    without_wo = sum(nf4_bytes(n) for name, n in linear.items() if name not in wo)
+    return {
+        "float32": 4 * (sum(linear.values()) + rest),
+        "bfloat16": 2 * (sum(linear.values()) + rest),
+        "NF4 by the libraries, loaded": without_wo + 2 * (sum(wo.values()) + rest),
+        "NF4 by the libraries, prepared for training": without_wo + 4 * (sum(wo.values()) + rest),
+        "NF4 here": sum(map(nf4_bytes, linear.values())) + 2 * rest,
+    }
 
 
 def cost_rows(
@@ -42,6 +83,10 @@ def cost_rows(
         ("parameters", "trainable share", 100 * share, "%"),
         ("memory", "weights, base and adapter", training["weights_bytes"] / MIB, "MiB"),
         ("memory", "weights of the adapter", adapter_bytes / MIB, "MiB"),
+    ]
+    rows += [
+        ("memory", f"base in {form}, calculated", size / MIB, "MiB")
+        for form, size in training.get("base_weights", {}).items()
     ]
     rows += [
         ("memory", f"peak until training ended, {place}", size / MIB, "MiB")

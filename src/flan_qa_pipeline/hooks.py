@@ -15,12 +15,14 @@ import transformers
 from kedro.framework.context import KedroContext
 from kedro.framework.hooks import hook_impl
 from kedro.io import CatalogProtocol, DatasetError
+from kedro.io.core import get_protocol_and_path
 from kedro.pipeline import Pipeline
 from kedro.pipeline.node import Node
 from pydantic import ValidationError
 
 from flan_qa_pipeline.costs import node_times, peak_memory
 from flan_qa_pipeline.errors import InputError
+from flan_qa_pipeline.hub import require_reachable
 from flan_qa_pipeline.models import resolve_compute_dtype
 from flan_qa_pipeline.parameters import Parameters
 
@@ -36,10 +38,12 @@ class ProjectHooks:
         parameters = check_parameters(context.config_loader["parameters"])
         self._logging_dir = Path(parameters.training.logging_dir)
         self._compute_dtype = parameters.model.compute_dtype
+        self._model = parameters.model
         self._raw_files = {
-            "raw_train": context.project_path / parameters.data.train_file,
-            "raw_validation": context.project_path / parameters.data.validation_file,
+            "raw_train": parameters.data.train_file,
+            "raw_validation": parameters.data.validation_file,
         }
+        self._project_path = context.project_path
         datasets.disable_progress_bars()
         datasets.disable_caching()
         transformers.logging.disable_progress_bar()
@@ -54,9 +58,15 @@ class ProjectHooks:
         self._node_costs: dict[str, dict[str, Any]] = {}
         if "node_costs" in pipeline.inputs():
             catalog.save("node_costs", self._node_costs)
-        for name in sorted(pipeline.inputs()):
+        inputs = sorted(pipeline.inputs())
+        for name in self._raw_files.keys() & inputs:
+            _require_same_file(name, catalog, self._raw_files[name], self._project_path)
+        require_reachable(
+            self._model if "params:model" in inputs else None,
+            [self._raw_files[name] for name in inputs if name in self._raw_files],
+        )
+        for name in inputs:
             if not name.startswith("params:") and name != "parameters":
-                _require_same_file(name, catalog, self._raw_files.get(name))
                 _require_input(name, catalog)
         os.environ["TENSORBOARD_LOGGING_DIR"] = str(self._logging_dir / run_params["run_id"])
 
@@ -152,10 +162,14 @@ def _fields_at(section: list[str]) -> list[str]:
     return list(model.model_fields)
 
 
-def _require_same_file(name: str, catalog: CatalogProtocol, wanted: Path | None) -> None:
+def _require_same_file(
+    name: str, catalog: CatalogProtocol, wanted: str, project_path: Path
+) -> None:
     """The catalog and the parameters name the file apart; an environment may change only one."""
     read = getattr(catalog.get(name), "_filepath", None) if name in catalog else None
-    if wanted is not None and read is not None and Path(read) != wanted:
+    protocol, path = get_protocol_and_path(wanted)
+    named = project_path / path if protocol == "file" else Path(path)
+    if read is not None and Path(read) != named:
         file = name.replace("raw_", "") + "_file"
         raise InputError(
             f"data.{file} is {wanted}, but the catalog's {name} reads {read}; set {file} in "
@@ -180,7 +194,7 @@ def _require_input(name: str, catalog: CatalogProtocol) -> None:
     if place is None:
         raise InputError(f"{name} is not kept between runs; start the run at a node that makes it.")
     if name.startswith("raw_"):
-        remedy = "set data.train_file and data.validation_file to SQuAD 2.0 JSON files"
+        remedy = "set data.train_file and data.validation_file to SQuAD 2.0 files (JSON or Parquet)"
     elif name.startswith(("first_", "second_")):
         saved = sorted(folder.name for folder in Path(place).parents[1].glob("*"))
         remedy = (

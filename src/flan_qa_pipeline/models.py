@@ -3,6 +3,7 @@
 Quantization: Dettmers et al. 2023, "QLoRA", arXiv:2305.14314 (NF4, double quantization).
 """
 
+from copy import deepcopy
 from pathlib import Path, PurePosixPath
 from typing import Any, Literal
 
@@ -16,9 +17,11 @@ from transformers import (
     BitsAndBytesConfig,
     PreTrainedModel,
     PreTrainedTokenizerBase,
+    T5ForConditionalGeneration,
 )
 
 from flan_qa_pipeline.errors import InputError
+from flan_qa_pipeline.hub import require_reachable
 from flan_qa_pipeline.parameters import ModelParameters
 from flan_qa_pipeline.t5 import QuantizableT5
 
@@ -76,10 +79,10 @@ def load_base_model(model: ModelParameters) -> PreTrainedModel:
         bnb_4bit_compute_dtype=dtype,
         bnb_4bit_quant_storage=dtype,
     )
-    base, loading = QuantizableT5.from_pretrained(
-        model.name,
+    base, loading = _from_hub_or_folder(
+        QuantizableT5,
+        model,
         config=config,
-        revision=model.revision,
         dtype=dtype,
         quantization_config=quantization if model.load_in_4bit else None,
         device_map={"": 0 if torch.cuda.is_available() else "cpu"},
@@ -96,6 +99,22 @@ def load_base_model(model: ModelParameters) -> PreTrainedModel:
         if isinstance(module, Linear4bit):
             module.support_avx512bf16_for_cpu = False
     return base.requires_grad_(False).eval()
+
+
+def dequantize(base: PreTrainedModel) -> PreTrainedModel:
+    """Turn 4-bit layers into the linear layers that they compute with, in the compute dtype."""
+    return base.dequantize() if getattr(base, "is_quantized", False) else base
+
+
+def as_transformers_t5(model: PreTrainedModel) -> T5ForConditionalGeneration:
+    """The same weights under transformers' own class, whose saved folder any program reads."""
+    config = deepcopy(model.config)
+    config.tie_word_embeddings = True  # embeddings of encoder and decoder; the head is not
+    with torch.device("meta"):
+        plain = T5ForConditionalGeneration(config)
+    plain.all_tied_weights_keys.pop("lm_head.weight")
+    plain.load_state_dict(model.state_dict(), assign=True)
+    return plain.eval()
 
 
 class PretrainedDataset(AbstractDataset[Any, Any]):
@@ -138,31 +157,13 @@ class PretrainedDataset(AbstractDataset[Any, Any]):
         return {"filepath": str(self._filepath), "auto_class": self._auto_class}
 
 
-def _from_hub_or_folder(auto_class: Any, model: ModelParameters) -> Any:
-    _require_folder_or_hub_id(model.name)
+def _from_hub_or_folder(auto_class: Any, model: ModelParameters, **kwargs: Any) -> Any:
+    require_reachable(model)
     try:
-        return auto_class.from_pretrained(model.name, revision=model.revision)
+        return auto_class.from_pretrained(model.name, revision=model.revision, **kwargs)
     except OSError as error:
         raise InputError(
-            f"model.name: {model.name} could not be read from a folder or reached on the hub; give "
-            "the folder of a downloaded snapshot, or data/06_models/starter_t5, which needs no "
-            "network."
+            f"model.name: {model.name} could not be read "
+            f"({' '.join(str(error).split()).rstrip('.')}); give the folder of a complete "
+            "snapshot, or data/06_models/starter_t5, which needs no network."
         ) from error
-
-
-def _require_folder_or_hub_id(name: str) -> None:
-    folder = Path(name)
-    if folder.is_dir():
-        if (folder / "config.json").is_file():
-            return
-        raise InputError(
-            f"model.name: the folder {folder.absolute()} holds no config.json; give the folder "
-            "that a model and its tokenizer were saved in."
-        )
-    if name.count("/") <= 1 and not folder.is_absolute():
-        return
-    raise InputError(
-        f"model.name: there is no folder {folder.absolute()}; give the folder of a saved model or "
-        "a hub id such as google/flan-t5-base (the starter model is made by "
-        "`kedro run --pipelines=starter`)."
-    )

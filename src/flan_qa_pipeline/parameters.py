@@ -4,7 +4,8 @@ Kedro instantiates them from the type hints of the nodes; the project's hooks ch
 file against `Parameters` first, so that a misspelt key stops the run before any work.
 """
 
-from typing import Annotated, Literal
+from collections.abc import Mapping
+from typing import Annotated, Any, Literal
 
 from pydantic import (
     AfterValidator,
@@ -59,7 +60,9 @@ class DataParameters(_Section):
 class ModelParameters(_Section):
     """The base model and its 4-bit quantization (BitsAndBytesConfig).
 
-    `compute_dtype: auto` is bfloat16 where the device multiplies it natively, else float32.
+    `name` is a folder or a hub id. `revision` is the commit or tag of a hub id, or a mapping from
+    hub ids to theirs, of which that of `name` remains. `compute_dtype: auto` is bfloat16 where the
+    device multiplies it natively, else float32.
     """
 
     name: str
@@ -69,6 +72,11 @@ class ModelParameters(_Section):
     double_quant: bool
     compute_dtype: Literal["auto", "float32", "bfloat16"]
     attn_implementation: Literal["eager", "sdpa"]
+
+    @field_validator("revision", mode="before")
+    @classmethod
+    def _revision_of_name(cls, revision: Any, info: ValidationInfo) -> Any:
+        return revision.get(info.data.get("name")) if isinstance(revision, Mapping) else revision
 
 
 class PromptParameters(_Section):
@@ -105,7 +113,10 @@ class TokenizationParameters(_Section):
 
 
 class LoraParameters(_Section):
-    """peft.LoraConfig; `target_modules` is `all-linear` or a list of module names."""
+    """peft.LoraConfig; `target_modules` is `all-linear` or a list of module names.
+
+    On the command line, where `--params` splits at commas, the list is written `q+v`.
+    """
 
     target_modules: Literal["all-linear"] | Annotated[list[str], Field(min_length=1)]
     r: Positive
@@ -113,6 +124,11 @@ class LoraParameters(_Section):
     dropout: Fraction
     use_rslora: bool
     use_dora: bool
+
+    @field_validator("target_modules", mode="before")
+    @classmethod
+    def _split_names(cls, targets: Any) -> Any:
+        return targets.split("+") if isinstance(targets, str) and "+" in targets else targets
 
 
 class TrainingParameters(_Section):

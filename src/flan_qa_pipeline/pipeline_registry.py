@@ -10,7 +10,8 @@ def register_pipelines() -> dict[str, Pipeline]:
 
     `evaluate` is the partial re-run: predictions, scores and tables from the saved tokenized
     data and adapter, without training. `compare` sets two saved versions side by side. `starter`
-    makes the embedded corpus and base model. Neither is part of `__default__`.
+    makes the embedded corpus and base model, `merge` a model without adapter for serving. None of
+    the three is part of `__default__`.
     """
     data = data_engineering.create_pipeline()
     model = modeling.create_pipeline()
@@ -21,6 +22,7 @@ def register_pipelines() -> dict[str, Pipeline]:
         "modeling": model,
         "reporting": report,
         "evaluate": report,
+        "merge": modeling.create_merge_pipeline(),
         "compare": compare.create_pipeline(),
         "starter": starter.create_pipeline(),
     }

@@ -1,6 +1,7 @@
 """Project settings; see https://docs.kedro.org/en/stable/configure/configuration_basics/."""
 
 from flan_qa_pipeline.hooks import ProjectHooks
+from flan_qa_pipeline.squad import dataset_type
 
 HOOKS = (ProjectHooks(),)
 
@@ -11,4 +12,5 @@ CONFIG_LOADER_ARGS = {
     "base_env": "base",
     "default_run_env": "local",
     "merge_strategy": {"parameters": "soft", "globals": "soft"},
+    "custom_resolvers": {"squad_dataset": dataset_type},
 }

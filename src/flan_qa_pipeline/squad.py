@@ -60,6 +60,11 @@ class FlatQuestion(_Record):
     answers: FlatAnswers
 
 
+def dataset_type(file: str) -> str:
+    """The Kedro dataset that reads a SQuAD 2.0 file: Parquet by its ending, else official JSON."""
+    return "pandas.ParquetDataset" if file.endswith(".parquet") else "json.JSONDataset"
+
+
 def flatten(raw: Mapping[str, Any], source: str) -> Iterator[dict[str, Any]]:
     """Yield one flat record per question: id, title, context, question, answers, is_impossible.
 

@@ -1,32 +1,83 @@
 """Seq2SeqTrainer that answers questions as it evaluates, and keeps the best adapter in memory."""
 
+import logging
 import math
 import time
 from collections.abc import Callable
 from typing import Any
 
 import torch
+from accelerate.utils.memory import clear_device_cache, should_reduce_batch_size
 from peft import PeftModel, get_peft_model_state_dict, set_peft_model_state_dict
-from transformers import Seq2SeqTrainer, TrainerCallback
+from transformers import Seq2SeqTrainer, TrainerCallback, set_seed
+from transformers.trainer_utils import TrainOutput
 
 from flan_qa_pipeline.costs import MIB, peak_memory
+
+logger = logging.getLogger(__name__)
 
 
 class AnsweringTrainer(Seq2SeqTrainer):
     """Adds to every evaluation what `answer_questions` finds, and to every log the peak memory.
 
     `answer_questions` maps the model to metrics such as exact and f1; a text among them becomes a
-    text in TensorBoard.
+    text in TensorBoard. With `find_batch_size` a training that does not fit in memory starts again
+    with a smaller batch and as much more gradient accumulation: the optimizer sees the same
+    batches. (transformers' own `auto_find_batch_size` leaves accumulation, hence the effective
+    batch and the learning rate's meaning, to chance, and goes on with the adapter as it was left.)
     """
 
     def __init__(
         self,
         *args: Any,
         answer_questions: Callable[[PeftModel], dict[str, float | str]] | None,
+        find_batch_size: bool = False,
         **kwargs: Any,
     ):
         super().__init__(*args, **kwargs)
         self._answer_questions = answer_questions
+        self._find_batch_size = find_batch_size
+
+    def train(self, *args: Any, **kwargs: Any) -> TrainOutput:
+        if not self._find_batch_size:
+            return super().train(*args, **kwargs)
+        start = {
+            name: tensor.detach().to("cpu", copy=True)
+            for name, tensor in get_peft_model_state_dict(self.model).items()
+        }
+        while True:
+            try:
+                output = super().train(*args, **kwargs)
+            except RuntimeError as error:
+                if not should_reduce_batch_size(error) or self._train_batch_size == 1:
+                    raise
+            else:
+                logger.info(
+                    "Batch size found: %d, accumulated %d times, %d in effect.",
+                    self.args.per_device_train_batch_size,
+                    self.args.gradient_accumulation_steps,
+                    self.get_total_train_batch_size(self.args),
+                )
+                return output
+            self._reduce_batch_size()
+            set_peft_model_state_dict(self.model, start)
+            set_seed(self.args.seed)
+
+    def _reduce_batch_size(self) -> None:
+        """Go to the largest share of the effective batch that is at most half of the batch."""
+        size, accumulated = (
+            self.args.per_device_train_batch_size,
+            self.args.gradient_accumulation_steps,
+        )
+        smaller = max(n for n in range(1, size // 2 + 1) if size * accumulated % n == 0)
+        logger.info("A batch of %d does not fit in memory; trying %d.", size, smaller)
+        self.args.per_device_train_batch_size = smaller
+        self.args.gradient_accumulation_steps = size * accumulated // smaller
+        self._train_batch_size = self.args.train_batch_size
+        self.optimizer = self.lr_scheduler = None
+        self.model.zero_grad()
+        self.model_wrapped = self.model
+        clear_device_cache(garbage_collection=True)
 
     def evaluation_loop(self, *args: Any, metric_key_prefix: str = "eval", **kwargs: Any):
         output = super().evaluation_loop(*args, metric_key_prefix=metric_key_prefix, **kwargs)

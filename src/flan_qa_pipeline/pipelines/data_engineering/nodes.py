@@ -3,6 +3,7 @@
 from pathlib import Path
 from typing import Any
 
+import pandas as pd
 from datasets import Dataset, DatasetDict, Features, List, Value, concatenate_datasets
 
 from flan_qa_pipeline.errors import InputError
@@ -41,13 +42,17 @@ WINDOW_FEATURES = Features(
 )
 
 
-def flatten_questions(raw: dict[str, Any] | Dataset | DatasetDict, source: str) -> Dataset:
-    """Flatten SQuAD 2.0 JSON, or a squad_v2-shaped dataset, to one checked row per question."""
+def flatten_questions(
+    raw: dict[str, Any] | pd.DataFrame | Dataset | DatasetDict, source: str
+) -> Dataset:
+    """Flatten SQuAD 2.0 JSON, or squad_v2-shaped rows, to one checked row per question."""
     if isinstance(raw, DatasetDict):
         raise InputError(
             f"{source} holds a DatasetDict with the splits {', '.join(raw)}; name one of its "
             f"splits, such as {Path(source) / next(iter(raw), 'train')}, in globals.yml."
         )
+    if isinstance(raw, pd.DataFrame):
+        raw = Dataset.from_pandas(raw, preserve_index=False)
     shape = flatten_rows if isinstance(raw, Dataset) else flatten
     records = list(shape(raw, source))
     check(records, source)

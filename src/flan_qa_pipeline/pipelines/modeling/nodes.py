@@ -18,11 +18,16 @@ from transformers import (
 )
 from transformers.trainer_callback import ProgressCallback
 
-from flan_qa_pipeline.adapter import Adapter, extract_adapter, provenance_of
-from flan_qa_pipeline.costs import peak_memory
+from flan_qa_pipeline.adapter import Adapter, attach_adapter, extract_adapter, provenance_of
+from flan_qa_pipeline.costs import base_weights, peak_memory
 from flan_qa_pipeline.errors import InputError
 from flan_qa_pipeline.generation import answer_windows
-from flan_qa_pipeline.models import load_base_model, load_tokenizer
+from flan_qa_pipeline.models import (
+    as_transformers_t5,
+    dequantize,
+    load_base_model,
+    load_tokenizer,
+)
 from flan_qa_pipeline.parameters import (
     GenerationParameters,
     LoraParameters,
@@ -40,6 +45,7 @@ logger = logging.getLogger(__name__)
 
 OWN_OPTIONS = {
     "logging_dir",
+    "auto_find_batch_size",
     "eval_strategy",
     "eval_questions",
     "load_best_model_at_end",
@@ -106,6 +112,11 @@ def train_adapter(
     training: TrainingParameters,
 ) -> Adapter:
     """Train with Seq2SeqTrainer on length-grouped batches; return the adapter and its record."""
+    if "paged" in training.optim and lora_model.device.type != "cuda":
+        raise InputError(
+            f"training.optim: {training.optim} pages its state between GPU and CPU, and there is "
+            "no GPU; choose adamw_8bit or adamw_torch."
+        )
     tokenizer = load_tokenizer(model)
     held_out = tokenized_questions["dev"].filter(bool, input_columns="labels")
     evaluates = training.eval_strategy != "no" and len(held_out) > 0
@@ -137,6 +148,7 @@ def train_adapter(
         )
         if evaluates
         else None,
+        find_batch_size=training.auto_find_batch_size,
     )
     trainer.remove_callback(ProgressCallback)
     timer = StepTimer()
@@ -152,7 +164,10 @@ def train_adapter(
     record = {
         "trainable_parameters": trainable,
         "total_parameters": total,
+        "base_weights": base_weights(lora_model.get_base_model()),
         "weights_bytes": lora_model.get_memory_footprint(),
+        "batch_size": trainer.args.per_device_train_batch_size,
+        "gradient_accumulation_steps": trainer.args.gradient_accumulation_steps,
         "samples": round(trainer.state.epoch * len(tokenized_questions["train"])),
         "seconds": timer.seconds,
         "steps": trainer.state.global_step,
@@ -168,6 +183,20 @@ def train_adapter(
         "generation": generation.model_dump(),
     }
     return extract_adapter(lora_model, tokenizer, provenance, record)
+
+
+def merge_adapter(
+    model: ModelParameters, prompt: PromptParameters, adapter: Adapter
+) -> tuple[PreTrainedModel, PreTrainedTokenizerBase]:
+    """Add the adapter to the dequantized base, in float32; return it in bfloat16, with tokenizer.
+
+    The base is the one that the adapter was trained on, its quantization error included.
+    """
+    base = dequantize(load_base_model(model.model_copy(update={"compute_dtype": "float32"})))
+    base.config.tie_word_embeddings = False
+    qa_model = attach_adapter(base, adapter, provenance_of(model, prompt))
+    merged = as_transformers_t5(qa_model.merge_and_unload()).to(torch.bfloat16)
+    return merged, adapter.tokenizer
 
 
 def _autocasts(model: PeftModel) -> bool:

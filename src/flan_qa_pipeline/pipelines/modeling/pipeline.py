@@ -1,6 +1,6 @@
 from kedro.pipeline import Pipeline, node
 
-from .nodes import attach_lora, quantize_base_model, train_adapter
+from .nodes import attach_lora, merge_adapter, quantize_base_model, train_adapter
 
 
 def create_pipeline(**kwargs) -> Pipeline:
@@ -39,4 +39,19 @@ def create_pipeline(**kwargs) -> Pipeline:
             ),
         ],
         tags=["modeling"],
+    )
+
+
+def create_merge_pipeline(**kwargs) -> Pipeline:
+    """Merge a saved adapter into its base, for serving."""
+    return Pipeline(
+        [
+            node(
+                merge_adapter,
+                inputs=["params:model", "params:prompt", "adapter"],
+                outputs=["merged_model", "merged_tokenizer"],
+                name="merge_adapter",
+                tags=["merge"],
+            ),
+        ],
     )

@@ -51,7 +51,8 @@ ABSTENTION_NOTE = (
 )
 COST_NOTE = (
     "Training speed leaves evaluations out. Times are of the nodes that had ended when this table "
-    "was made; node_times.csv of the same version has all. Peaks are of the whole process."
+    "was made; node_times.csv of the same version has all. Peaks are of the whole process. "
+    "Sizes of the base are calculated from its shapes; only what this run used is measured."
 )
 
 
