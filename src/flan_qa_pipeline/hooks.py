@@ -23,6 +23,7 @@ from flan_qa_pipeline.costs import node_times, peak_memory
 from flan_qa_pipeline.errors import InputError
 from flan_qa_pipeline.models import resolve_compute_dtype
 from flan_qa_pipeline.parameters import Parameters
+from flan_qa_pipeline.storage import VersionNotSavedError
 
 logger = logging.getLogger(__name__)
 
@@ -88,7 +89,12 @@ class ProjectHooks:
             if hasattr(dataset, "_filepath"):
                 message = message.replace(str(dataset), str(dataset._filepath))
             reason = " ".join(message.split()).rstrip(".")
-            raise InputError(f"{reason}. Repair or replace the file, then run again.") from error
+            remedy = (
+                "Earlier versions are whole; free space or clear the place, then run again"
+                if isinstance(error, VersionNotSavedError)
+                else "Repair or replace the file, then run again"
+            )
+            raise InputError(f"{reason}. {remedy}.") from error
 
     @hook_impl
     def after_pipeline_run(self, pipeline: Pipeline, catalog: CatalogProtocol) -> None:
