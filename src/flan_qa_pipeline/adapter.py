@@ -20,7 +20,7 @@ from transformers import AutoTokenizer, PreTrainedModel, PreTrainedTokenizerBase
 
 from flan_qa_pipeline.errors import InputError
 from flan_qa_pipeline.parameters import ModelParameters, PromptParameters
-from flan_qa_pipeline.storage import remove_at_once, written_aside
+from flan_qa_pipeline.storage import refuse_pickles, remove_at_once, written_aside
 
 WEIGHTS = "adapter_model.safetensors"
 PROVENANCE = "provenance.json"
@@ -136,6 +136,7 @@ class AdapterDataset(AbstractVersionedDataset[Adapter, Adapter]):
 
     def load(self) -> Adapter:
         folder = Path(self._get_load_path())
+        refuse_pickles(folder)
         tokenizer = AutoTokenizer.from_pretrained(folder, local_files_only=True)
         return Adapter(
             config=LoraConfig.from_pretrained(str(folder)),

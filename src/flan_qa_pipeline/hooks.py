@@ -5,6 +5,7 @@ import logging
 import os
 import sys
 import time
+from contextlib import suppress
 from pathlib import Path
 from typing import Any, get_args
 
@@ -19,8 +20,10 @@ from kedro.pipeline import Pipeline
 from kedro.pipeline.node import Node
 from pydantic import ValidationError
 
+from flan_qa_pipeline.checkpoints import discard_checkpoints
 from flan_qa_pipeline.costs import node_times, peak_memory
 from flan_qa_pipeline.errors import InputError
+from flan_qa_pipeline.fingerprint import git_commit, package_versions
 from flan_qa_pipeline.models import resolve_compute_dtype
 from flan_qa_pipeline.parameters import Parameters
 from flan_qa_pipeline.storage import VersionNotSavedError
@@ -35,6 +38,7 @@ class ProjectHooks:
     def after_context_created(self, context: KedroContext) -> None:
         """Check all parameters at once; keep the libraries' bars and cache files out of sight."""
         parameters = check_parameters(context.config_loader["parameters"])
+        self._parameters, self._project_path = parameters, context.project_path
         self._logging_dir = Path(parameters.training.logging_dir)
         self._compute_dtype = parameters.model.compute_dtype
         self._raw_files = {
@@ -51,15 +55,34 @@ class ProjectHooks:
     def before_pipeline_run(
         self, run_params: dict[str, Any], pipeline: Pipeline, catalog: CatalogProtocol
     ) -> None:
-        """Start the record of costs; check that inputs exist; name this run's TensorBoard logs."""
+        """Start the records of the run; check that inputs exist; claim the run's version."""
         self._node_costs: dict[str, dict[str, Any]] = {}
+        self._checkpoints: Path | None = None
         if "node_costs" in pipeline.inputs():
             catalog.save("node_costs", self._node_costs)
+        if "run_record" in pipeline.inputs():
+            catalog.save("run_record", self._record(run_params["run_id"]))
         for name in sorted(pipeline.inputs()):
             if not name.startswith("params:") and name != "parameters":
                 _require_same_file(name, catalog, self._raw_files.get(name))
                 _require_input(name, catalog)
-        os.environ["TENSORBOARD_LOGGING_DIR"] = str(self._logging_dir / run_params["run_id"])
+        self._logs = self._logging_dir / run_params["run_id"]
+        try:
+            self._logs.mkdir(parents=True)
+        except FileExistsError:
+            raise InputError(
+                f"Another run was started in the same millisecond and saves the version "
+                f"{run_params['run_id']}; start this one again."
+            ) from None
+        os.environ["TENSORBOARD_LOGGING_DIR"] = str(self._logs)
+
+    def _record(self, run_id: str) -> dict[str, Any]:
+        return {
+            "run_id": run_id,
+            "parameters": self._parameters.model_dump(mode="json"),
+            "versions": package_versions(),
+            "git": git_commit(self._project_path),
+        }
 
     @hook_impl
     def before_node_run(self, node: Node) -> None:
@@ -75,14 +98,18 @@ class ProjectHooks:
             )
 
     @hook_impl
-    def after_node_run(self, node: Node) -> None:
-        """Note the node's wall time and the peak memory so far, for the table of costs."""
+    def after_node_run(self, node: Node, outputs: dict[str, Any]) -> None:
+        """Note the node's wall time and the peak memory so far, and a training's checkpoints."""
         seconds = time.perf_counter() - self._node_costs[node.name]["started"]
         self._node_costs[node.name] = {"seconds": seconds, "peak_memory": peak_memory()}
+        if "adapter" in outputs:
+            folder = Path(self._parameters.training.output_dir)
+            self._checkpoints = folder / outputs["adapter"].training["fingerprint"]
 
     @hook_impl
     def on_pipeline_error(self, error: Exception, catalog: CatalogProtocol) -> None:
         """Tell of a dataset that cannot be read or written in one line, without a traceback."""
+        self._remove_empty_logs()
         if isinstance(error, DatasetError):
             message = str(error)
             dataset = catalog.get(message.partition(":")[0])
@@ -98,14 +125,21 @@ class ProjectHooks:
 
     @hook_impl
     def after_pipeline_run(self, pipeline: Pipeline, catalog: CatalogProtocol) -> None:
-        """Save the times of all nodes; print the result's table and where it and the report are."""
+        """Save the nodes' times; remove a finished training's checkpoints; print the result."""
         catalog.save("node_times", node_times(self._node_costs))
+        self._remove_empty_logs()
+        if self._checkpoints:
+            discard_checkpoints(self._checkpoints)
         for name in ("score_table_markdown", "comparison_table_markdown"):
             if name in pipeline.all_outputs():
                 click.echo(f"\n{catalog.load(name)}\n{catalog.get(name)._get_load_path()}")
         for name in ("report", "comparison_report"):
             if name in pipeline.all_outputs():
                 click.echo(catalog.get(name)._get_load_path())
+
+    def _remove_empty_logs(self) -> None:
+        with suppress(OSError):
+            self._logs.rmdir()
 
 
 def _is_told_nowhere_else(record: logging.LogRecord) -> bool:

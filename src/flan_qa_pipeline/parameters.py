@@ -20,6 +20,10 @@ from transformers.training_args import OptimizerNames
 
 Fraction = Annotated[float, Field(ge=0, lt=1)]
 Positive = Annotated[int, Field(gt=0)]
+Strategy = Annotated[
+    Literal["no", "steps", "epoch"],
+    BeforeValidator(lambda value: "no" if value is False else value),  # YAML reads no as false
+]
 
 
 class _Section(BaseModel):
@@ -122,6 +126,8 @@ class TrainingParameters(_Section):
     answered as in the report.
     `load_best_model_at_end` keeps the adapter of the best F1, and `early_stopping_patience`
     evaluations without an F1 that is higher by `early_stopping_threshold` points end the training.
+    `resume: auto` goes on from the last checkpoint of an interrupted training with the same
+    parameters, data, base and library versions; `never` starts anew.
     """
 
     output_dir: str
@@ -141,15 +147,16 @@ class TrainingParameters(_Section):
     gradient_checkpointing: bool
     train_sampling_strategy: Literal["group_by_length", "random", "sequential"]
     logging_steps: Positive
-    eval_strategy: Annotated[
-        Literal["no", "steps", "epoch"],
-        BeforeValidator(lambda value: "no" if value is False else value),  # YAML reads no as false
-    ]
+    eval_strategy: Strategy
     eval_steps: Annotated[float, Field(gt=0)]
     eval_questions: Positive
     load_best_model_at_end: bool
     early_stopping_patience: Positive | None
     early_stopping_threshold: Annotated[float, Field(ge=0)]
+    save_strategy: Strategy
+    save_steps: Annotated[float, Field(gt=0)]
+    save_total_limit: Positive
+    resume: Literal["auto", "never"]
     seed: int
 
     @field_validator("early_stopping_patience")

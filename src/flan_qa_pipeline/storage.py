@@ -10,6 +10,11 @@ from uuid import uuid4
 from kedro.io import DataCatalog, DatasetError
 from kedro.io.core import AbstractVersionedDataset, Version
 
+from flan_qa_pipeline.errors import InputError
+
+# .model: a SentencePiece tokenizer (protobuf); .jinja: a chat template; .md: a model card
+UNPICKLED = {".safetensors", ".json", ".txt", ".model", ".jinja", ".md"}
+
 
 @contextmanager
 def written_aside(folder: Path, beside: Path | None = None) -> Iterator[Path]:
@@ -42,6 +47,20 @@ def remove_at_once(folder: Path) -> None:
     if folder.exists():
         aside = folder.rename(folder.with_name(f".{folder.name}.{uuid4().hex}"))
         shutil.rmtree(aside, ignore_errors=True)
+
+
+def refuse_pickles(folder: Path) -> None:
+    """Refuse a folder of weights with any file that is not safetensors, JSON or plain text.
+
+    Raises:
+        InputError: names the first such file; reading a pickle would run the code in it.
+    """
+    for path in sorted(folder.rglob("*")):
+        if path.is_file() and path.suffix not in UNPICKLED:
+            raise InputError(
+                f"{path} is neither safetensors nor JSON nor text, so it is not read: a pickle "
+                "runs code. Remove it, or save the weights again as safetensors."
+            )
 
 
 class VersionNotSavedError(DatasetError):
