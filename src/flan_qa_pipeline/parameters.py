@@ -36,10 +36,13 @@ class DataParameters(_Section):
     `unanswerable`: `keep` trains on unanswerable questions so that the model learns to abstain;
     `drop` removes them everywhere, as in SQuAD 1.1; `flag` keeps them in the data, marked by
     `is_impossible` and scored, but does not train on them.
+    `on_invalid`: `error` stops at the first record that is not valid; `skip` leaves such records
+    out and lists them in the tables of rejected questions.
     """
 
     train_file: str
     validation_file: str
+    on_invalid: Literal["error", "skip"]
     unanswerable: Literal["keep", "drop", "flag"]
     validation_fraction: Fraction | None = Field(
         description="None: the validation file is the validation split. A share: the articles of "
