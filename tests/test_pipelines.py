@@ -163,6 +163,17 @@ def test_what_made_the_adapter_is_saved_beside_it(project, full_run, tiny_base):
     )
 
 
+def test_rejected_records_are_listed_in_the_catalog(project, full_run, tiny_run):
+    path = broken(project, "invalid", lambda data: paragraph(data).update(context=7))
+    data = tiny_run["data"] | {"train_file": path, "on_invalid": "skip"}
+    skipped = run(project, tiny_run | {"data": data}, "data_engineering")
+    for version, rejected in ((full_run, 0), (skipped, 1)):
+        table = pd.read_csv(io.StringIO(read(project, "rejected_train_questions.csv", version)))
+        assert len(table) == rejected
+    assert table["place"].tolist() == ["data.0.paragraphs.0"]
+    assert "valid string at context" in table["problem"][0]
+
+
 def test_two_runs_of_one_version_do_not_mix(project, full_run, tiny_run):
     before = versions(project)
     (project / "data/08_reporting/tensorboard" / "taken").mkdir()
@@ -329,6 +340,7 @@ def test_bad_data_stops_before_training(project, full_run, tiny_run, change, com
         ({"trainig": {"seed": 1}}, "Unknown parameter trainig: did you mean training"),
         ({"training": {"learning_rat": 1}}, "did you mean learning_rate"),
         ({"lora": {"target_modules": ["query"]}}, "query"),
+        ({"compare": {"first": "../../../../x"}}, "first_cost_table: .*leads out of the project"),
         ({"lora": {"target_modules": ["layer_norm"]}}, "layer_norm.* match no linear module"),
     ],
 )

@@ -52,6 +52,15 @@ class ProjectHooks:
             handler.addFilter(_is_told_nowhere_else)
 
     @hook_impl
+    def after_catalog_created(self, conf_catalog: dict[str, Any]) -> None:
+        """Keep relative paths of the catalog, which may hold a parameter, inside the project."""
+        for name, entry in conf_catalog.items():
+            for key in ("filepath", "path"):
+                path = entry.get(key) if isinstance(entry, dict) else None
+                if path and self._raw_files.get(name) != Path(path):
+                    _require_inside(self._project_path, name, path)
+
+    @hook_impl
     def before_pipeline_run(
         self, run_params: dict[str, Any], pipeline: Pipeline, catalog: CatalogProtocol
     ) -> None:
@@ -190,6 +199,15 @@ def _fields_at(section: list[str]) -> list[str]:
             annotation = model.model_fields[name].annotation
             model = next(iter(get_args(annotation)), annotation)
     return list(model.model_fields)
+
+
+def _require_inside(project: Path, name: str, path: str) -> None:
+    root = os.path.normpath(project)
+    if Path(path).is_relative_to(root) and not Path(os.path.normpath(path)).is_relative_to(root):
+        raise InputError(
+            f"{name}: {os.path.relpath(path, root)} leads out of the project {root}; name a place "
+            "inside it, or give an absolute path."
+        )
 
 
 def _require_same_file(name: str, catalog: CatalogProtocol, wanted: Path | None) -> None:
