@@ -340,7 +340,10 @@ def test_bad_data_stops_before_training(project, full_run, tiny_run, change, com
         ({"trainig": {"seed": 1}}, "Unknown parameter trainig: did you mean training"),
         ({"training": {"learning_rat": 1}}, "did you mean learning_rate"),
         ({"lora": {"target_modules": ["query"]}}, "query"),
-        ({"compare": {"first": "../../../../x"}}, "first_question_table: .*leads out of the project"),
+        (
+            {"compare": {"first": "../../../../x"}},
+            "first_question_table: .*leads out of the project",
+        ),
         ({"lora": {"target_modules": ["layer_norm"]}}, "layer_norm.* match no linear module"),
     ],
 )
