@@ -43,6 +43,7 @@ from transformers import (
 from transformers.trainer_callback import PrinterCallback, ProgressCallback
 
 from flan_qa_pipeline.adapter import AdapterDataset
+from flan_qa_pipeline.fingerprint import package_versions
 from flan_qa_pipeline.models import load_tokenizer
 from flan_qa_pipeline.parameters import Parameters
 from flan_qa_pipeline.pipelines import data_engineering, modeling, reporting
@@ -196,7 +197,7 @@ def by_this_project(
     parameters: Parameters, data: dict[str, Any], adapter_folder: Path | None
 ) -> dict[str, Any]:
     """Load, train and, with a folder, save, load again, answer and score, by the nodes."""
-    data = dict(data)
+    data = data | {"run_record": {"versions": package_versions()}}
     free()
     row: dict[str, Any] = {}
     with measured(row):
@@ -257,6 +258,7 @@ def parameters_for(folder: Path, work: Path, options: argparse.Namespace) -> Par
                 "per_device_train_batch_size": options.batch_size,
                 "gradient_accumulation_steps": 1,
                 "eval_strategy": "no",
+                "save_strategy": "no",
                 "load_best_model_at_end": False,
             },
         },

@@ -13,6 +13,7 @@ from transformers import set_seed
 
 from flan_qa_pipeline import QuestionAnswerer
 from flan_qa_pipeline.adapter import Adapter, extract_adapter, provenance_of
+from flan_qa_pipeline.fingerprint import package_versions
 from flan_qa_pipeline.models import load_base_model, load_tokenizer
 from flan_qa_pipeline.parameters import Parameters, PromptParameters
 from flan_qa_pipeline.pipelines.data_engineering.nodes import WINDOW_FEATURES
@@ -182,6 +183,7 @@ def train(parameters, float32, lora, windows, questions):
             parameters.tokenization,
             parameters.generation,
             training,
+            {"versions": package_versions()},
         )
         return model.eval(), adapter
 

@@ -133,6 +133,18 @@ def test_files_are_safetensors_and_json_in_pefts_own_layout(trained, float32, wi
     assert torch.equal(logits(plain, windows), logits(model, windows))
 
 
+@pytest.mark.parametrize("name", ["adapter_model.bin", "optimizer.pt", "tokenizer/vocab.pkl"])
+def test_an_adapter_with_a_pickle_is_refused(trained, dataset, name):
+    _, adapter = trained
+    opened = dataset(save="v1")
+    opened.save(adapter)
+    pickled = Path(opened._get_versioned_path("v1"), name)
+    pickled.parent.mkdir(exist_ok=True)
+    torch.save(adapter.state_dict, pickled)
+    with pytest.raises(DatasetError, match=f"{name} is neither safetensors nor JSON nor text"):
+        dataset().load()
+
+
 @pytest.mark.parametrize("step", ["weights", "config", "tokenizer", "provenance"])
 @pytest.mark.parametrize("interruption", [OSError("disk full"), KeyboardInterrupt()])
 def test_interrupted_save_leaves_no_version(trained, tmp_path, dataset, step, interruption):

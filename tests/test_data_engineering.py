@@ -18,15 +18,15 @@ from flan_qa_pipeline.windows import split_template
 
 @pytest.fixture(scope="module")
 def questions(corpus):
-    return flatten_questions(corpus, "corpus.json")
+    return flatten_questions(corpus, "corpus.json", "error")[0]
 
 
 @pytest.fixture(scope="module")
 def two_files(corpus):
     articles = corpus["data"]
     return (
-        flatten_questions({"data": articles[:20]}, "train.json"),
-        flatten_questions({"data": articles[20:]}, "validation.json"),
+        flatten_questions({"data": articles[:20]}, "train.json", "error")[0],
+        flatten_questions({"data": articles[20:]}, "validation.json", "error")[0],
     )
 
 
@@ -338,7 +338,7 @@ def test_too_long_question_is_named(tokenize):
 def test_real_squad_v2_loses_no_short_answer(squad_v2_dir, data, tokenize, tokenizer):
     raw = json.loads((squad_v2_dir / "validation.json").read_text(encoding="utf-8"))
     raw["data"] = raw["data"][:2]
-    asked = flatten_questions(raw, "validation.json")
+    asked = flatten_questions(raw, "validation.json", "error")[0]
     stride = 64
     windows = tokenize(DatasetDict(train=asked), "flag", max_source_length=256, doc_stride=stride)[
         "train"

@@ -4,8 +4,10 @@ import io
 import json
 import os
 import shutil
+import signal
 import subprocess
 import sys
+from importlib import metadata
 from pathlib import Path
 
 import pandas as pd
@@ -19,6 +21,7 @@ from kedro.framework.startup import bootstrap_project
 from transformers import AutoTokenizer, T5ForConditionalGeneration
 
 from flan_qa_pipeline.errors import InputError
+from flan_qa_pipeline.fingerprint import fingerprint_splits
 from flan_qa_pipeline.metrics.squad_v2_scores.squad_v2_scores import SquadV2Scores
 from flan_qa_pipeline.squad import flatten
 
@@ -106,6 +109,82 @@ def test_training_leaves_a_log_and_tensorboard_events(project, full_run):
     assert any("loss" in entry for entry in log)
     assert any("eval_loss" in entry for entry in log)
     assert list((project / "data/08_reporting/tensorboard" / full_run).glob("events.*"))
+
+
+KILLED_RUN = """
+import json, os, signal, sys
+from kedro.framework.session import KedroSession
+from kedro.framework.startup import bootstrap_project
+from flan_qa_pipeline.training import BestAdapter
+
+
+def kill(self, args, state, control, **kwargs):
+    if state.global_step == 1:
+        os.kill(os.getpid(), signal.SIGKILL)
+
+
+project = bootstrap_project(os.getcwd()).project_path
+BestAdapter.on_step_begin = kill
+with KedroSession.create(project_path=project, runtime_params=json.loads(sys.argv[1])) as session:
+    session.run()
+"""
+
+
+def test_a_run_killed_in_training_is_finished_by_the_same_command(project, full_run, tiny_run):
+    checkpoints = project / "data/06_models/checkpoints"
+    assert not list(checkpoints.iterdir())
+    command = [sys.executable, "-c", KILLED_RUN, json.dumps(tiny_run)]
+    assert subprocess.run(command, cwd=project).returncode == -signal.SIGKILL  # noqa: S603
+    assert [path.name for path in checkpoints.glob("*/*")] == ["checkpoint-1"]
+    resumed = run(project, tiny_run)
+    assert not list(checkpoints.iterdir())
+    first, second = (
+        json.loads(
+            (project / f"data/06_models/adapter/{version}/adapter/training.json").read_text()
+        )
+        for version in (full_run, resumed)
+    )
+    assert [entry.get("loss") for entry in second["log"]] == [
+        entry.get("loss") for entry in first["log"]
+    ]
+    for dataset in ("finetuned_predictions", "score_table"):
+        pd.testing.assert_frame_equal(
+            load(project, dataset, resumed), load(project, dataset, full_run)
+        )
+
+
+def test_what_made_the_adapter_is_saved_beside_it(project, full_run, tiny_base):
+    path = project / f"data/06_models/adapter/{full_run}/adapter/training.json"
+    made = json.loads(path.read_text(encoding="utf-8"))["run"]
+    assert made["run_id"] == full_run
+    assert made["parameters"]["model"]["name"] == str(tiny_base)
+    assert made["parameters"]["data"]["max_train_questions"] == 64
+    assert made["versions"]["torch"] == metadata.version("torch")
+    assert made["git"] is None
+    assert made["fingerprints"]["questions"] == fingerprint_splits(
+        load_from_disk(project / f"data/03_primary/questions/{full_run}/questions")
+    )
+
+
+def test_rejected_records_are_listed_in_the_catalog(project, full_run, tiny_run):
+    path = broken(project, "invalid", lambda data: paragraph(data).update(context=7))
+    data = tiny_run["data"] | {"train_file": path, "on_invalid": "skip"}
+    skipped = run(project, tiny_run | {"data": data}, "data_engineering")
+    for version, rejected in ((full_run, 0), (skipped, 1)):
+        table = pd.read_csv(io.StringIO(read(project, "rejected_train_questions.csv", version)))
+        assert len(table) == rejected
+    assert table["place"].tolist() == ["data.0.paragraphs.0"]
+    assert "valid string at context" in table["problem"][0]
+
+
+def test_two_runs_of_one_version_do_not_mix(project, full_run, tiny_run):
+    before = versions(project)
+    (project / "data/08_reporting/tensorboard" / "taken").mkdir()
+    with KedroSession.create(project_path=project, runtime_params=tiny_run) as session:
+        session._store["session_id"] = "taken"
+        with pytest.raises(InputError, match="same millisecond and saves the version taken"):
+            session.run(pipeline_names=["evaluate"])
+    assert versions(project) == before
 
 
 def test_saved_versions_hold_nothing_but_data(project, full_run):
@@ -264,6 +343,10 @@ def test_bad_data_stops_before_training(project, full_run, tiny_run, change, com
         ({"trainig": {"seed": 1}}, "Unknown parameter trainig: did you mean training"),
         ({"training": {"learning_rat": 1}}, "did you mean learning_rate"),
         ({"lora": {"target_modules": ["query"]}}, "query"),
+        (
+            {"compare": {"first": "../../../../x"}},
+            "first_question_table: .*leads out of the project",
+        ),
         ({"lora": {"target_modules": ["layer_norm"]}}, "layer_norm.* match no linear module"),
     ],
 )

@@ -85,10 +85,10 @@ def test_flatten_gives_one_flat_record_per_question():
 
 
 def test_json_and_squad_v2_shaped_dataset_give_the_same_questions():
-    from_json = flatten_questions(RAW, "a.json")
+    from_json = flatten_questions(RAW, "a.json", "error")[0]
     rows = from_json.remove_columns("is_impossible")
     assert from_json.features == QUESTION_FEATURES
-    assert list(flatten_questions(rows, "squad_v2")) == list(from_json)
+    assert list(flatten_questions(rows, "squad_v2", "error")[0]) == list(from_json)
 
 
 @pytest.mark.parametrize(
@@ -116,7 +116,7 @@ def test_json_and_squad_v2_shaped_dataset_give_the_same_questions():
 )
 def test_input_outside_the_schema_is_named(raw, place, reason):
     with pytest.raises(InputError) as error:
-        flatten_questions(raw, "folder/a.json")
+        flatten_questions(raw, "folder/a.json", "error")[0]
     message = str(error.value)
     assert message.startswith("folder/a.json is not SQuAD 2.0 JSON: ")
     assert f" at {place};" in message
@@ -164,7 +164,7 @@ def test_number_of_further_bad_places_is_told():
 )
 def test_bad_record_is_named_with_file_and_remedy(raw, record, problem, remedy):
     with pytest.raises(InputError) as error:
-        flatten_questions(raw, "folder/a.json")
+        flatten_questions(raw, "folder/a.json", "error")[0]
     message = str(error.value)
     assert message.startswith(f"folder/a.json: question '{record}': ")
     assert problem in message
@@ -174,7 +174,7 @@ def test_bad_record_is_named_with_file_and_remedy(raw, record, problem, remedy):
 @pytest.mark.parametrize("raw", [{"data": []}, {"data": [{"title": "x", "paragraphs": []}]}])
 def test_file_without_questions_is_refused(raw):
     with pytest.raises(InputError, match="a.json holds no questions; give a file with"):
-        flatten_questions(raw, "a.json")
+        flatten_questions(raw, "a.json", "error")[0]
 
 
 @pytest.mark.parametrize(
@@ -188,22 +188,22 @@ def test_file_without_questions_is_refused(raw):
 def test_dataset_of_another_shape_is_refused(change, place):
     good = next(flatten(RAW, "a.json"))
     with pytest.raises(InputError) as error:
-        flatten_questions(Dataset.from_list([good | change]), "the hub")
+        flatten_questions(Dataset.from_list([good | change]), "the hub", "error")[0]
     assert place in str(error.value)
     assert str(error.value).startswith("the hub is not shaped like squad_v2: ")
     assert "the columns are id, title, context" in str(error.value)
 
 
 def test_dataset_without_a_column_is_refused():
-    rows = flatten_questions(RAW, "a.json").remove_columns("answers")
+    rows = flatten_questions(RAW, "a.json", "error")[0].remove_columns("answers")
     with pytest.raises(InputError, match="the hub .* Field required at answers;"):
-        flatten_questions(rows, "the hub")
+        flatten_questions(rows, "the hub", "error")[0]
 
 
 def test_dataset_with_uneven_answer_lists_is_refused():
     record = next(flatten(RAW, "a.json")) | {"answers": {"text": ["1843"], "answer_start": []}}
     with pytest.raises(InputError, match="'q1': it has 1 answer texts but 0 answer_starts; give"):
-        flatten_questions(Dataset.from_list([record]), "the hub")
+        flatten_questions(Dataset.from_list([record]), "the hub", "error")[0]
 
 
 words = st.text(st.characters(exclude_categories=["Cs"]), min_size=1, max_size=12)
@@ -275,7 +275,7 @@ def test_split_titles_picks_the_fraction_whatever_the_order(titles, fraction, se
 )
 def test_real_squad_v2(squad_v2_dir, name, questions, unanswerable, articles):
     raw = json.loads((squad_v2_dir / name).read_text(encoding="utf-8"))
-    flat = flatten_questions(raw, name)
+    flat = flatten_questions(raw, name, "error")[0]
     assert len(flat) == questions
     assert sum(flat["is_impossible"]) == unanswerable
     assert len(set(flat["title"])) == articles

@@ -1,12 +1,10 @@
 """A trained LoRA adapter: what is saved, how it is saved, how it is attached again."""
 
 import json
-import shutil
 from copy import copy
 from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
 from typing import Any
-from uuid import uuid4
 
 import torch
 from kedro.io.core import AbstractVersionedDataset, Version
@@ -22,6 +20,7 @@ from transformers import AutoTokenizer, PreTrainedModel, PreTrainedTokenizerBase
 
 from flan_qa_pipeline.errors import InputError
 from flan_qa_pipeline.parameters import ModelParameters, PromptParameters
+from flan_qa_pipeline.storage import refuse_pickles, remove_at_once, written_aside
 
 WEIGHTS = "adapter_model.safetensors"
 PROVENANCE = "provenance.json"
@@ -137,6 +136,7 @@ class AdapterDataset(AbstractVersionedDataset[Adapter, Adapter]):
 
     def load(self) -> Adapter:
         folder = Path(self._get_load_path())
+        refuse_pickles(folder)
         tokenizer = AutoTokenizer.from_pretrained(folder, local_files_only=True)
         return Adapter(
             config=LoraConfig.from_pretrained(str(folder)),
@@ -148,9 +148,7 @@ class AdapterDataset(AbstractVersionedDataset[Adapter, Adapter]):
 
     def save(self, data: Adapter) -> None:
         folder = Path(self._get_save_path())
-        aside = Path(self._filepath).with_name(f".{self._filepath.name}.{uuid4().hex}")
-        aside.mkdir(parents=True)
-        try:
+        with written_aside(folder, beside=Path(self._filepath)) as aside:
             save_file(data.state_dict, aside / WEIGHTS, metadata={"format": "pt"})
             data.config.save_pretrained(str(aside))
             data.tokenizer.save_pretrained(str(aside))
@@ -158,12 +156,8 @@ class AdapterDataset(AbstractVersionedDataset[Adapter, Adapter]):
                 (aside / name).write_text(
                     json.dumps(content, indent=2, ensure_ascii=False), encoding="utf-8"
                 )
-            folder.parent.mkdir(parents=True, exist_ok=True)
             if not self._version:
-                shutil.rmtree(folder, ignore_errors=True)
-            aside.rename(folder)
-        finally:
-            shutil.rmtree(aside, ignore_errors=True)
+                remove_at_once(folder)
 
     def _exists(self) -> bool:
         return (Path(self._get_load_path()) / WEIGHTS).is_file()

@@ -5,6 +5,7 @@ import logging
 import os
 import sys
 import time
+from contextlib import suppress
 from pathlib import Path
 from typing import Any, get_args
 
@@ -20,11 +21,14 @@ from kedro.pipeline import Pipeline
 from kedro.pipeline.node import Node
 from pydantic import ValidationError
 
+from flan_qa_pipeline.checkpoints import discard_checkpoints
 from flan_qa_pipeline.costs import node_times, peak_memory
 from flan_qa_pipeline.errors import InputError
+from flan_qa_pipeline.fingerprint import git_commit, package_versions
 from flan_qa_pipeline.hub import require_reachable
 from flan_qa_pipeline.models import resolve_compute_dtype
 from flan_qa_pipeline.parameters import Parameters
+from flan_qa_pipeline.storage import VersionNotSavedError
 
 logger = logging.getLogger(__name__)
 
@@ -36,6 +40,7 @@ class ProjectHooks:
     def after_context_created(self, context: KedroContext) -> None:
         """Check all parameters at once; keep the libraries' bars and cache files out of sight."""
         parameters = check_parameters(context.config_loader["parameters"])
+        self._parameters, self._project_path = parameters, context.project_path
         self._logging_dir = Path(parameters.training.logging_dir)
         self._compute_dtype = parameters.model.compute_dtype
         self._model = parameters.model
@@ -43,7 +48,6 @@ class ProjectHooks:
             "raw_train": parameters.data.train_file,
             "raw_validation": parameters.data.validation_file,
         }
-        self._project_path = context.project_path
         datasets.disable_progress_bars()
         datasets.disable_caching()
         transformers.logging.disable_progress_bar()
@@ -51,13 +55,26 @@ class ProjectHooks:
             handler.addFilter(_is_told_nowhere_else)
 
     @hook_impl
+    def after_catalog_created(self, conf_catalog: dict[str, Any]) -> None:
+        """Keep relative paths of the catalog, which may hold a parameter, inside the project."""
+        for name, entry in conf_catalog.items():
+            for key in ("filepath", "path"):
+                path = entry.get(key) if isinstance(entry, dict) else None
+                given = self._raw_files.get(name)
+                if path and not (given and Path(path) == self._project_path / given):
+                    _require_inside(self._project_path, name, path)
+
+    @hook_impl
     def before_pipeline_run(
         self, run_params: dict[str, Any], pipeline: Pipeline, catalog: CatalogProtocol
     ) -> None:
-        """Start the record of costs; check that inputs exist; name this run's TensorBoard logs."""
+        """Start the records of the run; check that inputs exist; claim the run's version."""
         self._node_costs: dict[str, dict[str, Any]] = {}
+        self._checkpoints: Path | None = None
         if "node_costs" in pipeline.inputs():
             catalog.save("node_costs", self._node_costs)
+        if "run_record" in pipeline.inputs():
+            catalog.save("run_record", self._record(run_params["run_id"]))
         inputs = sorted(pipeline.inputs())
         for name in self._raw_files.keys() & inputs:
             _require_same_file(name, catalog, self._raw_files[name], self._project_path)
@@ -68,7 +85,23 @@ class ProjectHooks:
         for name in inputs:
             if not name.startswith("params:") and name != "parameters":
                 _require_input(name, catalog)
-        os.environ["TENSORBOARD_LOGGING_DIR"] = str(self._logging_dir / run_params["run_id"])
+        self._logs = self._logging_dir / run_params["run_id"]
+        try:
+            self._logs.mkdir(parents=True)
+        except FileExistsError:
+            raise InputError(
+                f"Another run was started in the same millisecond and saves the version "
+                f"{run_params['run_id']}; start this one again."
+            ) from None
+        os.environ["TENSORBOARD_LOGGING_DIR"] = str(self._logs)
+
+    def _record(self, run_id: str) -> dict[str, Any]:
+        return {
+            "run_id": run_id,
+            "parameters": self._parameters.model_dump(mode="json"),
+            "versions": package_versions(),
+            "git": git_commit(self._project_path),
+        }
 
     @hook_impl
     def before_node_run(self, node: Node) -> None:
@@ -84,32 +117,48 @@ class ProjectHooks:
             )
 
     @hook_impl
-    def after_node_run(self, node: Node) -> None:
-        """Note the node's wall time and the peak memory so far, for the table of costs."""
+    def after_node_run(self, node: Node, outputs: dict[str, Any]) -> None:
+        """Note the node's wall time and the peak memory so far, and a training's checkpoints."""
         seconds = time.perf_counter() - self._node_costs[node.name]["started"]
         self._node_costs[node.name] = {"seconds": seconds, "peak_memory": peak_memory()}
+        if "adapter" in outputs:
+            folder = Path(self._parameters.training.output_dir)
+            self._checkpoints = folder / outputs["adapter"].training["fingerprint"]
 
     @hook_impl
     def on_pipeline_error(self, error: Exception, catalog: CatalogProtocol) -> None:
         """Tell of a dataset that cannot be read or written in one line, without a traceback."""
+        self._remove_empty_logs()
         if isinstance(error, DatasetError):
             message = str(error)
             dataset = catalog.get(message.partition(":")[0])
             if hasattr(dataset, "_filepath"):
                 message = message.replace(str(dataset), str(dataset._filepath))
             reason = " ".join(message.split()).rstrip(".")
-            raise InputError(f"{reason}. Repair or replace the file, then run again.") from error
+            remedy = (
+                "Earlier versions are whole; free space or clear the place, then run again"
+                if isinstance(error, VersionNotSavedError)
+                else "Repair or replace the file, then run again"
+            )
+            raise InputError(f"{reason}. {remedy}.") from error
 
     @hook_impl
     def after_pipeline_run(self, pipeline: Pipeline, catalog: CatalogProtocol) -> None:
-        """Save the times of all nodes; print the result's table and where it and the report are."""
+        """Save the nodes' times; remove a finished training's checkpoints; print the result."""
         catalog.save("node_times", node_times(self._node_costs))
+        self._remove_empty_logs()
+        if self._checkpoints:
+            discard_checkpoints(self._checkpoints)
         for name in ("score_table_markdown", "comparison_table_markdown"):
             if name in pipeline.all_outputs():
                 click.echo(f"\n{catalog.load(name)}\n{catalog.get(name)._get_load_path()}")
         for name in ("report", "comparison_report"):
             if name in pipeline.all_outputs():
                 click.echo(catalog.get(name)._get_load_path())
+
+    def _remove_empty_logs(self) -> None:
+        with suppress(OSError):
+            self._logs.rmdir()
 
 
 def _is_told_nowhere_else(record: logging.LogRecord) -> bool:
@@ -160,6 +209,15 @@ def _fields_at(section: list[str]) -> list[str]:
             annotation = model.model_fields[name].annotation
             model = next(iter(get_args(annotation)), annotation)
     return list(model.model_fields)
+
+
+def _require_inside(project: Path, name: str, path: str) -> None:
+    root = os.path.normpath(project)
+    if Path(path).is_relative_to(root) and not Path(os.path.normpath(path)).is_relative_to(root):
+        raise InputError(
+            f"{name}: {os.path.relpath(path, root)} leads out of the project {root}; name a place "
+            "inside it, or give an absolute path."
+        )
 
 
 def _require_same_file(

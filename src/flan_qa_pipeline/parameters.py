@@ -21,6 +21,10 @@ from transformers.training_args import OptimizerNames
 
 Fraction = Annotated[float, Field(ge=0, lt=1)]
 Positive = Annotated[int, Field(gt=0)]
+Strategy = Annotated[
+    Literal["no", "steps", "epoch"],
+    BeforeValidator(lambda value: "no" if value is False else value),  # YAML reads no as false
+]
 
 
 class _Section(BaseModel):
@@ -33,10 +37,13 @@ class DataParameters(_Section):
     `unanswerable`: `keep` trains on unanswerable questions so that the model learns to abstain;
     `drop` removes them everywhere, as in SQuAD 1.1; `flag` keeps them in the data, marked by
     `is_impossible` and scored, but does not train on them.
+    `on_invalid`: `error` stops at the first record that is not valid; `skip` leaves such records
+    out and lists them in the tables of rejected questions.
     """
 
     train_file: str
     validation_file: str
+    on_invalid: Literal["error", "skip"]
     unanswerable: Literal["keep", "drop", "flag"]
     validation_fraction: Fraction | None = Field(
         description="None: the validation file is the validation split. A share: the articles of "
@@ -138,6 +145,8 @@ class TrainingParameters(_Section):
     answered as in the report.
     `load_best_model_at_end` keeps the adapter of the best F1, and `early_stopping_patience`
     evaluations without an F1 that is higher by `early_stopping_threshold` points end the training.
+    `resume: auto` goes on from the last checkpoint of an interrupted training with the same
+    parameters, data, base and library versions; `never` starts anew.
     """
 
     output_dir: str
@@ -157,15 +166,16 @@ class TrainingParameters(_Section):
     gradient_checkpointing: bool
     train_sampling_strategy: Literal["group_by_length", "random", "sequential"]
     logging_steps: Positive
-    eval_strategy: Annotated[
-        Literal["no", "steps", "epoch"],
-        BeforeValidator(lambda value: "no" if value is False else value),  # YAML reads no as false
-    ]
+    eval_strategy: Strategy
     eval_steps: Annotated[float, Field(gt=0)]
     eval_questions: Positive
     load_best_model_at_end: bool
     early_stopping_patience: Positive | None
     early_stopping_threshold: Annotated[float, Field(ge=0)]
+    save_strategy: Strategy
+    save_steps: Annotated[float, Field(gt=0)]
+    save_total_limit: Positive
+    resume: Literal["auto", "never"]
     seed: int
 
     @field_validator("early_stopping_patience")

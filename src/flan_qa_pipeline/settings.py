@@ -2,8 +2,11 @@
 
 from flan_qa_pipeline.hooks import ProjectHooks
 from flan_qa_pipeline.squad import dataset_type
+from flan_qa_pipeline.storage import AtomicCatalog
 
 HOOKS = (ProjectHooks(),)
+
+DATA_CATALOG_CLASS = AtomicCatalog
 
 # .telemetry keeps the command line silent; a packaged run has no such file.
 DISABLE_HOOKS_FOR_PLUGINS = ("kedro-telemetry",)

@@ -6,6 +6,7 @@ Questions for SQuAD", arXiv:1806.03822.
 
 import random
 from collections.abc import Iterable, Iterator, Mapping
+from dataclasses import dataclass
 from typing import Any
 
 from pydantic import BaseModel, ConfigDict, ValidationError
@@ -65,10 +66,23 @@ def dataset_type(file: str) -> str:
     return "pandas.ParquetDataset" if file.endswith(".parquet") else "json.JSONDataset"
 
 
-def flatten(raw: Mapping[str, Any], source: str) -> Iterator[dict[str, Any]]:
+@dataclass(frozen=True)
+class Rejection:
+    """A question, or a paragraph or article with all its questions, that was left out, and why."""
+
+    source: str
+    place: str
+    id: str
+    problem: str
+
+
+def flatten(
+    raw: Mapping[str, Any], source: str, rejected: list[Rejection] | None = None
+) -> Iterator[dict[str, Any]]:
     """Yield one flat record per question: id, title, context, question, answers, is_impossible.
 
     `answers` is `{"text": [...], "answer_start": [...]}`, offsets in characters of the context.
+    With a list `rejected`, what is not in the schema is put there and left out.
 
     Raises:
         InputError: `raw` is not in the official schema; names the place inside `source`.
@@ -76,11 +90,18 @@ def flatten(raw: Mapping[str, Any], source: str) -> Iterator[dict[str, Any]]:
     try:
         squad = Squad.model_validate(raw)
     except ValidationError as error:
-        raise InputError(
-            f"{source} is not SQuAD 2.0 JSON: {_first_place(error)}; the schema is "
-            "data[].paragraphs[].qas[] with id, question, answers[].text, "
-            "answers[].answer_start and is_impossible."
-        ) from None
+        places = _places(error)
+        if rejected is None or any(len(place) < 2 for place in places):
+            raise InputError(
+                f"{source} is not SQuAD 2.0 JSON: {_first_place(error)}; the schema is "
+                "data[].paragraphs[].qas[] with id, question, answers[].text, "
+                "answers[].answer_start and is_impossible."
+            ) from None
+        rejected += [
+            Rejection(source, ".".join(map(str, place)), _id_at(raw, place), problem)
+            for place, problem in places.items()
+        ]
+        squad = Squad.model_validate(_without(raw, places))
     for article in squad.data:
         for paragraph in article.paragraphs:
             for qa in paragraph.qas:
@@ -97,7 +118,43 @@ def flatten(raw: Mapping[str, Any], source: str) -> Iterator[dict[str, Any]]:
                 }
 
 
-def flatten_rows(rows: Iterable[Mapping[str, Any]], source: str) -> Iterator[dict[str, Any]]:
+def _places(error: ValidationError) -> dict[tuple[str | int, ...], str]:
+    """Map the innermost article, paragraph or question around each problem to the first one."""
+    places: dict[tuple[str | int, ...], str] = {}
+    for problem in error.errors():
+        place = problem["loc"]
+        depth = 0
+        while place[depth : depth + 1] in (("data",), ("paragraphs",), ("qas",)):
+            if len(place) < depth + 2:
+                break
+            depth += 2
+        inside = ".".join(str(part) for part in place[depth:])
+        places.setdefault(place[:depth], f"{problem['msg']}" + (f" at {inside}" if inside else ""))
+    return places
+
+
+def _id_at(raw: Any, place: Iterable[str | int]) -> str:
+    for part in place:
+        raw = raw[part]
+    return str(raw.get("id", "")) if isinstance(raw, Mapping) else ""
+
+
+def _without(raw: Any, places: Iterable[tuple[str | int, ...]]) -> Any:
+    """Copy nested data without the list items at the given places."""
+    inside: dict[str | int, list[tuple[str | int, ...]]] = {}
+    for first, *rest in places:
+        inside.setdefault(first, []).append(tuple(rest))
+    if isinstance(raw, Mapping):
+        return {key: _without(value, inside.get(key, ())) for key, value in raw.items()}
+    if isinstance(raw, list) and inside:
+        items = ((value, inside.get(i, ())) for i, value in enumerate(raw))
+        return [_without(value, within) for value, within in items if () not in within]
+    return raw
+
+
+def flatten_rows(
+    rows: Iterable[Mapping[str, Any]], source: str, rejected: list[Rejection] | None = None
+) -> Iterator[dict[str, Any]]:
     """Yield the rows of a squad_v2-shaped dataset as flat records, like `flatten`.
 
     Raises:
@@ -107,10 +164,15 @@ def flatten_rows(rows: Iterable[Mapping[str, Any]], source: str) -> Iterator[dic
         try:
             record = FlatQuestion.model_validate(row).model_dump()
         except ValidationError as error:
-            raise InputError(
-                f"{source} is not shaped like squad_v2: row {number}: {_first_place(error)}; the "
-                "columns are id, title, context, question, answers.text and answers.answer_start."
-            ) from None
+            if rejected is None:
+                raise InputError(
+                    f"{source} is not shaped like squad_v2: row {number}: {_first_place(error)}; "
+                    "the columns are id, title, context, question, answers.text and "
+                    "answers.answer_start."
+                ) from None
+            problem = _first_place(error)
+            rejected.append(Rejection(source, f"row {number}", str(row.get("id", "")), problem))
+            continue
         yield record | {"is_impossible": not record["answers"]["text"]}
 
 
@@ -121,26 +183,43 @@ def _first_place(error: ValidationError) -> str:
     return f"{first['msg']} at {place}" + (f" (and at {more} more places)" if more else "")
 
 
-def check(records: Iterable[Mapping[str, Any]], source: str) -> None:
+def check(
+    records: Iterable[Mapping[str, Any]], source: str, rejected: list[Rejection] | None = None
+) -> list[Mapping[str, Any]]:
     """Check every flat record: contexts and questions have text, offsets match, ids are unique.
 
+    Returns the records that are good: all, or those not put into a list `rejected`.
+
     Raises:
-        InputError: names the first bad record, what is wrong with it, and the remedy.
+        InputError: names the first bad record, what is wrong with it, and the remedy; or none is
+            good.
     """
-    seen: set[str] = set()
+    good: dict[str, Mapping[str, Any]] = {}
     for record in records:
         problem = _problem(record)
-        if record["id"] in seen:
+        if record["id"] in good:
             problem = "its id occurs more than once; give every question an id of its own"
-        if problem:
+        if problem is None:
+            good[record["id"]] = record
+        elif rejected is None:
             raise InputError(f"{source}: question {record['id']!r}: {problem}.")
-        seen.add(record["id"])
-    if not seen:
+        else:
+            rejected.append(Rejection(source, "", record["id"], problem))
+    if rejected and not good:
+        raise InputError(
+            f"{source} holds no valid questions; of {len(rejected)} that are not, the first: "
+            f"{rejected[0].problem}."
+        )
+    if not good:
         raise InputError(f"{source} holds no questions; give a file with at least one article.")
+    return list(good.values())
 
 
 def _problem(record: Mapping[str, Any]) -> str | None:
     context, answers = record["context"], record["answers"]
+    for text in (record["id"], record["title"], record["question"], context, *answers["text"]):
+        if not _is_unicode(text):
+            return f"{text[:40]!r} holds half a surrogate pair, which is no character; remove it"
     if not context.strip():
         return "its context is empty; remove the paragraph or restore its text"
     if not record["question"].strip():
@@ -164,6 +243,14 @@ def _problem(record: Mapping[str, Any]) -> str | None:
                 "correct the offset (characters from the start of the context)"
             )
     return None
+
+
+def _is_unicode(text: str) -> bool:
+    try:
+        text.encode()
+    except UnicodeEncodeError:
+        return False
+    return True
 
 
 def split_titles(titles: Iterable[str], fraction: float, seed: int) -> set[str]:

@@ -1,4 +1,4 @@
-"""Seq2SeqTrainer that answers questions as it evaluates, and keeps the best adapter in memory."""
+"""A trainer that answers questions as it evaluates, and keeps the best adapter in memory."""
 
 import logging
 import math
@@ -9,15 +9,16 @@ from typing import Any
 import torch
 from accelerate.utils.memory import clear_device_cache, should_reduce_batch_size
 from peft import PeftModel, get_peft_model_state_dict, set_peft_model_state_dict
-from transformers import Seq2SeqTrainer, TrainerCallback, set_seed
+from transformers import TrainerCallback, set_seed
 from transformers.trainer_utils import TrainOutput
 
+from flan_qa_pipeline.checkpoints import CheckpointingTrainer
 from flan_qa_pipeline.costs import MIB, peak_memory
 
 logger = logging.getLogger(__name__)
 
 
-class AnsweringTrainer(Seq2SeqTrainer):
+class AnsweringTrainer(CheckpointingTrainer):
     """Adds to every evaluation what `answer_questions` finds, and to every log the peak memory.
 
     `answer_questions` maps the model to metrics such as exact and f1; a text among them becomes a
@@ -110,6 +111,18 @@ class BestAdapter(TrainerCallback):
         self.best_f1, self.best_step, self._waited = -math.inf, None, 0
         self._state_dict: dict[str, torch.Tensor] = {}
 
+    def state_dict(self) -> dict[str, Any]:
+        return {
+            "best_f1": self.best_f1,
+            "best_step": self.best_step,
+            "waited": self._waited,
+            "adapter": self._state_dict,
+        }
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        self.best_f1, self.best_step = state["best_f1"], state["best_step"]
+        self._waited, self._state_dict = state["waited"], state["adapter"]
+
     def on_train_begin(self, args, state, control, **kwargs):
         self._forget()
 
@@ -135,6 +148,12 @@ class StepTimer(TrainerCallback):
     """Adds up the seconds of the training steps, evaluations and logs left out."""
 
     seconds = 0.0
+
+    def state_dict(self) -> dict[str, float]:
+        return {"seconds": self.seconds}
+
+    def load_state_dict(self, state: dict[str, float]) -> None:
+        self.seconds = state["seconds"]
 
     def on_train_begin(self, args, state, control, **kwargs):
         self.seconds = 0.0

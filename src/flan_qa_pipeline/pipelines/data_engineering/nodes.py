@@ -1,5 +1,7 @@
 """From SQuAD 2.0 input to tokenized windows."""
 
+import logging
+from dataclasses import astuple, fields
 from pathlib import Path
 from typing import Any
 
@@ -14,13 +16,15 @@ from flan_qa_pipeline.parameters import (
     PromptParameters,
     TokenizationParameters,
 )
-from flan_qa_pipeline.squad import check, flatten, flatten_rows, split_titles
+from flan_qa_pipeline.squad import Rejection, check, flatten, flatten_rows, split_titles
 from flan_qa_pipeline.windows import (
     answer_in_window,
     question_windows,
     tokenize_context,
     tokenize_question,
 )
+
+logger = logging.getLogger(__name__)
 
 QUESTION_FEATURES = Features(
     {
@@ -43,9 +47,12 @@ WINDOW_FEATURES = Features(
 
 
 def flatten_questions(
-    raw: dict[str, Any] | pd.DataFrame | Dataset | DatasetDict, source: str
-) -> Dataset:
-    """Flatten SQuAD 2.0 JSON, or squad_v2-shaped rows, to one checked row per question."""
+    raw: dict[str, Any] | pd.DataFrame | Dataset | DatasetDict, source: str, on_invalid: str
+) -> tuple[Dataset, pd.DataFrame]:
+    """Flatten SQuAD 2.0 JSON, or squad_v2-shaped rows, to one checked row per question.
+
+    The table lists what was left out: nothing unless `on_invalid` is `skip`.
+    """
     if isinstance(raw, DatasetDict):
         raise InputError(
             f"{source} holds a DatasetDict with the splits {', '.join(raw)}; name one of its "
@@ -54,12 +61,28 @@ def flatten_questions(
     if isinstance(raw, pd.DataFrame):
         raw = Dataset.from_pandas(raw, preserve_index=False)
     shape = flatten_rows if isinstance(raw, Dataset) else flatten
-    records = list(shape(raw, source))
-    check(records, source)
-    return Dataset.from_list(
+    rejected: list[Rejection] = []
+    skipped = rejected if on_invalid == "skip" else None
+    records = check(shape(raw, source, skipped), source, skipped)
+    if rejected:
+        logger.warning(
+            "%s: %d invalid records were left out (table of rejected questions); the first: %s.",
+            source,
+            len(rejected),
+            rejected[0].problem,
+        )
+    table = pd.DataFrame(
+        [
+            [text.encode(errors="backslashreplace").decode() for text in astuple(rejection)]
+            for rejection in rejected
+        ],
+        columns=[field.name for field in fields(Rejection)],
+    )
+    questions = Dataset.from_list(
         [{column: record[column] for column in QUESTION_FEATURES} for record in records],
         features=QUESTION_FEATURES,
     )
+    return questions, table
 
 
 def split_by_article(train: Dataset, validation: Dataset, data: DataParameters) -> DatasetDict:

@@ -14,15 +14,15 @@ def create_pipeline(**kwargs) -> Pipeline:
         [
             node(
                 flatten_questions,
-                inputs=["raw_train", "params:data.train_file"],
-                outputs="train_questions",
+                inputs=["raw_train", "params:data.train_file", "params:data.on_invalid"],
+                outputs=["train_questions", "rejected_train_questions"],
                 name="flatten_train_questions",
                 tags=["load"],
             ),
             node(
                 flatten_questions,
-                inputs=["raw_validation", "params:data.validation_file"],
-                outputs="validation_questions",
+                inputs=["raw_validation", "params:data.validation_file", "params:data.on_invalid"],
+                outputs=["validation_questions", "rejected_validation_questions"],
                 name="flatten_validation_questions",
                 tags=["load"],
             ),

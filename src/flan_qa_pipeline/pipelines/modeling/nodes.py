@@ -2,6 +2,7 @@
 
 import logging
 from functools import partial
+from pathlib import Path
 from typing import Any
 
 import pandas as pd
@@ -21,6 +22,11 @@ from transformers.trainer_callback import ProgressCallback
 from flan_qa_pipeline.adapter import Adapter, attach_adapter, extract_adapter, provenance_of
 from flan_qa_pipeline.costs import base_weights, peak_memory
 from flan_qa_pipeline.errors import InputError
+from flan_qa_pipeline.fingerprint import (
+    fingerprint_json,
+    fingerprint_splits,
+    fingerprint_weights,
+)
 from flan_qa_pipeline.generation import answer_windows
 from flan_qa_pipeline.models import (
     as_transformers_t5,
@@ -44,6 +50,7 @@ from flan_qa_pipeline.training import AnsweringTrainer, BestAdapter, StepTimer
 logger = logging.getLogger(__name__)
 
 OWN_OPTIONS = {
+    "output_dir",
     "logging_dir",
     "auto_find_batch_size",
     "eval_strategy",
@@ -51,7 +58,9 @@ OWN_OPTIONS = {
     "load_best_model_at_end",
     "early_stopping_patience",
     "early_stopping_threshold",
+    "resume",
 }
+NOT_IN_FINGERPRINT = {"output_dir", "logging_dir", "save_total_limit", "resume"}
 ANSWERS_SHOWN = 20
 
 
@@ -110,8 +119,9 @@ def train_adapter(
     tokenization: TokenizationParameters,
     generation: GenerationParameters,
     training: TrainingParameters,
+    run_record: dict[str, Any],
 ) -> Adapter:
-    """Train with Seq2SeqTrainer on length-grouped batches; return the adapter and its record."""
+    """Train, or go on from the last checkpoint of the same training; return the adapter."""
     if "paged" in training.optim and lora_model.device.type != "cuda":
         raise InputError(
             f"training.optim: {training.optim} pages its state between GPU and CPU, and there is "
@@ -122,17 +132,31 @@ def train_adapter(
     evaluates = training.eval_strategy != "no" and len(held_out) > 0
     if not evaluates:
         logger.info("Nothing is evaluated during training: the last adapter is kept.")
+    fingerprints = {
+        "questions": fingerprint_splits(questions),
+        "tokenized_questions": fingerprint_splits(tokenized_questions),
+        "model": fingerprint_weights(lora_model),
+    }
+    same_training = fingerprint_json(
+        [
+            fingerprints,
+            run_record["versions"],
+            lora_model.peft_config["default"].to_dict(),
+            *(parameters.model_dump() for parameters in (model, prompt, generation)),
+            training.model_dump(exclude=NOT_IN_FINGERPRINT),
+        ]
+    )
     trainer = AnsweringTrainer(
         model=lora_model,
         args=Seq2SeqTrainingArguments(
             **training.model_dump(exclude=OWN_OPTIONS),
+            output_dir=str(Path(training.output_dir) / same_training),
             eval_strategy=training.eval_strategy if evaluates else "no",
             use_cpu=lora_model.device.type == "cpu",
             bf16=_autocasts(lora_model),
             gradient_checkpointing_kwargs={"use_reentrant": False},
             label_names=["labels"],
             dataloader_pin_memory=torch.cuda.is_available(),
-            save_strategy="no",
             report_to="tensorboard",
         ),
         train_dataset=tokenized_questions["train"],
@@ -159,7 +183,7 @@ def train_adapter(
     )
     for callback in (LossInProgressBar("Train the adapter"), timer, best):
         trainer.add_callback(callback)
-    trainer.train()
+    trainer.train_or_resume(training.resume)
     trainable, total = lora_model.get_nb_trainable_parameters()
     record = {
         "trainable_parameters": trainable,
@@ -173,6 +197,8 @@ def train_adapter(
         "steps": trainer.state.global_step,
         "best_step": best.best_step if training.load_best_model_at_end else None,
         "peak_memory": peak_memory(),
+        "fingerprint": same_training,
+        "run": run_record | {"fingerprints": fingerprints},
         "log": [
             {key: value for key, value in entry.items() if not isinstance(value, str)}
             for entry in trainer.state.log_history

@@ -32,6 +32,7 @@ def create_pipeline(**kwargs) -> Pipeline:
                     "params:tokenization",
                     "params:generation",
                     "params:training",
+                    "run_record",
                 ],
                 outputs="adapter",
                 name="train_adapter",

@@ -1,0 +1,90 @@
+"""What a run was made of: content hashes of data and models, versions, the code's commit."""
+
+import hashlib
+import json
+import platform
+import subprocess
+from importlib.metadata import version
+from pathlib import Path
+from typing import Any
+
+import pyarrow as pa
+from datasets import Dataset, DatasetDict
+from torch import nn, uint8
+
+import flan_qa_pipeline
+
+PACKAGES = (
+    "torch",
+    "transformers",
+    "peft",
+    "bitsandbytes",
+    "accelerate",
+    "datasets",
+    "tokenizers",
+    "safetensors",
+    "kedro",
+    "kedro-datasets",
+    "numpy",
+    "pandas",
+    "pyarrow",
+)
+BATCH_ROWS = 4096
+WEIGHTS_HASHED = 256
+
+
+def fingerprint_rows(dataset: Dataset) -> str:
+    """SHA-256 of a dataset's rows in their order, as Arrow IPC: the same however it was saved."""
+    digest = hashlib.sha256()
+    arrow = dataset.with_format("arrow")
+    for start in range(0, len(dataset), BATCH_ROWS):
+        table = arrow[start : start + BATCH_ROWS].combine_chunks().replace_schema_metadata(None)
+        sink = pa.BufferOutputStream()
+        with pa.ipc.new_stream(sink, table.schema) as writer:
+            writer.write_table(table)
+        digest.update(sink.getvalue())
+    return digest.hexdigest()
+
+
+def fingerprint_splits(splits: DatasetDict) -> dict[str, str]:
+    """Map every split to the fingerprint of its rows."""
+    return {name: fingerprint_rows(split) for name, split in splits.items()}
+
+
+def fingerprint_weights(model: nn.Module) -> str:
+    """SHA-256 of the names, shapes and first values of all of a model's weights."""
+    digest = hashlib.sha256()
+    for name, weights in model.named_parameters():
+        digest.update(f"{name} {tuple(weights.shape)} {weights.dtype}".encode())
+        first = weights.detach().flatten()[:WEIGHTS_HASHED].cpu().contiguous()
+        digest.update(first.view(uint8).numpy().tobytes())
+    return digest.hexdigest()
+
+
+def fingerprint_json(content: Any) -> str:
+    """SHA-256 of a JSON value; the order of keys does not matter, sets are sorted."""
+    text = json.dumps(content, sort_keys=True, default=sorted)
+    return hashlib.sha256(text.encode()).hexdigest()
+
+
+def package_versions() -> dict[str, str]:
+    """Versions of Python, of this package and of those that decide what a training comes to."""
+    own = {"python": platform.python_version(), "flan_qa_pipeline": flan_qa_pipeline.__version__}
+    return own | {name: version(name) for name in PACKAGES}
+
+
+def git_commit(folder: Path) -> dict[str, Any] | None:
+    """The commit that a folder is at and whether its files differ from it; None outside git."""
+    try:
+        head, changes = (
+            subprocess.run(  # noqa: S603
+                ["git", "-C", str(folder), *command],  # noqa: S607
+                capture_output=True,
+                text=True,
+                check=True,
+            ).stdout.strip()
+            for command in (["rev-parse", "HEAD"], ["status", "--porcelain"])
+        )
+    except (OSError, subprocess.CalledProcessError):
+        return None
+    return {"commit": head, "dirty": bool(changes)}

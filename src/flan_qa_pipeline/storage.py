@@ -1,0 +1,109 @@
+"""Versions and folders that are whole or absent, whatever interrupts their writing."""
+
+import shutil
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+from uuid import uuid4
+
+from kedro.io import DataCatalog, DatasetError
+from kedro.io.core import AbstractVersionedDataset, Version
+
+from flan_qa_pipeline.errors import InputError
+
+# .model: a SentencePiece tokenizer (protobuf); .jinja: a chat template; .md: a model card
+UNPICKLED = {".safetensors", ".json", ".txt", ".model", ".jinja", ".md"}
+
+
+@contextmanager
+def written_aside(folder: Path, beside: Path | None = None) -> Iterator[Path]:
+    """Give an empty hidden folder that is renamed to `folder` once the block has ended well.
+
+    It lies beside `beside` (default: beside `folder`), on the same disk. After an error it is
+    removed; a killed process leaves it behind, where nothing looks for it.
+
+    Raises:
+        FileExistsError: `folder` has come to exist meanwhile and is not empty.
+    """
+    beside = beside or folder
+    aside = beside.with_name(f".{beside.name}.{uuid4().hex}")
+    try:
+        aside.mkdir(parents=True)
+        yield aside
+        folder.parent.mkdir(parents=True, exist_ok=True)
+        try:
+            aside.rename(folder)
+        except OSError as error:
+            if folder.exists():
+                raise FileExistsError(f"{folder} exists already") from error
+            raise
+    finally:
+        shutil.rmtree(aside, ignore_errors=True)
+
+
+def remove_at_once(folder: Path) -> None:
+    """Remove a folder so that it is never seen half-removed."""
+    if folder.exists():
+        aside = folder.rename(folder.with_name(f".{folder.name}.{uuid4().hex}"))
+        shutil.rmtree(aside, ignore_errors=True)
+
+
+def refuse_pickles(folder: Path) -> None:
+    """Refuse a folder of weights with any file that is not safetensors, JSON or plain text.
+
+    Raises:
+        InputError: names the first such file; reading a pickle would run the code in it.
+    """
+    for path in sorted(folder.rglob("*")):
+        if path.is_file() and path.suffix not in UNPICKLED:
+            raise InputError(
+                f"{path} is neither safetensors nor JSON nor text, so it is not read: a pickle "
+                "runs code. Remove it, or save the weights again as safetensors."
+            )
+
+
+class VersionNotSavedError(DatasetError):
+    """A version could not be written; nothing of it is left, and earlier ones are as they were."""
+
+
+class AtomicCatalog(DataCatalog):
+    """Saves each version aside and renames it into place; a run reads the versions it saved.
+
+    Kedro takes for the latest version whatever lies under a newer time stamp, whether its file is
+    complete or not, and whichever run saved it. Here a version on a local disk appears whole or
+    not at all, and once saved it is the one that this catalog loads, though other runs save newer
+    ones meanwhile. Object stores write whole objects by themselves.
+    """
+
+    def save(self, ds_name: str, data: Any) -> None:
+        dataset = self[ds_name]
+        if (
+            not isinstance(dataset, AbstractVersionedDataset)
+            or not dataset._version
+            or getattr(dataset, "_protocol", "file") != "file"
+        ):
+            super().save(ds_name, data)
+            return
+        version = dataset.resolve_save_version()
+        folder = Path(dataset._get_save_path()).parent
+        filepath = Path(dataset._filepath)
+        try:
+            with written_aside(folder, beside=filepath) as aside:
+                inside = type(dataset._filepath)(aside / filepath.name)
+                self._datasets[ds_name] = dataset._copy(_filepath=inside, _version=None)
+                super().save(ds_name, data)
+        except (OSError, DatasetError) as error:
+            raise VersionNotSavedError(
+                f"{ds_name}: version {version} was not saved in {filepath}: {_cause(error)}"
+            ) from error
+        finally:
+            self._datasets[ds_name] = dataset
+        dataset.release()
+        dataset._version = Version(version, version)
+
+
+def _cause(error: BaseException) -> BaseException:
+    while error.__cause__ is not None:
+        error = error.__cause__
+    return error

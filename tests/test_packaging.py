@@ -1,0 +1,64 @@
+"""The built wheel, installed in a folder of its own, runs from an empty one."""
+
+import json
+import os
+import shutil
+import subprocess
+import sys
+
+import pytest
+from conftest import REPOSITORY
+
+
+def call(*command, **kwargs):
+    result = subprocess.run(  # noqa: S603
+        [sys.executable, "-m", *map(str, command)], capture_output=True, text=True, **kwargs
+    )
+    assert result.returncode == 0, result.stdout + result.stderr
+    return result.stdout
+
+
+@pytest.fixture(scope="module")
+def installed(tmp_path_factory):
+    """A folder with the wheel's packages alone, and the archive of the configuration."""
+    root = tmp_path_factory.mktemp("package")
+    source = root / "source"
+    ignored = shutil.ignore_patterns("__pycache__", "*.egg-info")
+    for name in ("conf", "src"):
+        shutil.copytree(REPOSITORY / name, source / name, ignore=ignored)
+    for path in (source / "conf/local").glob("*.yml"):  # as `kedro package` does
+        path.unlink()
+    for name in ("pyproject.toml", "README.md", "LICENSE"):
+        shutil.copy(REPOSITORY / name, source)
+    call("build", "--wheel", "--no-isolation", "--outdir", root, source)
+    (wheel,) = root.glob("*.whl")
+    call("pip", "install", "--quiet", "--no-deps", "--no-index", "--target", root / "site", wheel)
+    conf = shutil.make_archive(str(root / "conf"), "gztar", root_dir=source, base_dir="conf")
+    return root / "site", conf
+
+
+def test_the_wheel_runs_in_an_empty_folder(installed, tiny_base, corpus, tmp_path):
+    site, conf = installed
+    files = {}
+    for name, articles in (("train", corpus["data"][:24]), ("validation", corpus["data"][24:])):
+        files[name] = tmp_path / f"{name}.json"
+        files[name].write_text(json.dumps({"data": articles}), encoding="utf-8")
+    empty = tmp_path / "empty"
+    empty.mkdir()
+    output = call(
+        "flan_qa_pipeline",
+        f"--conf-source={conf}",
+        f"--params=model.name={tiny_base},data.train_file={files['train']},"
+        f"data.validation_file={files['validation']},data.max_train_questions=64,"
+        "data.max_validation_questions=20",
+        cwd=empty,
+        env=os.environ | {"PYTHONPATH": str(site)},
+    )
+    assert "| overall  |          20 |" in output
+    assert list(empty.glob("data/06_models/adapter/*/adapter/adapter_model.safetensors"))
+    (report,) = empty.glob("data/08_reporting/report.html/*/report.html")
+    assert str(report) in output
+    (made,) = empty.glob("data/06_models/adapter/*/adapter/training.json")
+    assert json.loads(made.read_text(encoding="utf-8"))["run"]["git"] is None
+    (site_of_metric,) = site.glob("flan_qa_pipeline/metrics/squad_v2_scores/squad_v2_scores.py")
+    assert site_of_metric.is_file()
