@@ -2,6 +2,7 @@
 
 import os
 import re
+import shutil
 from collections import Counter
 from pathlib import Path
 
@@ -26,6 +27,14 @@ SQUAD_V2_DIR = Path(os.environ.get("SQUAD_V2_DIR", REPOSITORY.parent / "shared/s
 VOCAB_SIZE = 600
 QUESTIONS = ["Which club was defeated in the Final?", "Who was the referee?", "What is it?"]
 ANSWERS = ["Vera Dormore", "no answer", "27 July 1998"]
+
+
+def copy_project(root):
+    """Copy what makes this a Kedro project, without data."""
+    for name in ("conf", "src"):
+        shutil.copytree(REPOSITORY / name, root / name)
+    for name in ("pyproject.toml", ".telemetry"):
+        shutil.copy(REPOSITORY / name, root)
 
 
 def read_conf():

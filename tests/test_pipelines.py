@@ -2,7 +2,6 @@
 
 import io
 import json
-import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -10,7 +9,7 @@ from pathlib import Path
 import pandas as pd
 import pytest
 import yaml
-from conftest import REPOSITORY, SQUAD_V2_DIR
+from conftest import SQUAD_V2_DIR, copy_project
 from datasets import Dataset, DatasetDict, load_from_disk
 from kedro.framework.session import KedroSession
 from kedro.framework.startup import bootstrap_project
@@ -32,10 +31,7 @@ VERSIONED = {
 def project(tmp_path_factory, corpus):
     """A copy of the project whose data is a small corpus; runs happen inside it."""
     root = tmp_path_factory.mktemp("project")
-    for name in ("conf", "src"):
-        shutil.copytree(REPOSITORY / name, root / name)
-    for name in ("pyproject.toml", ".telemetry"):
-        shutil.copy(REPOSITORY / name, root)
+    copy_project(root)
     (root / "data/01_raw").mkdir(parents=True)
     for name, articles in (
         ("train", corpus["data"][:24]),
@@ -407,11 +403,12 @@ def test_registered_pipelines(project):
         "modeling",
         "reporting",
         "evaluate",
+        "inference",
         "compare",
         "starter",
     }
     assert not any("train" in node.tags for node in pipelines["evaluate"].nodes)
-    for name in ("__default__", "compare"):
+    for name in ("__default__", "inference", "compare"):
         assert all(node.tags and node.func.__doc__ for node in pipelines[name].nodes)
 
 

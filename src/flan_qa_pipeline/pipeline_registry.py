@@ -2,15 +2,23 @@
 
 from kedro.pipeline import Pipeline
 
-from flan_qa_pipeline.pipelines import compare, data_engineering, modeling, reporting, starter
+from flan_qa_pipeline.pipelines import (
+    compare,
+    data_engineering,
+    inference,
+    modeling,
+    reporting,
+    starter,
+)
 
 
 def register_pipelines() -> dict[str, Pipeline]:
     """Map pipeline names to pipelines.
 
     `evaluate` is the partial re-run: predictions, scores and tables from the saved tokenized
-    data and adapter, without training. `compare` sets two saved versions side by side. `starter`
-    makes the embedded corpus and base model. Neither is part of `__default__`.
+    data and adapter, without training. `inference` answers a file of new questions. `compare`
+    sets two saved versions side by side. `starter` makes the embedded corpus and base model. None
+    of these is part of `__default__`.
     """
     data = data_engineering.create_pipeline()
     model = modeling.create_pipeline()
@@ -21,6 +29,7 @@ def register_pipelines() -> dict[str, Pipeline]:
         "modeling": model,
         "reporting": report,
         "evaluate": report,
+        "inference": inference.create_pipeline(),
         "compare": compare.create_pipeline(),
         "starter": starter.create_pipeline(),
     }
