@@ -215,8 +215,12 @@ def pairs(corpus):
     paragraphs = [p for article in corpus["data"] for p in article["paragraphs"]]
     short = [(p["context"], qa["question"]) for p in paragraphs[:7] for qa in p["qas"][:1]]
     long = [
-        (" ".join(p["context"] for p in paragraphs[i : i + 7]), question)
-        for i, (_, question) in enumerate(short[:2])
+        (
+            " ".join(p["context"] for p in paragraphs[i : i + 7]),
+            paragraphs[i + 6]["qas"][j]["question"],
+        )
+        for i in range(2)
+        for j in range(2)
     ]
     return short + long
 
