@@ -2,6 +2,7 @@
 
 import os
 import re
+import shutil
 from collections import Counter
 from pathlib import Path
 
@@ -27,6 +28,14 @@ SQUAD_V2_DIR = Path(os.environ.get("SQUAD_V2_DIR", REPOSITORY.parent / "shared/s
 VOCAB_SIZE = 600
 QUESTIONS = ["Which club was defeated in the Final?", "Who was the referee?", "What is it?"]
 ANSWERS = ["Vera Dormore", "no answer", "27 July 1998"]
+
+
+def copy_project(root):
+    """Copy what makes this a Kedro project, without data."""
+    for name in ("conf", "src"):
+        shutil.copytree(REPOSITORY / name, root / name)
+    for name in ("pyproject.toml", ".telemetry"):
+        shutil.copy(REPOSITORY / name, root)
 
 
 def read_conf():
@@ -208,8 +217,12 @@ def pairs(corpus):
     paragraphs = [p for article in corpus["data"] for p in article["paragraphs"]]
     short = [(p["context"], qa["question"]) for p in paragraphs[:7] for qa in p["qas"][:1]]
     long = [
-        (" ".join(p["context"] for p in paragraphs[i : i + 7]), question)
-        for i, (_, question) in enumerate(short[:2])
+        (
+            " ".join(p["context"] for p in paragraphs[i : i + 7]),
+            paragraphs[i + 6]["qas"][j]["question"],
+        )
+        for i in range(2)
+        for j in range(2)
     ]
     return short + long
 

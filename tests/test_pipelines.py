@@ -3,7 +3,6 @@
 import io
 import json
 import os
-import shutil
 import signal
 import subprocess
 import sys
@@ -14,7 +13,7 @@ import pandas as pd
 import pytest
 import torch
 import yaml
-from conftest import REPOSITORY, SQUAD_V2_DIR
+from conftest import SQUAD_V2_DIR, copy_project
 from datasets import Dataset, DatasetDict, load_from_disk
 from kedro.framework.session import KedroSession
 from kedro.framework.startup import bootstrap_project
@@ -38,10 +37,7 @@ VERSIONED = {
 def project(tmp_path_factory, corpus):
     """A copy of the project whose data is a small corpus; runs happen inside it."""
     root = tmp_path_factory.mktemp("project")
-    for name in ("conf", "src"):
-        shutil.copytree(REPOSITORY / name, root / name)
-    for name in ("pyproject.toml", ".telemetry"):
-        shutil.copy(REPOSITORY / name, root)
+    copy_project(root)
     (root / "data/01_raw").mkdir(parents=True)
     for name, articles in (
         ("train", corpus["data"][:24]),
@@ -497,11 +493,12 @@ def test_registered_pipelines(project):
         "reporting",
         "evaluate",
         "merge",
+        "inference",
         "compare",
         "starter",
     }
     assert not any("train" in node.tags for node in pipelines["evaluate"].nodes)
-    for name in ("__default__", "compare"):
+    for name in ("__default__", "inference", "compare"):
         assert all(node.tags and node.func.__doc__ for node in pipelines[name].nodes)
 
 

@@ -191,8 +191,10 @@ class QuestionAnswerer:
     def problem(self, context: Any, question: Any) -> str | None:
         """Say in one sentence why a pair cannot be answered; None if it can."""
         for name, value in (("context", context), ("question", question)):
-            if not isinstance(value, str):
+            if value is None or value != value:
                 return f"The {name} is missing; give it as text."
+            if not isinstance(value, str):
+                return f"The {name} is of type {type(value).__name__}; give it as text."
             if not value.strip():
                 return f"The {name} is empty; give it as text."
         try:

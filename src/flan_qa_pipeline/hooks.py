@@ -152,7 +152,7 @@ class ProjectHooks:
         for name in ("score_table_markdown", "comparison_table_markdown"):
             if name in pipeline.all_outputs():
                 click.echo(f"\n{catalog.load(name)}\n{catalog.get(name)._get_load_path()}")
-        for name in ("report", "comparison_report"):
+        for name in ("report", "comparison_report", "answers"):
             if name in pipeline.all_outputs():
                 click.echo(catalog.get(name)._get_load_path())
 
@@ -253,6 +253,8 @@ def _require_input(name: str, catalog: CatalogProtocol) -> None:
         raise InputError(f"{name} is not kept between runs; start the run at a node that makes it.")
     if name.startswith("raw_"):
         remedy = "set data.train_file and data.validation_file to SQuAD 2.0 files (JSON or Parquet)"
+    elif name == "new_questions":
+        remedy = "name a file with --params=inference.questions_file=…"
     elif name.startswith(("first_", "second_")):
         saved = sorted(folder.name for folder in Path(place).parents[1].glob("*"))
         remedy = (

@@ -194,8 +194,10 @@ class GenerationParameters(_Section):
 
 
 class InferenceParameters(_Section):
-    """Answers to new questions (see `answering.QuestionAnswerer`)."""
+    """Answers to new questions (see `answering.QuestionAnswerer`); `chunk_size` in rows."""
 
+    questions_file: str
+    chunk_size: Positive
     no_answer_threshold: Annotated[float, Field(ge=0, le=1)] | None
 
 

@@ -2,16 +2,23 @@
 
 from kedro.pipeline import Pipeline
 
-from flan_qa_pipeline.pipelines import compare, data_engineering, modeling, reporting, starter
+from flan_qa_pipeline.pipelines import (
+    compare,
+    data_engineering,
+    inference,
+    modeling,
+    reporting,
+    starter,
+)
 
 
 def register_pipelines() -> dict[str, Pipeline]:
     """Map pipeline names to pipelines.
 
     `evaluate` is the partial re-run: predictions, scores and tables from the saved tokenized
-    data and adapter, without training. `compare` sets two saved versions side by side. `starter`
-    makes the embedded corpus and base model, `merge` a model without adapter for serving. None of
-    the three is part of `__default__`.
+    data and adapter, without training. `inference` answers a file of new questions. `compare`
+    sets two saved versions side by side. `starter` makes the embedded corpus and base model,
+    `merge` a model without adapter for serving. None of these is part of `__default__`.
     """
     data = data_engineering.create_pipeline()
     model = modeling.create_pipeline()
@@ -23,6 +30,7 @@ def register_pipelines() -> dict[str, Pipeline]:
         "reporting": report,
         "evaluate": report,
         "merge": modeling.create_merge_pipeline(),
+        "inference": inference.create_pipeline(),
         "compare": compare.create_pipeline(),
         "starter": starter.create_pipeline(),
     }

@@ -1,0 +1,90 @@
+"""Commands that this project adds to `kedro`, which finds the group `cli` here."""
+
+from typing import Any, TextIO
+
+import click
+from kedro.framework.cli.project import LOAD_VERSION_HELP, PARAMS_ARG_HELP
+from kedro.framework.cli.project import run as run  # the packaged project runs this one
+from kedro.framework.cli.utils import (
+    CONTEXT_SETTINGS,
+    _split_load_versions,
+    _split_params,
+    env_option,
+)
+from kedro.framework.startup import ProjectMetadata
+
+import flan_qa_pipeline
+from flan_qa_pipeline.errors import InputError
+
+
+@click.group(context_settings=CONTEXT_SETTINGS, name="flan_qa_pipeline")
+def cli() -> None:
+    """Commands of this project."""
+
+
+@cli.command()
+@click.option("--context", help="The text that questions are about.")
+@click.option(
+    "--context-file",
+    type=click.File(encoding="utf-8"),
+    help="A file with the text; - is the standard input.",
+)
+@click.option(
+    "--question",
+    "questions",
+    multiple=True,
+    help="A question about the text; may be given several times. Without one, ask is interactive.",
+)
+@env_option
+@click.option("--load-versions", default="", help=LOAD_VERSION_HELP, callback=_split_load_versions)
+@click.option("--params", default="", help=PARAMS_ARG_HELP, callback=_split_params)
+@click.pass_obj
+def ask(
+    metadata: ProjectMetadata,
+    context: str | None,
+    context_file: TextIO | None,
+    questions: tuple[str, ...],
+    env: str | None,
+    load_versions: dict[str, str],
+    params: dict[str, Any],
+) -> None:
+    """Answer questions about a text with the latest adapter."""
+    if context is not None and context_file is not None:
+        raise click.UsageError("Give --context or --context-file, not both.")
+    if unknown := sorted(load_versions.keys() - {"adapter"}):
+        raise InputError(f"--load-versions names {unknown[0]}; ask loads nothing but adapter.")
+    if context_file is not None:
+        context = context_file.read()
+    answerer = flan_qa_pipeline.QuestionAnswerer.from_project(
+        metadata.project_path,
+        adapter_version=load_versions.get("adapter"),
+        env=env,
+        runtime_params=params,
+    )
+    try:
+        if context is None:
+            context = click.prompt("Context")
+        for question in questions:
+            if problem := answerer.problem(context, question):
+                raise InputError(problem)
+        for answer in answerer.answer([(context, question) for question in questions]):
+            _tell(answer)
+        while not questions and (
+            question := click.prompt("Question (none ends)", default="", show_default=False)
+        ):
+            if problem := answerer.problem(context, question):
+                click.echo(problem, err=True)
+            else:
+                _tell(answerer.answer([(context, question)])[0])
+    except click.Abort:  # the end of the input
+        click.echo()
+
+
+def _tell(answer: "flan_qa_pipeline.Answer") -> None:
+    click.secho("no answer in this context" if answer.abstained else answer.text, bold=True)
+    place = "" if answer.start is None else f", characters {answer.start} to {answer.end}"
+    click.secho(
+        f"  score {answer.score:.2f}, no-answer probability "
+        f"{answer.no_answer_probability:.2f}{place}",
+        dim=True,
+    )

@@ -1,0 +1,91 @@
+"""Answer files of new questions, chunk by chunk."""
+
+import logging
+from collections import Counter
+from collections.abc import Iterator
+from dataclasses import asdict
+
+import pandas as pd
+from tqdm.auto import tqdm
+
+from flan_qa_pipeline.adapter import Adapter
+from flan_qa_pipeline.answering import QuestionAnswerer
+from flan_qa_pipeline.parameters import (
+    GenerationParameters,
+    InferenceParameters,
+    ModelParameters,
+    TokenizationParameters,
+)
+from flan_qa_pipeline.question_files import QuestionFile
+
+logger = logging.getLogger(__name__)
+
+ANSWER_DTYPES = {
+    "text": "object",
+    "score": "Float64",
+    "abstained": "boolean",
+    "no_answer_probability": "Float64",
+    "start": "Int64",
+    "end": "Int64",
+    "error": "object",
+}
+
+
+def load_question_answerer(
+    adapter: Adapter,
+    model: ModelParameters,
+    tokenization: TokenizationParameters,
+    generation: GenerationParameters,
+    inference: InferenceParameters,
+) -> QuestionAnswerer:
+    """Load the base model that the adapter names and attach the adapter, with its own prompt."""
+    return QuestionAnswerer(
+        adapter,
+        tokenization=tokenization,
+        generation=generation,
+        no_answer_threshold=inference.no_answer_threshold,
+        compute_dtype=model.compute_dtype,
+        attn_implementation=model.attn_implementation,
+    )
+
+
+def answer_questions(
+    question_answerer: QuestionAnswerer, new_questions: QuestionFile, inference: InferenceParameters
+) -> Iterator[pd.DataFrame]:
+    """Yield the file's rows with their answers, chunk by chunk; an unfit row tells its `error`.
+
+    Columns: id, context, question, those of `answering.Answer` (its text as `answer`), and error.
+
+    Raises:
+        InputError: the file cannot be read to its end, before anything is answered.
+    """
+    counts = Counter()
+    with tqdm(total=len(new_questions), desc="Answer new questions", unit="question") as bar:
+        for chunk in new_questions.chunks(inference.chunk_size):
+            answered = answer_chunk(question_answerer, chunk)
+            counts["error"] += int(answered["error"].notna().sum())
+            counts["abstained"] += int(answered["abstained"].sum())
+            counts["all"] += len(answered)
+            yield answered
+            bar.update(len(chunk))
+    logger.info(
+        "%d questions: %d answered, %d abstained on, %d with an error.",
+        counts["all"],
+        counts["all"] - counts["abstained"] - counts["error"],
+        counts["abstained"],
+        counts["error"],
+    )
+
+
+def answer_chunk(question_answerer: QuestionAnswerer, chunk: pd.DataFrame) -> pd.DataFrame:
+    """Answer the rows that can be answered; keep all of them, in order."""
+    pairs = list(zip(chunk["context"], chunk["question"], strict=True))
+    problems = [question_answerer.problem(*pair) for pair in pairs]
+    answers = iter(
+        question_answerer.answer(
+            [pair for pair, problem in zip(pairs, problems, strict=True) if not problem]
+        )
+    )
+    rows = [{"error": problem} if problem else asdict(next(answers)) for problem in problems]
+    said = pd.DataFrame(rows, columns=list(ANSWER_DTYPES), index=chunk.index)
+    return chunk.join(said.astype(ANSWER_DTYPES)).rename(columns={"text": "answer"})

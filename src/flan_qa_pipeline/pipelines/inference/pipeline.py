@@ -1,0 +1,32 @@
+from kedro.pipeline import Pipeline, node
+
+from .nodes import answer_questions, load_question_answerer
+
+
+def create_pipeline(**kwargs) -> Pipeline:
+    """Answer a file of new questions with a saved adapter."""
+    return Pipeline(
+        [
+            node(
+                load_question_answerer,
+                inputs=[
+                    "adapter",
+                    "params:model",
+                    "params:tokenization",
+                    "params:generation",
+                    "params:inference",
+                ],
+                outputs="question_answerer",
+                name="load_question_answerer",
+                tags=["finetuned", "predict"],
+            ),
+            node(
+                answer_questions,
+                inputs=["question_answerer", "new_questions", "params:inference"],
+                outputs="answers",
+                name="answer_questions",
+                tags=["finetuned", "predict"],
+            ),
+        ],
+        tags=["inference"],
+    )
