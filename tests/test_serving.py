@@ -1,20 +1,31 @@
 """The web page in a real browser, and its API under load by a plain HTTP client."""
 
 import json
+import os
 import re
 import shutil
+import signal
 import socket
+import subprocess
+import sys
 import threading
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import asdict
 
 import httpx
 import pytest
+from click.testing import CliRunner
+from conftest import REPOSITORY
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from kedro.framework.startup import bootstrap_project
+from kedro.io.core import Version
 from playwright.sync_api import expect, sync_playwright
 
+import flan_qa_pipeline
+from flan_qa_pipeline.adapter import AdapterDataset
 from flan_qa_pipeline.answering import Answer
+from flan_qa_pipeline.cli import serve
 from flan_qa_pipeline.errors import InputError
 from flan_qa_pipeline.serving import NO_ANSWER, Batches, build_page, highlight, launch
 
@@ -165,11 +176,18 @@ def test_a_taken_port_is_named(answerer, serving, address):
         launch(build_page(answerer, serving), serving)
 
 
-def test_a_host_beyond_this_machine_is_warned_of(answerer, serving, caplog):
-    elsewhere = serving.model_copy(update={"host": "192.0.2.1", "port": free_port()})
-    with pytest.raises(InputError, match="192.0.2.1:.*: Cannot assign requested address.*--host"):
-        launch(build_page(answerer, elsewhere), elsewhere)
-    assert "192.0.2.1 is reached from other machines" in caplog.text
+@pytest.mark.parametrize(
+    ("host", "beyond"),
+    [("127.0.0.1", False), ("127.0.0.9", False), ("localhost", False), ("0.0.0.0", True)],  # noqa: S104
+)
+def test_a_host_beyond_this_machine_is_warned_of(serving, caplog, host, beyond):
+    class Page:
+        def launch(self, server_name, server_port, **kwargs):
+            return None, f"http://{server_name}:{server_port}/", None
+
+    elsewhere = serving.model_copy(update={"host": host, "port": free_port()})
+    assert launch(Page(), elsewhere) == f"http://{host}:{elsewhere.port}/"
+    assert ("is reached from other machines" in caplog.text) == beyond
 
 
 def test_what_waits_is_answered_in_one_batch_and_an_error_reaches_all_of_it():
@@ -327,3 +345,76 @@ def test_markup_and_templates_in_a_context_stay_text(page, form, pairs):
     expect(form.read).to_be_visible()
     assert form.read.inner_text() == f"{HOSTILE}\n\n{pairs[0][0]}"
     expect(page).to_have_title("Question answering")
+
+
+@pytest.fixture(scope="module")
+def project(tmp_path_factory, adapter):
+    """A copy of the project that has an adapter and an environment of its own."""
+    root = tmp_path_factory.mktemp("project")
+    for name in ("conf", "src"):
+        shutil.copytree(REPOSITORY / name, root / name)
+    for name in ("pyproject.toml", ".telemetry"):
+        shutil.copy(REPOSITORY / name, root)
+    AdapterDataset(
+        filepath=str(root / "data/06_models/adapter"), version=Version(None, "2026-01-01T00.00.00")
+    ).save(adapter)
+    return root
+
+
+def kedro_serve(project, *options):
+    return subprocess.Popen(  # noqa: S603
+        [sys.executable, "-m", "kedro", "serve", *options],
+        cwd=project,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+        encoding="utf-8",
+        env=os.environ | {"PYTHONPATH": str(project / "src"), "PYTHONUNBUFFERED": "1"},
+    )
+
+
+def test_kedro_serve_answers_until_it_is_interrupted(project, pairs, expected):
+    port = free_port()
+    params = "--params=model.compute_dtype=float32,serving.port=1"
+    server = kedro_serve(project, f"--port={port}", params)
+    with (
+        server,
+        httpx.Client(
+            base_url=f"http://127.0.0.1:{port}/gradio_api/call/", timeout=60, trust_env=False
+        ) as client,
+    ):
+        told = ""
+        while f"http://127.0.0.1:{port}/" not in told:
+            line = server.stdout.readline()
+            assert line, told
+            told += line
+        assert ask(client, *pairs[0]) == like(expected[0])
+        server.send_signal(signal.SIGINT)
+        rest = server.stdout.read()
+    assert server.returncode == 0, told + rest
+    assert "Traceback" not in told + rest
+
+
+@pytest.mark.parametrize(
+    ("options", "complaint"),
+    [
+        (["--port=70000"], "Parameter serving.port is 70000"),
+        (["--host=192.0.2.1"], "192.0.2.1:7860: Cannot assign requested address"),
+        (["--load-versions=adapter:2020"], "adapter: there is no 2020"),
+        (["--load-versions=questions:2020"], "--load-versions names questions"),
+        (["--params=serving.hots=a"], "did you mean host"),
+    ],
+)
+def test_kedro_serve_refuses_in_one_line(project, monkeypatch, options, complaint):
+    monkeypatch.chdir(project)
+    refused = CliRunner().invoke(serve, options, obj=bootstrap_project(project))
+    assert refused.exit_code == 1
+    assert complaint in refused.output
+
+
+def test_kedro_serve_says_what_to_install(monkeypatch):
+    monkeypatch.setitem(sys.modules, "gradio", None)
+    monkeypatch.delitem(sys.modules, "flan_qa_pipeline.serving")
+    monkeypatch.delattr(flan_qa_pipeline, "serving")
+    refused = CliRunner().invoke(serve, [], obj=None)
+    assert refused.exit_code == 1
+    assert "pip install 'flan_qa_pipeline[app]'" in refused.output

@@ -11,10 +11,12 @@ from kedro.framework.cli.utils import (
     _split_params,
     env_option,
 )
+from kedro.framework.session import KedroSession
 from kedro.framework.startup import ProjectMetadata
 
 import flan_qa_pipeline
 from flan_qa_pipeline.errors import InputError
+from flan_qa_pipeline.hooks import check_parameters
 
 
 @click.group(context_settings=CONTEXT_SETTINGS, name="flan_qa_pipeline")
@@ -51,16 +53,9 @@ def ask(
     """Answer questions about a text with the latest adapter."""
     if context is not None and context_file is not None:
         raise click.UsageError("Give --context or --context-file, not both.")
-    if unknown := sorted(load_versions.keys() - {"adapter"}):
-        raise InputError(f"--load-versions names {unknown[0]}; ask loads nothing but adapter.")
     if context_file is not None:
         context = context_file.read()
-    answerer = flan_qa_pipeline.QuestionAnswerer.from_project(
-        metadata.project_path,
-        adapter_version=load_versions.get("adapter"),
-        env=env,
-        runtime_params=params,
-    )
+    answerer = _load_answerer(metadata, env, load_versions, params)
     try:
         if context is None:
             context = click.prompt("Context")
@@ -78,6 +73,61 @@ def ask(
                 _tell(answerer.answer([(context, question)])[0])
     except click.Abort:  # the end of the input
         click.echo()
+
+
+@cli.command()
+@click.option("--host", help="Address to listen on, instead of serving.host.")
+@click.option("--port", type=int, help="Port to listen on, instead of serving.port.")
+@env_option
+@click.option("--load-versions", default="", help=LOAD_VERSION_HELP, callback=_split_load_versions)
+@click.option("--params", default="", help=PARAMS_ARG_HELP, callback=_split_params)
+@click.pass_obj
+def serve(
+    metadata: ProjectMetadata,
+    host: str | None,
+    port: int | None,
+    env: str | None,
+    load_versions: dict[str, str],
+    params: dict[str, Any],
+) -> None:
+    """Open a web page and an HTTP API that answer with the base and with the latest adapter."""
+    try:
+        from flan_qa_pipeline import serving
+    except ModuleNotFoundError as error:
+        if error.name != "gradio":
+            raise
+        raise InputError(
+            "serve needs gradio, which is not installed; pip install 'flan_qa_pipeline[app]'."
+        ) from error
+    with KedroSession.create(metadata.project_path, env=env, runtime_params=params) as session:
+        raw = session.load_context().config_loader["parameters"]
+    chosen = {"host": host, "port": port}
+    raw["serving"] |= {name: value for name, value in chosen.items() if value is not None}
+    settings = check_parameters(raw).serving
+    serving.check_address(settings)
+    answerer = _load_answerer(metadata, env, load_versions, params)
+    page = serving.build_page(answerer, settings)
+    click.echo(f"{serving.launch(page, settings)} answers until Ctrl+C.")
+    page.block_thread()
+
+
+def _load_answerer(
+    metadata: ProjectMetadata,
+    env: str | None,
+    load_versions: dict[str, str],
+    params: dict[str, Any],
+) -> "flan_qa_pipeline.QuestionAnswerer":
+    if unknown := sorted(load_versions.keys() - {"adapter"}):
+        command = click.get_current_context().info_name
+        raise InputError(
+            f"--load-versions names {unknown[0]}; {command} loads nothing but adapter."
+        )
+    return flan_qa_pipeline.QuestionAnswerer.from_project(
+        metadata.project_path,
+        adapter_version=load_versions.get("adapter"),
+        env=env,
+        runtime_params=params,
+    )
 
 
 def _tell(answer: "flan_qa_pipeline.Answer") -> None:

@@ -143,9 +143,7 @@ def build_page(answerer: QuestionAnswerer, serving: ServingParameters) -> gr.Blo
                         for model in ("Base", "Fine-tuned")
                         for component in _answer_column(model)
                     ]
-                outputs.append(
-                    gr.HTML(label="Answers in the context", show_label=True, container=True)
-                )
+                outputs.append(gr.HTML(container=True))
         gr.on(
             [context.change, question.change],
             None,
@@ -175,21 +173,8 @@ def build_page(answerer: QuestionAnswerer, serving: ServingParameters) -> gr.Blo
     return page.queue(max_size=serving.max_queue_size, api_open=False)
 
 
-def launch(page: gr.Blocks, serving: ServingParameters) -> str:
-    """Serve the page in the background until `page.close()`; return its address.
-
-    Nothing is fetched from or reported to other machines. A host beyond this machine is warned
-    of, because whoever reaches the page may use it.
-
-    Raises:
-        InputError: the host or the port cannot be served on.
-    """
-    if not _is_loopback(serving.host):
-        logger.warning(
-            "%s is reached from other machines, and the page asks for no password; "
-            "serving.host 127.0.0.1 keeps it on this one.",
-            serving.host,
-        )
+def check_address(serving: ServingParameters) -> None:
+    """Raise InputError if nothing can listen on the host and the port, before a model is loaded."""
     try:
         socket.create_server((serving.host, serving.port)).close()
     except OSError as error:
@@ -197,6 +182,24 @@ def launch(page: gr.Blocks, serving: ServingParameters) -> str:
             f"The page cannot be served on {serving.host}:{serving.port}: {error.strerror}; give "
             "another place with --host or --port."
         ) from error
+
+
+def launch(page: gr.Blocks, serving: ServingParameters) -> str:
+    """Serve the page in the background until `page.close()`; return its address.
+
+    Nothing is fetched from or reported to other machines. A host beyond this machine is warned
+    of, because whoever reaches the page may use it.
+
+    Raises:
+        InputError: see `check_address`.
+    """
+    check_address(serving)
+    if not _is_loopback(serving.host):
+        logger.warning(
+            "%s is reached from other machines, and the page asks for no password; "
+            "serving.host 127.0.0.1 keeps it on this one.",
+            serving.host,
+        )
     _, address, _ = page.launch(
         server_name=serving.host,
         server_port=serving.port,
@@ -240,7 +243,8 @@ def _marked(pieces: list[tuple[str, str | None]]) -> str:
         return f'<mark class="{name}">{escape(text)}</mark>' if name else escape(text)
 
     legend = " ".join(mark(name, name) for name in ("base", "fine-tuned", "both"))
-    return f"<p>{legend}</p><div class='context'>{''.join(mark(*piece) for piece in pieces)}</div>"
+    text = "".join(mark(*piece) for piece in pieces)
+    return f"<p>In the context: {legend}</p><div class='context'>{text}</div>"
 
 
 def _answer_column(model: str) -> list[gr.Component]:
