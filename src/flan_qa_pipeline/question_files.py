@@ -166,6 +166,7 @@ class GrowingCSVDataset(CSVDataset):
     ```
     """
 
+    grows = True
     _growing: str | None = None
 
     def save(self, data: pd.DataFrame) -> None:

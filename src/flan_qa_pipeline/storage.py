@@ -73,7 +73,8 @@ class AtomicCatalog(DataCatalog):
     Kedro takes for the latest version whatever lies under a newer time stamp, whether its file is
     complete or not, and whichever run saved it. Here a version on a local disk appears whole or
     not at all, and once saved it is the one that this catalog loads, though other runs save newer
-    ones meanwhile. Object stores write whole objects by themselves.
+    ones meanwhile. Object stores write whole objects by themselves. A dataset that says it `grows`
+    is written in place: it keeps what an interrupted run saved so far.
     """
 
     def save(self, ds_name: str, data: Any) -> None:
@@ -81,6 +82,7 @@ class AtomicCatalog(DataCatalog):
         if (
             not isinstance(dataset, AbstractVersionedDataset)
             or not dataset._version
+            or getattr(dataset, "grows", False)
             or getattr(dataset, "_protocol", "file") != "file"
         ):
             super().save(ds_name, data)

@@ -13,7 +13,6 @@ from flan_qa_pipeline.answering import QuestionAnswerer
 from flan_qa_pipeline.parameters import (
     GenerationParameters,
     InferenceParameters,
-    ModelParameters,
     TokenizationParameters,
 )
 from flan_qa_pipeline.question_files import QuestionFile
@@ -33,7 +32,8 @@ ANSWER_DTYPES = {
 
 def load_question_answerer(
     adapter: Adapter,
-    model: ModelParameters,
+    compute_dtype: str,
+    attn_implementation: str,
     tokenization: TokenizationParameters,
     generation: GenerationParameters,
     inference: InferenceParameters,
@@ -44,8 +44,8 @@ def load_question_answerer(
         tokenization=tokenization,
         generation=generation,
         no_answer_threshold=inference.no_answer_threshold,
-        compute_dtype=model.compute_dtype,
-        attn_implementation=model.attn_implementation,
+        compute_dtype=compute_dtype,
+        attn_implementation=attn_implementation,
     )
 
 

@@ -11,7 +11,8 @@ def create_pipeline(**kwargs) -> Pipeline:
                 load_question_answerer,
                 inputs=[
                     "adapter",
-                    "params:model",
+                    "params:model.compute_dtype",
+                    "params:model.attn_implementation",
                     "params:tokenization",
                     "params:generation",
                     "params:inference",
