@@ -13,7 +13,12 @@ from flan_qa_pipeline.training import AnsweringTrainer
 @pytest.fixture(scope="module")
 def short(training):
     return training.model_copy(
-        update={"max_steps": 2, "eval_strategy": "no", "load_best_model_at_end": False}
+        update={
+            "max_steps": 2,
+            "eval_strategy": "no",
+            "load_best_model_at_end": False,
+            "save_strategy": "no",
+        }
     )
 
 

@@ -84,9 +84,13 @@ for name in names:
 
 @pytest.fixture
 def catalog_config(tmp_path):
-    """The project's own entries of every kind that is versioned, inside an empty folder."""
+    """The project's own entries of every kind that is versioned, inside an empty folder.
+
+    All but the file of answers, which grows chunk by chunk.
+    """
     text = re.sub(r"\$\{[^}]*\}", "x", (CONF / "catalog.yml").read_text(encoding="utf-8"))
     config = {name: entry for name, entry in yaml.safe_load(text).items() if entry.get("versioned")}
+    del config["answers"]
     assert {entry["type"] for entry in config.values()} == set(KINDS.values())
     (tmp_path / "catalog.yml").write_text(yaml.safe_dump(config), encoding="utf-8")
     return config
