@@ -52,18 +52,23 @@ def provenance_of(model: ModelParameters, prompt: PromptParameters) -> dict[str,
     }
 
 
+def adapter_weights(model: PeftModel) -> dict[str, torch.Tensor]:
+    """Copy the adapter's weights off a model, to the CPU, under peft's names."""
+    return {
+        name: tensor.detach().to("cpu", copy=True).contiguous()
+        for name, tensor in get_peft_model_state_dict(model).items()
+    }
+
+
 def extract_adapter(
     model: PeftModel,
     tokenizer: PreTrainedTokenizerBase,
     provenance: dict[str, Any],
     training: dict[str, Any],
 ) -> Adapter:
-    """Copy the adapter's weights off a trained model, to the CPU."""
-    state_dict = {
-        name: tensor.detach().to("cpu", copy=True).contiguous()
-        for name, tensor in get_peft_model_state_dict(model).items()
-    }
-    return Adapter(model.peft_config["default"], state_dict, tokenizer, provenance, training)
+    """Take the adapter off a trained model, with what is to be kept beside it."""
+    config = model.peft_config["default"]
+    return Adapter(config, adapter_weights(model), tokenizer, provenance, training)
 
 
 def attach_adapter(

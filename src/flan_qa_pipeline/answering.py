@@ -190,15 +190,8 @@ class QuestionAnswerer:
 
     def problem(self, context: Any, question: Any) -> str | None:
         """Say in one sentence why a pair cannot be answered; None if it can."""
-        for name, value in (("context", context), ("question", question)):
-            if value is None or value != value:
-                return f"The {name} is missing; give it as text."
-            if not isinstance(value, str):
-                return f"The {name} is of type {type(value).__name__}; give it as text."
-            if not value.strip():
-                return f"The {name} is empty; give it as text."
         try:
-            self._tokenize_question(question)
+            self._tokenize_question(context, question)
         except InputError as error:
             return str(error)
         return None
@@ -215,17 +208,18 @@ class QuestionAnswerer:
             InputError: names the first pair that cannot be answered (see `problem`), before any
                 is.
         """
-        for number, (context, question) in enumerate(pairs):
-            if problem := self.problem(context, question):
-                raise InputError(f"Pair {number} of {len(pairs)}: {problem}")
+        questions = []
+        for number, pair in enumerate(pairs):
+            try:
+                questions.append(self._tokenize_question(*pair))
+            except InputError as error:
+                raise InputError(f"Pair {number} of {len(pairs)}: {error}") from error
         contexts = {
             context: tokenize_context(self.adapter.tokenizer, context) for context, _ in pairs
         }
         windows = [
-            question_windows(
-                self._tokenize_question(question), contexts[context], self.tokenization
-            )
-            for context, question in pairs
+            question_windows(question, contexts[context], self.tokenization)
+            for question, (context, _) in zip(questions, pairs, strict=True)
         ]
         numbered = [
             (str(pair), number, window.input_ids)
@@ -244,7 +238,14 @@ class QuestionAnswerer:
             for answer, (context, _), group in zip(said.values(), pairs, windows, strict=True)
         ]
 
-    def _tokenize_question(self, question: str) -> tuple[list[int], list[int]]:
+    def _tokenize_question(self, context: Any, question: Any) -> tuple[list[int], list[int]]:
+        for name, value in (("context", context), ("question", question)):
+            if value is None or value != value:
+                raise InputError(f"The {name} is missing; give it as text.")
+            if not isinstance(value, str):
+                raise InputError(f"The {name} is of type {type(value).__name__}; give it as text.")
+            if not value.strip():
+                raise InputError(f"The {name} is empty; give it as text.")
         return tokenize_question(
             self.adapter.tokenizer, self.prompt.template, question, self.tokenization
         )

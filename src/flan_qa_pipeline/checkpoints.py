@@ -18,21 +18,21 @@ from typing import Any, Literal
 import numpy as np
 import torch
 from filelock import FileLock, Timeout
-from peft import get_peft_model_state_dict, set_peft_model_state_dict
+from peft import set_peft_model_state_dict
 from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from transformers import Seq2SeqTrainer, TrainerCallback
+from transformers.trainer import TRAINER_STATE_NAME
 from transformers.trainer_utils import SaveStrategy, get_last_checkpoint, rotate_checkpoints
 
+from flan_qa_pipeline.adapter import WEIGHTS, adapter_weights
 from flan_qa_pipeline.errors import InputError
 from flan_qa_pipeline.storage import refuse_pickles, remove_at_once, written_aside
 
 logger = logging.getLogger(__name__)
 
-WEIGHTS = "adapter_model.safetensors"
 TENSORS = "training_state.safetensors"
 STATE = "training_state.json"
-TRAINER_STATE = "trainer_state.json"
 
 
 def pack(value: Any, tensors: dict[str, torch.Tensor], place: str = "") -> Any:
@@ -174,18 +174,11 @@ class CheckpointingTrainer(Seq2SeqTrainer):
         checkpoint = folder / f"checkpoint-{self.state.global_step}"
         try:
             with written_aside(checkpoint) as aside:
-                save_file(
-                    {
-                        name: tensor.detach().cpu().contiguous()
-                        for name, tensor in get_peft_model_state_dict(self.model).items()
-                    },
-                    aside / WEIGHTS,
-                    metadata={"format": "pt"},
-                )
+                save_file(adapter_weights(self.model), aside / WEIGHTS, metadata={"format": "pt"})
                 self.model.peft_config["default"].save_pretrained(str(aside))
                 save_file(tensors, aside / TENSORS)
                 (aside / STATE).write_text(json.dumps(state), encoding="utf-8")
-                self.state.save_to_json(str(aside / TRAINER_STATE))
+                self.state.save_to_json(str(aside / TRAINER_STATE_NAME))
         except (OSError, SafetensorError) as error:
             raise InputError(
                 f"The checkpoint of step {self.state.global_step} was not saved in {folder}: "

@@ -1,5 +1,6 @@
 """Commands that this project adds to `kedro`, which finds the group `cli` here."""
 
+from collections.abc import Callable
 from typing import Any, TextIO
 
 import click
@@ -17,6 +18,19 @@ from kedro.framework.startup import ProjectMetadata
 import flan_qa_pipeline
 from flan_qa_pipeline.errors import InputError
 from flan_qa_pipeline.hooks import check_parameters
+
+
+def loads_adapter(command: Callable[..., None]) -> Callable[..., None]:
+    """Add the options of `kedro run` that say which adapter is loaded and how it is used."""
+    for option in (
+        click.option("--params", default="", help=PARAMS_ARG_HELP, callback=_split_params),
+        click.option(
+            "--load-versions", default="", help=LOAD_VERSION_HELP, callback=_split_load_versions
+        ),
+        env_option,
+    ):
+        command = option(command)
+    return command
 
 
 @click.group(context_settings=CONTEXT_SETTINGS, name="flan_qa_pipeline")
@@ -37,9 +51,7 @@ def cli() -> None:
     multiple=True,
     help="A question about the text; may be given several times. Without one, ask is interactive.",
 )
-@env_option
-@click.option("--load-versions", default="", help=LOAD_VERSION_HELP, callback=_split_load_versions)
-@click.option("--params", default="", help=PARAMS_ARG_HELP, callback=_split_params)
+@loads_adapter
 @click.pass_obj
 def ask(
     metadata: ProjectMetadata,
@@ -78,9 +90,7 @@ def ask(
 @cli.command()
 @click.option("--host", help="Address to listen on, instead of serving.host.")
 @click.option("--port", type=int, help="Port to listen on, instead of serving.port.")
-@env_option
-@click.option("--load-versions", default="", help=LOAD_VERSION_HELP, callback=_split_load_versions)
-@click.option("--params", default="", help=PARAMS_ARG_HELP, callback=_split_params)
+@loads_adapter
 @click.pass_obj
 def serve(
     metadata: ProjectMetadata,

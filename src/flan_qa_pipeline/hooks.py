@@ -41,9 +41,7 @@ class ProjectHooks:
         """Check all parameters at once; keep the libraries' bars and cache files out of sight."""
         parameters = check_parameters(context.config_loader["parameters"])
         self._parameters, self._project_path = parameters, context.project_path
-        self._logging_dir = Path(parameters.training.logging_dir)
         self._compute_dtype = parameters.model.compute_dtype
-        self._model = parameters.model
         self._raw_files = {
             "raw_train": parameters.data.train_file,
             "raw_validation": parameters.data.validation_file,
@@ -79,13 +77,13 @@ class ProjectHooks:
         for name in self._raw_files.keys() & inputs:
             _require_same_file(name, catalog, self._raw_files[name], self._project_path)
         require_reachable(
-            self._model if "params:model" in inputs else None,
+            self._parameters.model if "params:model" in inputs else None,
             [self._raw_files[name] for name in inputs if name in self._raw_files],
         )
         for name in inputs:
             if not name.startswith("params:") and name != "parameters":
                 _require_input(name, catalog)
-        self._logs = self._logging_dir / run_params["run_id"]
+        self._logs = Path(self._parameters.training.logging_dir) / run_params["run_id"]
         try:
             self._logs.mkdir(parents=True)
         except FileExistsError:

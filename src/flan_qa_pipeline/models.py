@@ -50,6 +50,7 @@ def resolve_compute_dtype(name: str) -> torch.dtype:
 
 def load_tokenizer(model: ModelParameters) -> PreTrainedTokenizerBase:
     """Load the base model's tokenizer."""
+    require_reachable(model)
     return _from_hub_or_folder(AutoTokenizer, model)
 
 
@@ -65,6 +66,7 @@ def load_base_model(model: ModelParameters) -> PreTrainedModel:
         InputError: the name is neither a folder nor a hub id, the model is not a T5 v1.1, or its
             weights are incomplete.
     """
+    require_reachable(model)
     config = _from_hub_or_folder(AutoConfig, model)
     if config.model_type != "t5" or config.scale_decoder_outputs:
         kind = "T5 1.0" if config.model_type == "t5" else config.model_type
@@ -158,7 +160,6 @@ class PretrainedDataset(AbstractDataset[Any, Any]):
 
 
 def _from_hub_or_folder(auto_class: Any, model: ModelParameters, **kwargs: Any) -> Any:
-    require_reachable(model)
     try:
         return auto_class.from_pretrained(model.name, revision=model.revision, **kwargs)
     except OSError as error:

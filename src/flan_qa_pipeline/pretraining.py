@@ -253,8 +253,9 @@ class PieceRenamer:
     def __init__(self, tokenizer: T5Tokenizer, contexts: Sequence[Sequence[int]]) -> None:
         vocabulary = sorted(tokenizer.get_vocab().items())
         words = [(piece, i) for piece, i in vocabulary if piece.removeprefix("▁").isalnum()]
-        self.starts = {i: None for piece, i in words if piece.startswith("▁")}
-        self.insides = {i: None for piece, i in words if not piece.startswith("▁")}
+        starts = [i for piece, i in words if piece.startswith("▁")]
+        insides = [i for piece, i in words if not piece.startswith("▁")]
+        self.candidates = [(ids, frozenset(ids)) for ids in (starts, insides)]
         self.word_starts = {i for piece, i in vocabulary if piece.startswith("▁")}
         self.capitals = {i for piece, i in words if piece.startswith("▁") and piece[1].isupper()}
         counts = Counter(i for ids in contexts for i in set(ids))
@@ -278,9 +279,9 @@ class PieceRenamer:
                 renamed.add(i)
         renamed -= self.common
         names: dict[int, int] = {}
-        for candidates in (self.starts, self.insides):
-            old = sorted(renamed & candidates.keys())
-            names.update(zip(old, rng.sample(list(candidates), len(old)), strict=True))
+        for candidates, among in self.candidates:
+            old = sorted(renamed & among)
+            names.update(zip(old, rng.sample(candidates, len(old)), strict=True))
         return names
 
 

@@ -8,10 +8,11 @@ from typing import Any
 
 import torch
 from accelerate.utils.memory import clear_device_cache, should_reduce_batch_size
-from peft import PeftModel, get_peft_model_state_dict, set_peft_model_state_dict
+from peft import PeftModel, set_peft_model_state_dict
 from transformers import TrainerCallback, set_seed
 from transformers.trainer_utils import TrainOutput
 
+from flan_qa_pipeline.adapter import adapter_weights
 from flan_qa_pipeline.checkpoints import CheckpointingTrainer
 from flan_qa_pipeline.costs import MIB, peak_memory
 
@@ -42,10 +43,7 @@ class AnsweringTrainer(CheckpointingTrainer):
     def train(self, *args: Any, **kwargs: Any) -> TrainOutput:
         if not self._find_batch_size:
             return super().train(*args, **kwargs)
-        start = {
-            name: tensor.detach().to("cpu", copy=True)
-            for name, tensor in get_peft_model_state_dict(self.model).items()
-        }
+        start = adapter_weights(self.model)
         while True:
             try:
                 output = super().train(*args, **kwargs)
@@ -132,10 +130,7 @@ class BestAdapter(TrainerCallback):
         if f1 >= self.best_f1:
             self.best_f1, self.best_step = f1, state.global_step
             if self._keep:
-                self._state_dict = {
-                    name: tensor.detach().to("cpu", copy=True)
-                    for name, tensor in get_peft_model_state_dict(model).items()
-                }
+                self._state_dict = adapter_weights(model)
         if self._patience and self._waited >= self._patience:
             control.should_training_stop = True
 

@@ -163,7 +163,7 @@ def apply_unanswerable_policy(splits: DatasetDict, data: DataParameters) -> Data
     return DatasetDict(
         {
             name: split.shuffle(seed=data.seed).select(range(limits[name])).flatten_indices()
-            if limits.get(name) and limits[name] < len(split)
+            if limits[name] and limits[name] < len(split)
             else split
             for name, split in splits.items()
         }
