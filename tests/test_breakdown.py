@@ -14,6 +14,7 @@ from flan_qa_pipeline.breakdown import (
     breakdown_markdown,
     groups,
     question_word,
+    scores_markdown,
 )
 
 LABELS = ("baseline", "fine-tuned")
@@ -140,3 +141,13 @@ def test_markdown_shows_each_gain_with_its_interval(table):
     assert len(lines) == 2 + len(found)
     row = found.iloc[0]
     assert f"{row['F1 gain']:+.2f} [{row['F1 gain low']:+.2f}" in lines[2]
+
+
+def test_scores_show_each_metric_in_a_row_that_fits_a_terminal(table):
+    found = breakdown(table, LABELS, **OPTIONS)[:3]
+    lines = scores_markdown(found, LABELS, 0.95).splitlines()
+    assert len(lines) == 2 + 2 * len(found)
+    assert max(map(len, lines)) <= 100
+    row = found.iloc[2]
+    for text in ("NoAns", "F1", f"{row['F1 fine-tuned']:.2f}", f"{row['F1 gain high']:+.2f}]"):
+        assert text in lines[7]

@@ -16,6 +16,8 @@ from flan_qa_pipeline.breakdown import (
     breakdown_markdown,
     question_word,
     readable_breakdown,
+    readable_scores,
+    scores_markdown,
 )
 from flan_qa_pipeline.costs import cost_markdown, cost_rows, readable_costs
 from flan_qa_pipeline.errors import InputError
@@ -41,8 +43,6 @@ from flan_qa_pipeline.thresholds import (
 
 logger = logging.getLogger(__name__)
 
-SUBSET_PREFIXES = {"overall": "", "HasAns": "HasAns_", "NoAns": "NoAns_"}
-METRICS = {"EM": "exact", "F1": "f1"}
 ABSTENTION_NOTE = (
     "A question is abstained on if its no-answer probability is above the threshold. "
     "Train articles: the threshold of the best F1 on questions of train articles held out from "
@@ -117,27 +117,6 @@ def score(questions: DatasetDict, predictions: pd.DataFrame) -> dict[str, Any]:
     return score_predictions(_texts(predictions), gold_texts(questions["validation"]))
 
 
-def tabulate_scores(
-    baseline_scores: dict[str, Any], finetuned_scores: dict[str, Any]
-) -> tuple[pd.DataFrame, str]:
-    """Set baseline and fine-tuned scores side by side, as a table and as Markdown."""
-    rows = []
-    for subset, prefix in SUBSET_PREFIXES.items():
-        if f"{prefix}total" not in baseline_scores:
-            continue
-        row: dict[str, Any] = {"subset": subset, "questions": baseline_scores[f"{prefix}total"]}
-        for label, metric in METRICS.items():
-            before, after = (s[f"{prefix}{metric}"] for s in (baseline_scores, finetuned_scores))
-            row |= {
-                f"{label} baseline": before,
-                f"{label} fine-tuned": after,
-                f"{label} gain": after - before,
-            }
-        rows.append(row)
-    table = pd.DataFrame(rows)
-    return table, table.to_markdown(index=False, floatfmt=".2f") + "\n"
-
-
 def tabulate_questions(
     questions: DatasetDict,
     baseline_predictions: pd.DataFrame,
@@ -184,6 +163,15 @@ def tabulate_breakdown(
         seed=reporting.seed,
     )
     return table, breakdown_markdown(table, reporting.confidence)
+
+
+def tabulate_scores(
+    breakdown_table: pd.DataFrame, reporting: ReportingParameters
+) -> tuple[pd.DataFrame, str]:
+    """Take the scores of all, answerable and unanswerable questions out of the breakdown."""
+    groups = breakdown_table["group"]
+    table = breakdown_table[groups.isin(["all", "answerable"])].drop(columns="group")
+    return table, scores_markdown(table, MODELS, reporting.confidence)
 
 
 def tabulate_abstention(
@@ -260,6 +248,10 @@ def build_report(
     reporting: ReportingParameters,
 ) -> str:
     """Put tables, figures and the browsable questions into one self-contained HTML page."""
+    interval = (
+        f"In brackets: {reporting.confidence:.0%} paired bootstrap interval of the gain, "
+        f"{reporting.bootstrap_resamples} resamples of questions."
+    )
     return render_report(
         title="SQuAD 2.0 before and after fine-tuning",
         facts={
@@ -269,12 +261,8 @@ def build_report(
             "validation": f"{len(question_table)} questions of {data.validation_file}",
         },
         tables={
-            "Scores": (score_table, ""),
-            "Breakdown": (
-                readable_breakdown(breakdown_table, reporting.confidence),
-                f"In brackets: {reporting.confidence:.0%} paired bootstrap interval of the gain, "
-                f"{reporting.bootstrap_resamples} resamples of questions.",
-            ),
+            "Scores": (readable_scores(score_table, MODELS, reporting.confidence), interval),
+            "Breakdown": (readable_breakdown(breakdown_table, reporting.confidence), interval),
             "Abstention": (abstention_table, ABSTENTION_NOTE),
             "Cost": (readable_costs(cost_table), COST_NOTE),
         },

@@ -76,13 +76,6 @@ def create_pipeline(**kwargs) -> Pipeline:
                 tags=["finetuned", "score"],
             ),
             node(
-                tabulate_scores,
-                inputs=["baseline_scores", "finetuned_scores"],
-                outputs=["score_table", "score_table_markdown"],
-                name="tabulate_scores",
-                tags=["report"],
-            ),
-            node(
                 tabulate_questions,
                 inputs=["questions", "baseline_predictions", "finetuned_predictions"],
                 outputs="question_table",
@@ -94,6 +87,13 @@ def create_pipeline(**kwargs) -> Pipeline:
                 inputs=["question_table", "params:reporting"],
                 outputs=["breakdown_table", "breakdown_table_markdown"],
                 name="tabulate_breakdown",
+                tags=["report"],
+            ),
+            node(
+                tabulate_scores,
+                inputs=["breakdown_table", "params:reporting"],
+                outputs=["score_table", "score_table_markdown"],
+                name="tabulate_scores",
                 tags=["report"],
             ),
             node(
