@@ -16,7 +16,6 @@ OTHER = "other"
 
 _QUESTION_WORD = re.compile(rf"\b({'|'.join(QUESTION_WORDS)}|whom|whose)\b")
 _ANSWER_LENGTHS = {"1 word": 1, "2 words": 2, "3 words": 3, "4-5 words": 5, "6+ words": np.inf}
-_DRAWS_AT_ONCE = 2_000_000
 
 
 def question_word(question: str) -> str:
@@ -64,6 +63,8 @@ def bootstrap_interval(
 ) -> np.ndarray:
     """Percentile interval of the mean difference.
 
+    A resample is drawn as how often it holds each distinct difference, of which scores have few.
+
     Args:
         differences: (questions, metrics), after minus before of each question.
 
@@ -71,13 +72,8 @@ def bootstrap_interval(
         (2, metrics): the lower and the upper ends, in the unit of `differences`.
     """
     n = len(differences)
-    means = np.empty((resamples, differences.shape[1]))
-    at_once = max(1, _DRAWS_AT_ONCE // n)
-    for start in range(0, resamples, at_once):
-        size = min(at_once, resamples - start)
-        drawn = rng.integers(n, size=(size, n), dtype=np.int32)
-        for column, values in enumerate(differences.T):
-            means[start : start + size, column] = values[drawn].mean(axis=1)
+    values, counts = np.unique(differences, axis=0, return_counts=True)
+    means = rng.multinomial(n, counts / n, size=resamples) @ values / n
     tail = (1 - confidence) / 2
     return np.quantile(means, [tail, 1 - tail], axis=0)
 
