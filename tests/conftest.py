@@ -179,15 +179,15 @@ def training(parameters, tmp_path_factory):
 
 @pytest.fixture(scope="module")
 def train(parameters, float32, lora, windows, questions):
-    """Train anew with other training parameters; return the model and its adapter."""
+    """Train anew with other parameters; return the model and its adapter."""
 
-    def train_with(training):
-        model = attach_lora(load_base_model(float32), lora, training)
+    def train_with(training, base=float32):
+        model = attach_lora(load_base_model(base), lora, training)
         adapter = train_adapter(
             model,
             windows,
             questions,
-            float32,
+            base,
             parameters.prompt,
             parameters.tokenization,
             parameters.generation,

@@ -7,6 +7,7 @@ from pathlib import Path
 
 import pytest
 import torch
+from bitsandbytes.nn import Linear4bit
 from kedro.io import DatasetError
 from kedro.io.core import Version
 from peft import PeftModel
@@ -281,3 +282,24 @@ def test_merged_model_answers_like_the_adapter_on_the_dequantized_base(
         for model, some in ((merged, saved_tokenizer), (apart, tokenizer))
     )
     assert texts == others
+
+
+def test_a_head_in_4_bits_trains_saves_answers_and_merges(
+    train, training, parameters, float32, windows, tokenizer, dataset
+):
+    whole = float32.model_copy(update={"skip_modules": []})
+    model, adapter = train(training, whole)
+    assert type(model.get_output_embeddings()) is Linear4bit
+    losses = [entry["loss"] for entry in adapter.training["log"] if "loss" in entry]
+    assert losses[-1] < losses[0]
+    dataset().save(adapter)
+    loaded = dataset().load()
+    again = attach_adapter(load_base_model(whole), loaded, provenance_of(whole, parameters.prompt))
+    assert torch.equal(logits(again, windows), logits(model, windows))
+    assert answers(again, tokenizer, windows) == answers(model, tokenizer, windows)
+    with pytest.raises(InputError, match=r"skip_modules is \['lm_head'\], trained with \[\]"):
+        attach_adapter(load_base_model(float32), loaded, provenance_of(float32, parameters.prompt))
+    merged, _ = merge_adapter(whole, parameters.prompt, loaded)
+    expected = logits(model, windows)
+    error = (logits(merged, windows).float() - expected).norm() / expected.norm()
+    assert error < 0.02

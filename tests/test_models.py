@@ -9,7 +9,7 @@ import torch
 from bitsandbytes.functional import dequantize_4bit
 from bitsandbytes.nn import Linear4bit
 from safetensors.torch import load_file, save_file
-from transformers import BitsAndBytesConfig, T5ForConditionalGeneration
+from transformers import T5ForConditionalGeneration
 
 from flan_qa_pipeline.costs import base_weights
 from flan_qa_pipeline.errors import InputError
@@ -68,30 +68,28 @@ def test_without_quantization_the_weights_are_the_saved_ones(float32):
 
 
 @on_cpu
-def test_quantizing_wo_too_costs_little(float32):
+@pytest.mark.parametrize("quantized", ["wo", "lm_head"])
+def test_quantizing_wo_and_the_head_too_costs_little(float32, quantized):
     exact = logits(load_base_model(float32.model_copy(update={"load_in_4bit": False})))
-    wo_in_float = T5ForConditionalGeneration.from_pretrained(
-        float32.name,
-        dtype=torch.float32,
-        quantization_config=BitsAndBytesConfig(
-            load_in_4bit=True,
-            bnb_4bit_quant_type="nf4",
-            bnb_4bit_use_double_quant=True,
-            bnb_4bit_compute_dtype=torch.float32,
-            bnb_4bit_quant_storage=torch.float32,
-        ),
-        device_map={"": "cpu"},
-    ).eval()
-    dense = wo_in_float.encoder.block[0].layer[1].DenseReluDense
-    assert type(dense.wo) is torch.nn.Linear
-    assert isinstance(dense.wi_0, Linear4bit)
-    for module in wo_in_float.modules():
-        if isinstance(module, Linear4bit):
-            module.support_avx512bf16_for_cpu = False
-    with_wo = relative_error(logits(load_base_model(float32)), exact)
-    without_wo = relative_error(logits(wo_in_float), exact)
-    assert 0 < without_wo
-    assert with_wo / without_wo < 3
+    others = [name for name in ("lm_head", "wo") if name != quantized]
+    skipping, without = (
+        load_base_model(float32.model_copy(update={"skip_modules": skipped}))
+        for skipped in ([quantized, *others], others)
+    )
+    for base, kind in ((skipping, torch.nn.Linear), (without, Linear4bit)):
+        layers = [part for name, part in base.named_modules() if name.endswith(quantized)]
+        assert {type(layer) for layer in layers} == {kind}
+    fewer, more = (relative_error(logits(base), exact) for base in (skipping, without))
+    assert 0 < fewer
+    assert fewer != more
+    assert more / fewer < 3
+
+
+def test_a_layer_to_skip_that_is_not_there_is_named(float32):
+    with pytest.raises(
+        InputError, match=r"skip_modules: heads matches no linear module of .* lm_head,"
+    ):
+        load_base_model(float32.model_copy(update={"skip_modules": ["lm_head", "heads"]}))
 
 
 def dequantized(linear):
@@ -213,9 +211,14 @@ def test_pretrained_dataset_keeps_model_and_tokenizer_in_one_folder(tiny_base, t
 
 
 @on_cpu
+@pytest.mark.parametrize("skip_modules", [["lm_head"], [], ["lm_head", "wo"]])
 @pytest.mark.parametrize("adapted", [False, True], ids=["base", "with LoRA"])
-def test_calculated_weights_are_those_in_memory(model_parameters, parameters, adapted):
-    bfloat16 = model_parameters.model_copy(update={"compute_dtype": "bfloat16"})
+def test_calculated_weights_are_those_in_memory(
+    model_parameters, parameters, adapted, skip_modules
+):
+    bfloat16 = model_parameters.model_copy(
+        update={"compute_dtype": "bfloat16", "skip_modules": skip_modules}
+    )
     base = load_base_model(bfloat16)
     measured = 0
     for module in base.modules():
@@ -227,9 +230,9 @@ def test_calculated_weights_are_those_in_memory(model_parameters, parameters, ad
     measured -= 2 * base.shared.weight.nbytes  # shared by encoder and decoder
     if adapted:
         base = attach_lora(base, parameters.lora, parameters.training).get_base_model()
-    sizes = base_weights(base)
+    sizes = base_weights(base, skip_modules)
     assert sizes["NF4 here"] == measured
     whole = load_base_model(bfloat16.model_copy(update={"load_in_4bit": False}))
     assert sizes["bfloat16"] == whole.get_memory_footprint()
     assert sizes["float32"] == 2 * sizes["bfloat16"]
-    assert sizes["NF4 here"] < sizes["NF4 by the libraries, loaded"] < sizes["bfloat16"]
+    assert sizes["NF4 here"] <= sizes["NF4 by the libraries, loaded"] < sizes["bfloat16"]

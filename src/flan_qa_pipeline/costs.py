@@ -2,14 +2,17 @@
 
 import resource
 import sys
+from collections.abc import Sequence
 from typing import Any
 
 import pandas as pd
 import torch
 from torch.nn import Linear
 from transformers import PreTrainedModel
+from transformers.quantizers.quantizers_utils import should_convert_module
 
 MIB = 2**20
+SKIPPED_BY_LIBRARIES = ("lm_head", "wo")
 
 
 def peak_memory() -> dict[str, int]:
@@ -30,33 +33,38 @@ def nf4_bytes(count: int) -> int:
     return -(-count // 2) + blocks + 4 * -(-blocks // 256)
 
 
-def base_weights(base: PreTrainedModel) -> dict[str, int]:
+def base_weights(base: PreTrainedModel, skip_modules: Sequence[str]) -> dict[str, int]:
     """Bytes that a base takes in several formats, calculated from its shapes.
 
-    transformers leaves T5's feed-forward `wo` out of 4 bits, and peft's
+    transformers leaves the head and T5's feed-forward `wo` out of 4 bits, and peft's
     `prepare_model_for_kbit_training` makes all that is left float32; here all linear layers but
-    the head are in 4 bits and the rest is bfloat16. LoRA matrices are not counted.
+    `skip_modules` are in 4 bits and the rest is bfloat16. LoRA matrices are not counted.
     """
     linear = {
         name: part.in_features * part.out_features
         for name, part in base.named_modules()
-        if isinstance(part, Linear)
-        and ".lora_" not in name
-        and part is not base.get_output_embeddings()
+        if isinstance(part, Linear) and ".lora_" not in name
     }
     rest = sum(
         parameter.numel()
         for name, parameter in base.named_parameters()
         if ".lora_" not in name and name.removesuffix(".weight") not in linear
     )
-    wo = {name: n for name, n in linear.items() if ".wo" in name}
-    without_wo = sum(nf4_bytes(n) for name, n in linear.items() if name not in wo)
+
+    def quantized(skipped: Sequence[str], width: int) -> int:
+        return width * rest + sum(
+            nf4_bytes(count)
+            if should_convert_module(name.removesuffix(".base_layer"), skipped)
+            else width * count
+            for name, count in linear.items()
+        )
+
     return {
         "float32": 4 * (sum(linear.values()) + rest),
         "bfloat16": 2 * (sum(linear.values()) + rest),
-        "NF4 by the libraries, loaded": without_wo + 2 * (sum(wo.values()) + rest),
-        "NF4 by the libraries, prepared for training": without_wo + 4 * (sum(wo.values()) + rest),
-        "NF4 here": sum(map(nf4_bytes, linear.values())) + 2 * rest,
+        "NF4 by the libraries, loaded": quantized(SKIPPED_BY_LIBRARIES, 2),
+        "NF4 by the libraries, prepared for training": quantized(SKIPPED_BY_LIBRARIES, 4),
+        "NF4 here": quantized(skip_modules, 2),
     }
 
 

@@ -11,6 +11,7 @@ import torch
 import transformers
 from bitsandbytes.nn import Linear4bit
 from kedro.io.core import AbstractDataset
+from torch.nn import Linear
 from transformers import (
     AutoConfig,
     AutoTokenizer,
@@ -19,6 +20,7 @@ from transformers import (
     PreTrainedTokenizerBase,
     T5ForConditionalGeneration,
 )
+from transformers.quantizers.quantizers_utils import should_convert_module
 
 from flan_qa_pipeline.errors import InputError
 from flan_qa_pipeline.hub import require_reachable
@@ -57,14 +59,14 @@ def load_tokenizer(model: ModelParameters) -> PreTrainedTokenizerBase:
 def load_base_model(model: ModelParameters) -> PreTrainedModel:
     """Load the base model, its linear layers quantized to 4 bits, all weights frozen.
 
-    Embeddings, norms and the language-model head stay in the compute dtype. The packed weights are
+    Embeddings, norms and `skip_modules` stay in the compute dtype. The packed weights are
     stored under it too (`bnb_4bit_quant_storage`), so that nobody who asks for their dtype takes
     them for integers, as the activation cast of transformers' T5 does. bitsandbytes may not repack
     them for AVX512_BF16 at the first inference: no gradient passes repacked ones.
 
     Raises:
-        InputError: the name is neither a folder nor a hub id, the model is not a T5 v1.1, or its
-            weights are incomplete.
+        InputError: the name is neither a folder nor a hub id, the model is not a T5 v1.1, its
+            weights are incomplete, or `skip_modules` names what is no linear layer.
     """
     require_reachable(model)
     config = _from_hub_or_folder(AutoConfig, model)
@@ -80,6 +82,7 @@ def load_base_model(model: ModelParameters) -> PreTrainedModel:
         bnb_4bit_use_double_quant=model.double_quant,
         bnb_4bit_compute_dtype=dtype,
         bnb_4bit_quant_storage=dtype,
+        llm_int8_skip_modules=model.skip_modules,
     )
     base, loading = _from_hub_or_folder(
         QuantizableT5,
@@ -97,6 +100,13 @@ def load_base_model(model: ModelParameters) -> PreTrainedModel:
             f"model.name: the weights of {model.name} lack {sorted(loading['missing_keys'])[0]}; "
             "give a complete T5 v1.1 or FLAN-T5 model, which has a language-model head of its own."
         )
+    linear = [name for name, module in base.named_modules() if isinstance(module, Linear)]
+    for skipped in model.skip_modules:
+        if all(should_convert_module(name, [skipped]) for name in linear):
+            raise InputError(
+                f"model.skip_modules: {skipped} matches no linear module of {model.name}; T5's are "
+                "lm_head, q, k, v, o, wi_0, wi_1 and wo."
+            )
     for module in base.modules():
         if isinstance(module, Linear4bit):
             module.support_avx512bf16_for_cpu = False

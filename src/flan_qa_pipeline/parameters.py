@@ -25,6 +25,12 @@ Strategy = Annotated[
     Literal["no", "steps", "epoch"],
     BeforeValidator(lambda value: "no" if value is False else value),  # YAML reads no as false
 ]
+Names = Annotated[
+    list[str],
+    BeforeValidator(  # on the command line, where `--params` splits at commas, a list is q+v
+        lambda names: names.split("+") if isinstance(names, str) and "+" in names else names
+    ),
+]
 
 
 class _Section(BaseModel):
@@ -69,7 +75,8 @@ class ModelParameters(_Section):
 
     `name` is a folder or a hub id. `revision` is the commit or tag of a hub id, or a mapping from
     hub ids to theirs, of which that of `name` remains. `compute_dtype: auto` is bfloat16 where the
-    device multiplies it natively, else float32.
+    device multiplies it natively, else float32. `skip_modules` names linear layers that stay in it
+    (BitsAndBytesConfig's `llm_int8_skip_modules`).
     """
 
     name: str
@@ -77,6 +84,7 @@ class ModelParameters(_Section):
     load_in_4bit: bool
     quant_type: Literal["nf4", "fp4"]
     double_quant: bool
+    skip_modules: Names
     compute_dtype: Literal["auto", "float32", "bfloat16"]
     attn_implementation: Literal["eager", "sdpa"]
 
@@ -120,22 +128,14 @@ class TokenizationParameters(_Section):
 
 
 class LoraParameters(_Section):
-    """peft.LoraConfig; `target_modules` is `all-linear` or a list of module names.
+    """peft.LoraConfig; `target_modules` is `all-linear` or a list of module names."""
 
-    On the command line, where `--params` splits at commas, the list is written `q+v`.
-    """
-
-    target_modules: Literal["all-linear"] | Annotated[list[str], Field(min_length=1)]
+    target_modules: Literal["all-linear"] | Annotated[Names, Field(min_length=1)]
     r: Positive
     alpha: Positive
     dropout: Fraction
     use_rslora: bool
     use_dora: bool
-
-    @field_validator("target_modules", mode="before")
-    @classmethod
-    def _split_names(cls, targets: Any) -> Any:
-        return targets.split("+") if isinstance(targets, str) and "+" in targets else targets
 
 
 class TrainingParameters(_Section):

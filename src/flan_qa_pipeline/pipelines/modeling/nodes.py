@@ -188,7 +188,7 @@ def train_adapter(
     record = {
         "trainable_parameters": trainable,
         "total_parameters": total,
-        "base_weights": base_weights(lora_model.get_base_model()),
+        "base_weights": base_weights(lora_model.get_base_model(), model.skip_modules),
         "weights_bytes": lora_model.get_memory_footprint(),
         "batch_size": trainer.args.per_device_train_batch_size,
         "gradient_accumulation_steps": trainer.args.gradient_accumulation_steps,
