@@ -7,38 +7,39 @@ answers questions and is scored. Runs without a network; a GPU is used where the
 """
 
 import argparse
-import gc
 import json
 import shutil
 import tempfile
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from importlib.metadata import version
-from operator import attrgetter
 from pathlib import Path
 from typing import Any
 
 import datasets
-import pandas as pd
 import torch
 from accelerate.utils import extract_model_from_parallel
 from datasets import DatasetDict
-from kedro.config import OmegaConfigLoader
-from kedro.io import DataCatalog, MemoryDataset
-from kedro.pipeline import Pipeline
-from kedro.runner import SequentialRunner
+from harness import (
+    CUDA,
+    PROJECT,
+    SHAPES,
+    STARTER,
+    facts,
+    free,
+    load_parameters,
+    run_node,
+    write_results,
+    write_snapshot,
+)
 from peft import LoraConfig, get_peft_model, prepare_model_for_kbit_training
 from transformers import (
-    AutoTokenizer,
     BitsAndBytesConfig,
     DataCollatorForSeq2Seq,
     Seq2SeqTrainer,
     Seq2SeqTrainingArguments,
-    T5Config,
     T5ForConditionalGeneration,
     logging,
-    set_seed,
 )
 from transformers.trainer_callback import PrinterCallback, ProgressCallback
 
@@ -47,42 +48,11 @@ from flan_qa_pipeline.fingerprint import package_versions
 from flan_qa_pipeline.models import load_tokenizer
 from flan_qa_pipeline.parameters import Parameters
 from flan_qa_pipeline.pipelines import data_engineering, modeling, reporting
-from flan_qa_pipeline.t5 import QuantizableT5
 from flan_qa_pipeline.training import StepTimer
 
-PROJECT = Path(__file__).resolve().parents[1]
-CUDA = torch.cuda.is_available()
-DEVICE = "cuda" if CUDA else "cpu"
 MB = 10**6
 MODELING, REPORTING = modeling.create_pipeline(), reporting.create_pipeline()
 SAVING = "NF4 here, gradient checkpointing, paged 8-bit AdamW"
-# config.json of google/flan-t5-*; tiny is for trying this script out.
-SHAPES = {
-    "tiny": {"d_model": 64, "d_kv": 16, "d_ff": 128, "num_layers": 2, "num_heads": 4},
-    "small": {"d_model": 512, "d_kv": 64, "d_ff": 1024, "num_layers": 8, "num_heads": 6},
-    "base": {"d_model": 768, "d_kv": 64, "d_ff": 2048, "num_layers": 12, "num_heads": 12},
-    "large": {"d_model": 1024, "d_kv": 64, "d_ff": 2816, "num_layers": 24, "num_heads": 16},
-    "xl": {"d_model": 2048, "d_kv": 64, "d_ff": 5120, "num_layers": 24, "num_heads": 32},
-}
-
-
-def write_snapshot(size: str, folder: Path, tokenizer_folder: Path) -> None:
-    """Save a model of random bfloat16 weights with a tokenizer that has fewer ids."""
-    AutoTokenizer.from_pretrained(tokenizer_folder).save_pretrained(folder)
-    config = T5Config(
-        vocab_size=32128,
-        dropout_rate=0.1,
-        feed_forward_proj="gated-gelu",
-        tie_word_embeddings=False,
-        decoder_start_token_id=0,
-        **SHAPES[size],
-    )
-    set_seed(0)
-    torch.set_default_dtype(torch.bfloat16)
-    with torch.device(DEVICE):
-        model = QuantizableT5(config)
-    torch.set_default_dtype(torch.float32)
-    model.save_pretrained(folder)
 
 
 def long_contexts(source: Path) -> dict[str, Any]:
@@ -93,25 +63,6 @@ def long_contexts(source: Path) -> dict[str, Any]:
         for i, paragraph in enumerate(article["paragraphs"]):
             paragraph["context"] = " ".join(contexts[i:] + contexts[:i])
     return raw
-
-
-def run_node(pipeline: Pipeline, parameters: Parameters, data: dict[str, Any], name: str) -> None:
-    """Run one node of a pipeline; add to the data what it makes."""
-    node = pipeline.only_nodes(name)
-    for given in node.inputs():
-        if given.startswith("params:"):
-            data[given] = attrgetter(given.removeprefix("params:"))(parameters)
-    held = {given: MemoryDataset(data[given], copy_mode="assign") for given in node.inputs()}
-    made = {output: MemoryDataset(copy_mode="assign") for output in node.outputs()}
-    SequentialRunner().run(node, DataCatalog(held | made))
-    data |= {output: dataset.load() for output, dataset in made.items()}
-
-
-def free() -> None:
-    gc.collect()
-    if CUDA:
-        torch.cuda.empty_cache()
-        torch.cuda.reset_peak_memory_stats()
 
 
 def allocated(model: torch.nn.Module) -> int:
@@ -239,18 +190,16 @@ def by_this_project(
 
 def parameters_for(folder: Path, work: Path, options: argparse.Namespace) -> Parameters:
     """The parameters of conf/squad with this snapshot, a few steps, no evaluation."""
-    loader = OmegaConfigLoader(
-        conf_source=str(PROJECT / "conf"),
-        base_env="base",
-        default_run_env="squad",
-        merge_strategy={"parameters": "soft", "globals": "soft"},
-        runtime_params={
+    return load_parameters(
+        "squad",
+        {
             "model": {"name": str(folder), "compute_dtype": "bfloat16"},
             "data": {
-                "max_train_questions": 200,
+                "max_train_questions": None,
                 "max_validation_questions": 8,
                 "max_calibration_questions": 4,
             },
+            "tokenization": {"max_source_length": options.max_source_length},
             "training": {
                 "output_dir": str(work / "checkpoints"),
                 "logging_dir": str(work / "tensorboard"),
@@ -263,7 +212,11 @@ def parameters_for(folder: Path, work: Path, options: argparse.Namespace) -> Par
             },
         },
     )
-    return Parameters.model_validate(loader["parameters"])
+
+
+def changed(parameters: Parameters, section: str, **changes: Any) -> Parameters:
+    part = getattr(parameters, section).model_copy(update=changes)
+    return parameters.model_copy(update={section: part})
 
 
 def prepare(parameters: Parameters, options: argparse.Namespace) -> dict[str, Any]:
@@ -283,68 +236,57 @@ def prepare(parameters: Parameters, options: argparse.Namespace) -> dict[str, An
     return data | {"tokenized_questions": DatasetDict(tokenized, train=train)}
 
 
-def markdown(results: list[dict[str, Any]]) -> str:
-    table = pd.DataFrame(results).astype(object)
-    shown = table.map(lambda value: f"{value:,.1f}" if isinstance(value, float) else value)
-    return shown.where(table.notna(), "").to_markdown(index=False, disable_numparse=True)
-
-
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.partition("\n")[0])
     parser.add_argument("output", type=Path)
     parser.add_argument("--sizes", default="small,base,large,xl", help="of " + ", ".join(SHAPES))
     parser.add_argument("--batch-size", type=int, default=8)
     parser.add_argument("--steps", type=int, default=5)
+    parser.add_argument("--max-source-length", type=int, default=512, help="of every window")
     options = parser.parse_args()
-    options.output.mkdir(parents=True, exist_ok=True)
     logging.set_verbosity_error()
     logging.disable_progress_bar()
     datasets.disable_progress_bars()
-    facts = {
-        "device": torch.cuda.get_device_name() if CUDA else "CPU",
+    given = facts() | {
         "batch size": options.batch_size,
         "steps": options.steps,
-        "versions": {
-            name: version(name)
-            for name in ("torch", "transformers", "peft", "bitsandbytes", "accelerate")
-        },
+        "source tokens": options.max_source_length,
     }
     results: list[dict[str, Any]] = []
+    table = ""
 
     def keep(size: str, form: str, measure: Callable[..., dict[str, Any]], *arguments: Any) -> None:
+        nonlocal table
         try:
             row = measure(*arguments)
         except Exception as error:  # the other formats and sizes are still measured
             row = {"error": f"{type(error).__name__}: {error}"[:500]}
         results.append({"size": size, "format": form, **row})
         print(json.dumps(results[-1]), flush=True)
-        text = json.dumps({**facts, "results": results}, indent=2)
-        (options.output / "flan_t5_shapes.json").write_text(text, encoding="utf-8")
-        table = f"{json.dumps(facts)}\n\n{markdown(results)}\n"
-        (options.output / "flan_t5_shapes.md").write_text(table, encoding="utf-8")
+        table = write_results(options.output, "flan_t5_shapes", given, results)
 
+    data = prepare(parameters_for(STARTER, Path(tempfile.gettempdir()), options), options)
     for size in options.sizes.split(","):
         work = Path(tempfile.mkdtemp(prefix=f"flan_t5_{size}_"))
         snapshot = work / "snapshot"
         try:
             started = time.perf_counter()
-            write_snapshot(size, snapshot, PROJECT / "data/06_models/starter_t5")
+            write_snapshot(size, snapshot)
             print(f"{size}: snapshot in {time.perf_counter() - started:.1f} s", flush=True)
             parameters = parameters_for(snapshot, work, options)
-            facts["source tokens"] = parameters.tokenization.max_source_length
-            data = prepare(parameters, options)
-            saving = {"gradient_checkpointing": True, "optim": "paged_adamw_8bit"}
-            saving = parameters.model_copy(
-                update={"training": parameters.training.model_copy(update=saving)}
+            whole = changed(parameters, "model", skip_modules=[])
+            saving = changed(
+                parameters, "training", gradient_checkpointing=True, optim="paged_adamw_8bit"
             )
             keep(size, "NF4 here", by_this_project, parameters, data, work / "adapter")
+            keep(size, "NF4 here, head too", by_this_project, whole, data, None)
             keep(size, SAVING, by_this_project, saving, data, None)
             tokenizer, tokenized = load_tokenizer(parameters.model), data["tokenized_questions"]
             for form in ("NF4 by the libraries", "bfloat16", "float32"):
                 keep(size, form, by_libraries, form, snapshot, parameters, tokenized, tokenizer)
         finally:
             shutil.rmtree(work, ignore_errors=True)
-    print(f"\n{markdown(results)}")
+    print(f"\n{table}")
 
 
 if __name__ == "__main__":

@@ -1,0 +1,109 @@
+"""What the benchmarks share: FLAN-T5 snapshots, the project's nodes one by one, the results' files.
+
+Weights are random, so nothing is said of quality; memory and speed do not depend on their values.
+"""
+
+import gc
+import json
+from importlib.metadata import version
+from operator import attrgetter
+from pathlib import Path
+from typing import Any
+
+import pandas as pd
+import torch
+from kedro.config import OmegaConfigLoader
+from kedro.io import DataCatalog, MemoryDataset
+from kedro.pipeline import Pipeline
+from kedro.runner import SequentialRunner
+from transformers import AutoTokenizer, T5Config, set_seed
+
+from flan_qa_pipeline.parameters import Parameters
+from flan_qa_pipeline.t5 import QuantizableT5
+
+PROJECT = Path(__file__).resolve().parents[1]
+STARTER = PROJECT / "data/06_models/starter_t5"
+CUDA = torch.cuda.is_available()
+DEVICE = "cuda" if CUDA else "cpu"
+# config.json of google/flan-t5-*; tiny is for trying the scripts out.
+SHAPES = {
+    "tiny": {"d_model": 64, "d_kv": 16, "d_ff": 128, "num_layers": 2, "num_heads": 4},
+    "small": {"d_model": 512, "d_kv": 64, "d_ff": 1024, "num_layers": 8, "num_heads": 6},
+    "base": {"d_model": 768, "d_kv": 64, "d_ff": 2048, "num_layers": 12, "num_heads": 12},
+    "large": {"d_model": 1024, "d_kv": 64, "d_ff": 2816, "num_layers": 24, "num_heads": 16},
+    "xl": {"d_model": 2048, "d_kv": 64, "d_ff": 5120, "num_layers": 24, "num_heads": 32},
+}
+
+
+def write_snapshot(size: str, folder: Path) -> None:
+    """Save a model of random bfloat16 weights with a tokenizer that has fewer ids."""
+    AutoTokenizer.from_pretrained(STARTER).save_pretrained(folder)
+    config = T5Config(
+        vocab_size=32128,
+        dropout_rate=0.1,
+        feed_forward_proj="gated-gelu",
+        tie_word_embeddings=False,
+        decoder_start_token_id=0,
+        **SHAPES[size],
+    )
+    set_seed(0)
+    torch.set_default_dtype(torch.bfloat16)
+    with torch.device(DEVICE):
+        model = QuantizableT5(config)
+    torch.set_default_dtype(torch.float32)
+    model.save_pretrained(folder)
+
+
+def load_parameters(environment: str, changes: dict[str, Any]) -> Parameters:
+    """The parameters of an environment in conf/ with some of them changed."""
+    loader = OmegaConfigLoader(
+        conf_source=str(PROJECT / "conf"),
+        base_env="base",
+        default_run_env=environment,
+        merge_strategy={"parameters": "soft", "globals": "soft"},
+        runtime_params=changes,
+    )
+    return Parameters.model_validate(loader["parameters"])
+
+
+def run_node(pipeline: Pipeline, parameters: Parameters, data: dict[str, Any], name: str) -> None:
+    """Run one node of a pipeline; add to the data what it makes."""
+    node = pipeline.only_nodes(name)
+    for given in node.inputs():
+        if given.startswith("params:"):
+            data[given] = attrgetter(given.removeprefix("params:"))(parameters)
+    held = {given: MemoryDataset(data[given], copy_mode="assign") for given in node.inputs()}
+    made = {output: MemoryDataset(copy_mode="assign") for output in node.outputs()}
+    SequentialRunner().run(node, DataCatalog(held | made))
+    data |= {output: dataset.load() for output, dataset in made.items()}
+
+
+def free() -> None:
+    """Give back memory that nothing holds, and count the GPU's peak anew."""
+    gc.collect()
+    if CUDA:
+        torch.cuda.empty_cache()
+        torch.cuda.reset_peak_memory_stats()
+
+
+def facts() -> dict[str, Any]:
+    """The device and the versions that a result is of."""
+    names = ("torch", "transformers", "peft", "bitsandbytes", "accelerate")
+    return {
+        "device": torch.cuda.get_device_name() if CUDA else f"CPU, {torch.get_num_threads()} cores",
+        "versions": {name: version(name) for name in names},
+    }
+
+
+def write_results(
+    folder: Path, name: str, given: dict[str, Any], results: list[dict[str, Any]]
+) -> str:
+    """Write NAME.json and NAME.md into the folder; return the Markdown table."""
+    folder.mkdir(parents=True, exist_ok=True)
+    content = json.dumps({**given, "results": results}, indent=2)
+    (folder / f"{name}.json").write_text(content + "\n", encoding="utf-8")
+    frame = pd.DataFrame(results).astype(object)
+    shown = frame.map(lambda value: f"{value:,.1f}" if isinstance(value, float) else value)
+    table = shown.where(frame.notna(), "").to_markdown(index=False, disable_numparse=True)
+    (folder / f"{name}.md").write_text(f"{table}\n\n{json.dumps(given)}\n", encoding="utf-8")
+    return table
