@@ -19,6 +19,7 @@ from safetensors.torch import load_file, save_file
 from transformers import AutoTokenizer, PreTrainedModel, PreTrainedTokenizerBase
 
 from flan_qa_pipeline.errors import InputError
+from flan_qa_pipeline.lora import fuse
 from flan_qa_pipeline.parameters import ModelParameters, PromptParameters
 from flan_qa_pipeline.storage import refuse_pickles, remove_at_once, written_aside
 
@@ -47,7 +48,7 @@ class Adapter:
 def provenance_of(model: ModelParameters, prompt: PromptParameters) -> dict[str, Any]:
     """What an adapter depends on: it means something only on this base and with this prompt."""
     return {
-        "model": model.model_dump(exclude={"compute_dtype", "attn_implementation"}),
+        "model": model.model_dump(exclude={"dequantize", "compute_dtype", "attn_implementation"}),
         "prompt": prompt.model_dump(),
     }
 
@@ -103,6 +104,7 @@ def attach_adapter(
                 "the base; load it on the base it was trained on, or train again."
             )
     set_peft_model_state_dict(model, adapter.state_dict)
+    fuse(model)
     return model.eval()
 
 

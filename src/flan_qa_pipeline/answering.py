@@ -81,6 +81,7 @@ class QuestionAnswerer:
         generation: GenerationParameters | None = None,
         no_answer_threshold: float | None = None,
         base_model: str | None = None,
+        dequantize: Literal["auto"] | bool = "auto",
         compute_dtype: Literal["auto", "float32", "bfloat16"] = "auto",
         attn_implementation: Literal["eager", "sdpa"] = "eager",
     ):
@@ -94,6 +95,7 @@ class QuestionAnswerer:
             no_answer_threshold: 0..1; the adapter abstains above this `no_answer_probability` and
                 otherwise gives its best answer. None: it abstains when its greedy output does.
             base_model: folder or hub id, if the base is not where it was in training.
+            dequantize: as the parameter `model.dequantize`.
             compute_dtype: as the parameter `model.compute_dtype`.
             attn_implementation: as the parameter `model.attn_implementation`.
 
@@ -104,6 +106,7 @@ class QuestionAnswerer:
         try:
             model = ModelParameters(
                 **recorded["model"] | ({"name": base_model} if base_model else {}),
+                dequantize=dequantize,
                 compute_dtype=compute_dtype,
                 attn_implementation=attn_implementation,
             )
@@ -166,6 +169,7 @@ class QuestionAnswerer:
             generation=parameters.generation,
             no_answer_threshold=parameters.inference.no_answer_threshold,
             base_model=str(base_model) if base_model.is_dir() else None,
+            dequantize=parameters.model.dequantize,
             compute_dtype=parameters.model.compute_dtype,
             attn_implementation=parameters.model.attn_implementation,
         )

@@ -3,15 +3,18 @@
 Quantization: Dettmers et al. 2023, "QLoRA", arXiv:2305.14314 (NF4, double quantization).
 """
 
+import logging
 from copy import deepcopy
 from pathlib import Path, PurePosixPath
 from typing import Any, Literal
 
 import torch
 import transformers
+from accelerate.utils import get_max_memory
+from bitsandbytes.functional import dequantize_4bit
 from bitsandbytes.nn import Linear4bit
 from kedro.io.core import AbstractDataset
-from torch.nn import Linear
+from torch.nn import Linear, Parameter
 from transformers import (
     AutoConfig,
     AutoTokenizer,
@@ -22,10 +25,15 @@ from transformers import (
 )
 from transformers.quantizers.quantizers_utils import should_convert_module
 
+from flan_qa_pipeline.costs import MIB
 from flan_qa_pipeline.errors import InputError
 from flan_qa_pipeline.hub import require_reachable
 from flan_qa_pipeline.parameters import ModelParameters
 from flan_qa_pipeline.t5 import QuantizableT5
+
+logger = logging.getLogger(__name__)
+
+DEQUANTIZED_SHARE = 1 / 8  # of the free memory, at most, that weights out of 4 bits may take
 
 
 def multiplies_bfloat16() -> bool:
@@ -110,12 +118,53 @@ def load_base_model(model: ModelParameters) -> PreTrainedModel:
     for module in base.modules():
         if isinstance(module, Linear4bit):
             module.support_avx512bf16_for_cpu = False
+    if model.dequantize is True or (model.dequantize == "auto" and _fits_dequantized(base)):
+        base = dequantize(base)
     return base.requires_grad_(False).eval()
 
 
 def dequantize(base: PreTrainedModel) -> PreTrainedModel:
-    """Turn 4-bit layers into the linear layers that they compute with, in the compute dtype."""
-    return base.dequantize() if getattr(base, "is_quantized", False) else base
+    """Turn 4-bit layers into the linear layers that they compute with, in the compute dtype.
+
+    bitsandbytes dequantizes a layer's weights at every use, forward and backward. (transformers'
+    `base.dequantize` does the same as this, with a warning.)
+    """
+    if not getattr(base, "is_quantized", False):
+        return base
+    for name, packed in list(base.named_modules()):
+        if isinstance(packed, Linear4bit):
+            with torch.device("meta"):
+                layer = Linear(packed.in_features, packed.out_features, bias=False)
+            weight = dequantize_4bit(packed.weight.data, packed.weight.quant_state)
+            layer.weight = Parameter(weight.to(base.dtype), requires_grad=False)
+            base.set_submodule(name, layer)
+    base.hf_quantizer.remove_quantization_config(base)
+    return base
+
+
+def free_memory(device: torch.device) -> int:
+    """Bytes that may still be allocated: of the GPU, or of the machine."""
+    if device.type == "cuda":
+        return torch.cuda.mem_get_info(device)[0]
+    return get_max_memory()["cpu"]
+
+
+def _fits_dequantized(base: PreTrainedModel) -> bool:
+    """Whether the linear layers out of 4 bits take a small share of the free memory."""
+    packed = [part for part in base.modules() if isinstance(part, Linear4bit)]
+    if not packed:
+        return False
+    size = sum(part.in_features * part.out_features for part in packed) * base.dtype.itemsize
+    free = free_memory(base.device)
+    fits = size <= DEQUANTIZED_SHARE * free
+    logger.info(
+        "model.dequantize auto: 4-bit layers %s (%d MiB in %s, %d MiB free).",
+        "are dequantized once" if fits else "stay packed",
+        size / MIB,
+        str(base.dtype).removeprefix("torch."),
+        free / MIB,
+    )
+    return fits
 
 
 def as_transformers_t5(model: PreTrainedModel) -> T5ForConditionalGeneration:

@@ -32,6 +32,7 @@ ANSWER_DTYPES = {
 
 def load_question_answerer(
     adapter: Adapter,
+    dequantize: str | bool,
     compute_dtype: str,
     attn_implementation: str,
     tokenization: TokenizationParameters,
@@ -44,6 +45,7 @@ def load_question_answerer(
         tokenization=tokenization,
         generation=generation,
         no_answer_threshold=inference.no_answer_threshold,
+        dequantize=dequantize,
         compute_dtype=compute_dtype,
         attn_implementation=attn_implementation,
     )

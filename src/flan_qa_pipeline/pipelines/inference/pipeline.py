@@ -11,6 +11,7 @@ def create_pipeline(**kwargs) -> Pipeline:
                 load_question_answerer,
                 inputs=[
                     "adapter",
+                    "params:model.dequantize",
                     "params:model.compute_dtype",
                     "params:model.attn_implementation",
                     "params:tokenization",

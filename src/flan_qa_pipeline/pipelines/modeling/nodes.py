@@ -28,6 +28,7 @@ from flan_qa_pipeline.fingerprint import (
     fingerprint_weights,
 )
 from flan_qa_pipeline.generation import answer_windows
+from flan_qa_pipeline.lora import fuse
 from flan_qa_pipeline.models import (
     as_transformers_t5,
     dequantize,
@@ -100,6 +101,7 @@ def attach_lora(
             use_dora=lora.use_dora,
         ),
     )
+    fuse(model)
     trainable, total = model.get_nb_trainable_parameters()
     logger.info(
         "LoRA trains %s of %s parameters (%.2f%%).",
@@ -226,11 +228,8 @@ def merge_adapter(
 
 
 def _autocasts(model: PeftModel) -> bool:
-    """Whether the adapter, kept in float32, is multiplied in bfloat16, as its base is."""
-    autocasts = model.get_base_model().dtype == torch.bfloat16
-    if autocasts:
-        logger.info("Training multiplies the float32 adapter in bfloat16 (autocast).")
-    return autocasts
+    """Whether torch must cast an adapter in float32 on a base in bfloat16: DoRA's."""
+    return model.get_base_model().dtype == torch.bfloat16 and not fuse(model)
 
 
 def _sample(

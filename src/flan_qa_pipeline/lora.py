@@ -1,0 +1,98 @@
+"""LoRA's products without what peft adds to them.
+
+peft scales LoRA's output and adds it to the layer's in passes of their own, and multiplies in the
+dtype of the adapter: float32, or through casts of every activation. Here the float32 weights are
+cast to the dtype of the activations, and products are added where they are made.
+
+LoRA: Hu et al. 2021, "LoRA: Low-Rank Adaptation of Large Language Models", arXiv:2106.09685.
+"""
+
+from typing import Any
+
+import torch
+from peft import PeftModel
+from peft.tuners import lora
+from peft.tuners.tuners_utils import BaseTunerLayer
+from torch import nn
+from torch.nn.functional import linear
+
+
+class _Product(torch.autograd.Function):
+    """x Wᵀ + s d Aᵀ Bᵀ for a frozen W; d is x after LoRA's dropout, None without one."""
+
+    @staticmethod
+    def forward(
+        ctx: Any,
+        x: torch.Tensor,
+        dropped: torch.Tensor | None,
+        weight: torch.Tensor,
+        lora_a: torch.Tensor,
+        lora_b: torch.Tensor,
+        scaling: float,
+    ) -> torch.Tensor:
+        narrow = (x if dropped is None else dropped) @ lora_a.t()
+        ctx.save_for_backward(x if dropped is None else dropped, narrow, weight, lora_a, lora_b)
+        ctx.scaling, ctx.drops = scaling, dropped is not None
+        return (x @ weight.t()).addmm_(narrow, lora_b.t(), alpha=scaling)
+
+    @staticmethod
+    def backward(ctx: Any, grad: torch.Tensor) -> tuple[torch.Tensor | None, ...]:
+        given, narrow, weight, lora_a, lora_b = ctx.saved_tensors
+        of_narrow = (grad @ lora_b) * ctx.scaling
+        of_x = grad @ weight if ctx.needs_input_grad[0] else None
+        of_dropped = None
+        if ctx.drops:
+            of_dropped = of_narrow @ lora_a if ctx.needs_input_grad[1] else None
+        elif of_x is not None:
+            of_x.addmm_(of_narrow, lora_a)
+        of_a = of_narrow.t() @ given
+        of_b = (grad.t() @ narrow) * ctx.scaling
+        return of_x, of_dropped, None, of_a, of_b, None
+
+
+class _Fused:
+    """A LoRA layer that adds one adapter's product in place; anything else is left to peft."""
+
+    def forward(self, x: torch.Tensor, *args: Any, **kwargs: Any) -> torch.Tensor:
+        name = self.active_adapters[0] if len(self.active_adapters) == 1 else None
+        if (
+            name not in self.lora_A
+            or name in self.lora_variant
+            or self.disable_adapters
+            or self.merged
+            or self.lora_bias[name]
+            or args
+            or kwargs
+        ):
+            return super().forward(x, *args, **kwargs)
+        dropout = self.lora_dropout[name]
+        drops = self.training and not isinstance(dropout, nn.Identity)
+        lora_a, lora_b = (part[name].weight.to(x.dtype) for part in (self.lora_A, self.lora_B))
+        rows = x.flatten(0, -2)
+        dropped = dropout(rows) if drops else None
+        layer, scaling = self.base_layer, self.scaling[name]
+        if type(layer) is nn.Linear and layer.bias is None:
+            result = _Product.apply(rows, dropped, layer.weight, lora_a, lora_b, scaling)
+        else:
+            narrow = linear(rows if dropped is None else dropped, lora_a)
+            result = torch.addmm(layer(rows), narrow, lora_b.t(), alpha=scaling)
+        return result.unflatten(0, x.shape[:-1])
+
+
+class FusedLinear(_Fused, lora.Linear):
+    """LoRA on a linear layer."""
+
+
+class FusedLinear4bit(_Fused, lora.Linear4bit):
+    """LoRA on a layer that is packed in 4 bits."""
+
+
+_FUSED = {lora.Linear: FusedLinear, lora.Linear4bit: FusedLinear4bit}
+
+
+def fuse(model: PeftModel) -> bool:
+    """Let LoRA layers multiply as this module does; return whether all do (DoRA does not)."""
+    layers = [part for part in model.modules() if isinstance(part, BaseTunerLayer)]
+    for layer in layers:
+        layer.__class__ = _FUSED.get(type(layer), type(layer))
+    return all(isinstance(layer, _Fused) and not layer.lora_variant for layer in layers)
