@@ -287,7 +287,7 @@ def test_merged_model_answers_like_the_adapter_on_the_dequantized_base(
 def test_a_head_in_4_bits_trains_saves_answers_and_merges(
     train, training, parameters, float32, windows, tokenizer, dataset
 ):
-    whole = float32.model_copy(update={"skip_modules": []})
+    whole = float32.model_copy(update={"skip_modules": [], "dequantize": False})
     model, adapter = train(training, whole)
     assert type(model.get_output_embeddings()) is Linear4bit
     losses = [entry["loss"] for entry in adapter.training["log"] if "loss" in entry]

@@ -54,7 +54,7 @@ def test_gradient_checkpointing_computes_blocks_twice(train, short, plain, train
     step = AnsweringTrainer.training_step
 
     def count(self, model, *args, **kwargs):
-        block = model.get_base_model().encoder.block[0].layer[0].SelfAttention.q.base_layer
+        block = model.get_base_model().encoder.block[0].layer[0].SelfAttention.q
         with_hook = block.register_forward_hook(lambda *_: runs.append(torch.is_grad_enabled()))
         loss = step(self, model, *args, **kwargs)
         with_hook.remove()

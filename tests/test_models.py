@@ -1,6 +1,7 @@
 """The 4-bit base model, quantized on the CPU by the real bitsandbytes."""
 
 import json
+import logging
 import shutil
 
 import bitsandbytes
@@ -11,6 +12,7 @@ from bitsandbytes.nn import Linear4bit
 from safetensors.torch import load_file, save_file
 from transformers import T5ForConditionalGeneration
 
+import flan_qa_pipeline.models
 from flan_qa_pipeline.costs import base_weights
 from flan_qa_pipeline.errors import InputError
 from flan_qa_pipeline.models import (
@@ -26,6 +28,12 @@ INPUT_IDS = torch.tensor([[17, 45, 101, 230, 9, 1], [300, 44, 12, 87, 150, 1]])
 DECODER_INPUT_IDS = torch.tensor([[0, 77, 5], [0, 12, 310]])
 
 on_cpu = pytest.mark.skipif(torch.cuda.is_available(), reason="the model would go to the GPU")
+
+
+@pytest.fixture
+def model_parameters(model_parameters):
+    """4-bit layers stay packed, so that they can be looked at."""
+    return model_parameters.model_copy(update={"dequantize": False})
 
 
 @pytest.fixture
@@ -90,6 +98,38 @@ def test_a_layer_to_skip_that_is_not_there_is_named(float32):
         InputError, match=r"skip_modules: heads matches no linear module of .* lm_head,"
     ):
         load_base_model(float32.model_copy(update={"skip_modules": ["lm_head", "heads"]}))
+
+
+@on_cpu
+@pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
+def test_dequantized_layers_compute_what_packed_ones_do(model_parameters, dtype, caplog):
+    packed = model_parameters.model_copy(update={"compute_dtype": dtype})
+    kept = load_base_model(packed)
+    taken = load_base_model(packed.model_copy(update={"dequantize": True}))
+    assert not any(isinstance(module, Linear4bit) for module in taken.modules())
+    assert not taken.is_quantized
+    assert not any(parameter.requires_grad for parameter in taken.parameters())
+    torch.testing.assert_close(logits(taken), logits(kept), rtol=0, atol=0)
+    assert not [record for record in caplog.records if record.levelno >= logging.WARNING]
+
+
+@on_cpu
+def test_weights_are_dequantized_only_where_they_are_small_beside_the_free_memory(
+    float32, monkeypatch, caplog
+):
+    automatic = float32.model_copy(update={"dequantize": "auto"})
+    size = sum(
+        4 * module.in_features * module.out_features
+        for module in load_base_model(float32).modules()
+        if isinstance(module, Linear4bit)
+    )
+    for free, packed in ((8 * size - 1, True), (8 * size, False)):
+        monkeypatch.setattr(flan_qa_pipeline.models, "free_memory", lambda device, n=free: n)
+        caplog.clear()
+        with caplog.at_level(logging.INFO, logger="flan_qa_pipeline"):
+            base = load_base_model(automatic)
+        assert any(isinstance(module, Linear4bit) for module in base.modules()) is packed
+        assert ("stay packed" in caplog.text) is packed
 
 
 def dequantized(linear):

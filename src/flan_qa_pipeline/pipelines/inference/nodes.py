@@ -4,6 +4,7 @@ import logging
 from collections import Counter
 from collections.abc import Iterator
 from dataclasses import asdict
+from typing import Any
 
 import pandas as pd
 from tqdm.auto import tqdm
@@ -32,7 +33,7 @@ ANSWER_DTYPES = {
 
 def load_question_answerer(
     adapter: Adapter,
-    dequantize: str | bool,
+    dequantize: Any,
     compute_dtype: str,
     attn_implementation: str,
     tokenization: TokenizationParameters,
