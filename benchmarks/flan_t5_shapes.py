@@ -65,18 +65,20 @@ def long_contexts(source: Path) -> dict[str, Any]:
     return raw
 
 
-def allocated(model: torch.nn.Module) -> int:
-    return torch.cuda.memory_allocated() if CUDA else model.get_memory_footprint()
+def held() -> int:
+    """Bytes that tensors on the GPU asked for; the allocator rounds each up, by 5% for XL's NF4."""
+    return torch.cuda.memory_stats()["requested_bytes.all.current"] if CUDA else 0
 
 
 @contextmanager
 def measured(row: dict[str, Any]) -> Iterator[None]:
     """Add the largest memory allocated on the GPU to the row, or why there is none."""
+    free()
+    before = torch.cuda.memory_allocated() if CUDA else 0
     try:
         yield
         if CUDA:
-            row["training peak MB"] = torch.cuda.max_memory_allocated() / MB
-            row["reserved MB"] = torch.cuda.max_memory_reserved() / MB
+            row["training peak MB"] = (torch.cuda.max_memory_allocated() - before) / MB
     except torch.OutOfMemoryError:
         row["error"] = "out of memory"
 
@@ -85,9 +87,9 @@ def by_libraries(
     form: str, folder: Path, parameters: Parameters, tokenized: DatasetDict, tokenizer: Any
 ) -> dict[str, Any]:
     """Train with transformers, bitsandbytes and peft as their documentation does."""
-    free()
     row: dict[str, Any] = {}
     with measured(row):
+        before = held()
         dtype = torch.float32 if form == "float32" else torch.bfloat16
         nf4 = BitsAndBytesConfig(
             load_in_4bit=True,
@@ -102,7 +104,7 @@ def by_libraries(
             device_map={"": 0 if CUDA else "cpu"},
         )
         free()
-        row["weights MB"] = allocated(model) / MB
+        row["weights MB"] = (held() - before) / MB
         if form.startswith("NF4"):
             model = prepare_model_for_kbit_training(model, use_gradient_checkpointing=False)
         lora = parameters.lora
@@ -149,14 +151,14 @@ def by_this_project(
 ) -> dict[str, Any]:
     """Load, train and, with a folder, save, load again, answer and score, by the nodes."""
     data = data | {"run_record": {"versions": package_versions()}}
-    free()
     row: dict[str, Any] = {}
     with measured(row):
+        before = held()
         started = time.perf_counter()
         run_node(MODELING, parameters, data, "quantize_base_model")
         row["load s"] = time.perf_counter() - started
         free()
-        row["weights MB"] = allocated(data["base_model"]) / MB
+        row["weights MB"] = (held() - before) / MB
         run_node(MODELING, parameters, data, "attach_lora")
         run_node(MODELING, parameters, data, "train_adapter")
         training, record = parameters.training, data["adapter"].training
@@ -182,8 +184,11 @@ def by_this_project(
     n_windows = sum(len(tokenized[name]) for name in ("validation", "calibration"))
     row["answered windows/s"] = n_windows / seconds
     run_node(REPORTING, parameters, data, "score_finetuned")
-    same = trained.equals(data["finetuned_predictions"])
-    row["answers after saving and loading"] = "the same" if same else "differ"
+    loaded = data["finetuned_predictions"]
+    row["answers that saving and loading changed"] = int(
+        (trained["prediction_text"] != loaded["prediction_text"]).sum()
+    )
+    row["largest change of a score, nats"] = float((trained["score"] - loaded["score"]).abs().max())
     row["questions scored"] = data["finetuned_scores"]["total"]
     return row
 
@@ -193,7 +198,7 @@ def parameters_for(folder: Path, work: Path, options: argparse.Namespace) -> Par
     return load_parameters(
         "squad",
         {
-            "model": {"name": str(folder), "compute_dtype": "bfloat16"},
+            "model": {"name": str(folder), "compute_dtype": "bfloat16", "dequantize": False},
             "data": {
                 "max_train_questions": None,
                 "max_validation_questions": 8,
@@ -275,11 +280,13 @@ def main() -> None:
             print(f"{size}: snapshot in {time.perf_counter() - started:.1f} s", flush=True)
             parameters = parameters_for(snapshot, work, options)
             whole = changed(parameters, "model", skip_modules=[])
+            unpacked = changed(parameters, "model", dequantize=True)
             saving = changed(
                 parameters, "training", gradient_checkpointing=True, optim="paged_adamw_8bit"
             )
             keep(size, "NF4 here", by_this_project, parameters, data, work / "adapter")
             keep(size, "NF4 here, head too", by_this_project, whole, data, None)
+            keep(size, "NF4 here, dequantized once", by_this_project, unpacked, data, None)
             keep(size, SAVING, by_this_project, saving, data, None)
             tokenizer, tokenized = load_tokenizer(parameters.model), data["tokenized_questions"]
             for form in ("NF4 by the libraries", "bfloat16", "float32"):
