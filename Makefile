@@ -1,4 +1,5 @@
-# make run and make test set everything up; make lock renews requirements.lock.
+# make run and make test set everything up; make lock renews requirements.lock; make bench measures
+# this project beside the usual recipe (SIZE=base and others: FLAN-T5's shapes, for a GPU).
 # torch is of the build that pip's index offers (CUDA on Linux, if that is PyPI); its CPU build:
 #   make run TORCH_INDEX=https://download.pytorch.org/whl/cpu
 PYTHON ?= python3
@@ -7,14 +8,18 @@ BIN := $(VENV)/bin
 INSTALLED := $(VENV)/.installed
 TORCH := $(shell grep '^torch==' requirements.lock)
 TORCH_INDEX ?=
+SIZE ?= starter
 
-.PHONY: run test lint lock clean
+.PHONY: run test bench lint lock clean
 
 run: $(INSTALLED)
 	$(BIN)/kedro run
 
 test: $(INSTALLED)
 	$(BIN)/pytest
+
+bench: $(INSTALLED)
+	$(BIN)/python benchmarks/usual_recipe.py benchmarks/results --size $(SIZE)
 
 lint: $(INSTALLED)
 	$(BIN)/ruff check .

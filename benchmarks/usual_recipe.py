@@ -1,0 +1,412 @@
+"""This project beside the usual recipe: python benchmarks/usual_recipe.py OUTPUT_FOLDER
+
+The usual recipe: Seq2SeqTrainer, batches of 8 padded to 243 tokens, NF4 without `wo`, float16
+autocast on a GPU (float32 on a CPU), reentrant gradient checkpointing, peft's upcasts; evaluation
+one question at a time, sampled. This project: its nodes as conf/ configures them. Both have the
+same base model, questions, LoRA targets, rank and learning rate, and run in one process.
+
+`--size starter` (the default) takes the embedded model and corpus; a FLAN-T5 size takes random
+weights of its shape and random tokens of SQuAD 2.0's lengths (mean 196). The project trains twice:
+what the first training adds is loading and compiling. Answers of the project are checked against
+greedy decoding of one question at a time.
+"""
+
+import argparse
+import json
+import math
+import tempfile
+import time
+from collections import Counter
+from pathlib import Path
+from typing import Any
+
+import datasets
+import numpy as np
+import torch
+from datasets import Dataset, DatasetDict
+from harness import (
+    CUDA,
+    DEVICE,
+    PROJECT,
+    SHAPES,
+    STARTER,
+    facts,
+    free,
+    load_parameters,
+    run_node,
+    write_results,
+    write_snapshot,
+)
+from peft import LoraConfig, PeftModel, get_peft_model, prepare_model_for_kbit_training
+from transformers import (
+    BitsAndBytesConfig,
+    DataCollatorForSeq2Seq,
+    GenerationConfig,
+    PreTrainedTokenizerBase,
+    Seq2SeqTrainer,
+    Seq2SeqTrainingArguments,
+    T5ForConditionalGeneration,
+    logging,
+    set_seed,
+)
+from transformers.trainer_callback import PrinterCallback, ProgressCallback
+
+from flan_qa_pipeline.fingerprint import package_versions
+from flan_qa_pipeline.models import load_tokenizer
+from flan_qa_pipeline.parameters import Parameters
+from flan_qa_pipeline.pipelines import data_engineering, modeling, reporting
+from flan_qa_pipeline.training import StepTimer
+
+DATA, MODELING, REPORTING = (
+    package.create_pipeline() for package in (data_engineering, modeling, reporting)
+)
+MIB = 2**20
+USUAL_BATCH, USUAL_LENGTH = 8, 243
+SQUAD_LENGTHS = {"mean": 5.21, "sigma": 0.35}  # of the logarithm: 196 tokens in the mean
+NEW_TOKENS = 6
+
+
+def starter_questions(parameters: Parameters) -> dict[str, Any]:
+    """The embedded corpus through the nodes of data engineering."""
+    data: dict[str, Any] = {}
+    for name in ("train", "validation"):
+        path = PROJECT / f"data/01_raw/starter_{name}.json"
+        data[f"raw_{name}"] = json.loads(path.read_text(encoding="utf-8"))
+    for node in DATA.nodes:
+        run_node(DATA, parameters, data, node.name)
+    return data
+
+
+def random_questions(n_train: int, n_validation: int, max_length: int) -> dict[str, Any]:
+    """Random tokens of SQuAD 2.0's lengths; a third of the answers are one same abstention."""
+    rng = np.random.default_rng(0)
+    questions, tokenized = DatasetDict(), DatasetDict()
+    sizes = {"train": n_train, "dev": 8, "calibration": 8, "validation": n_validation}
+    for split, size in sizes.items():
+        lengths = rng.lognormal(SQUAD_LENGTHS["mean"], SQUAD_LENGTHS["sigma"], size)
+        ids = [f"{split}-{i}" for i in range(size)]
+        questions[split] = Dataset.from_dict(
+            {"id": ids, "question": ids, "answers": [{"text": [], "answer_start": []}] * size}
+        )
+        tokenized[split] = Dataset.from_dict(
+            {
+                "id": ids,
+                "window": [0] * size,
+                "input_ids": [
+                    rng.integers(100, 4000, int(n)).tolist() + [1]
+                    for n in lengths.clip(48, max_length - 1)
+                ],
+                "labels": [
+                    [50, 51, 1]
+                    if rng.random() < 1 / 3
+                    else [*rng.integers(100, 300, rng.integers(1, 8)).tolist(), 1]
+                    for _ in range(size)
+                ],
+            }
+        )
+    return {"questions": questions, "tokenized_questions": tokenized}
+
+
+class UsualRecipe:
+    """Training and evaluation as tutorials show them."""
+
+    def __init__(self, parameters: Parameters):
+        self.parameters = parameters
+        self.tokenizer = load_tokenizer(parameters.model)
+        dtype = torch.float16 if CUDA else torch.float32
+        base = T5ForConditionalGeneration.from_pretrained(
+            parameters.model.name,
+            dtype=dtype,
+            quantization_config=BitsAndBytesConfig(
+                load_in_4bit=True,
+                bnb_4bit_quant_type="nf4",
+                bnb_4bit_use_double_quant=True,
+                bnb_4bit_compute_dtype=dtype,
+            ),
+            device_map={"": 0 if CUDA else "cpu"},
+        )
+        base = prepare_model_for_kbit_training(
+            base, gradient_checkpointing_kwargs={"use_reentrant": True}
+        )
+        lora = parameters.lora
+        set_seed(parameters.training.seed)
+        self.model = get_peft_model(
+            base,
+            LoraConfig(
+                task_type="SEQ_2_SEQ_LM",
+                target_modules=lora.target_modules,
+                r=lora.r,
+                lora_alpha=lora.alpha,
+                lora_dropout=lora.dropout,
+            ),
+        )
+
+    def _pad(self, row: dict[str, Any]) -> dict[str, Any]:
+        ids = row["input_ids"][:USUAL_LENGTH]
+        missing = USUAL_LENGTH - len(ids)
+        return {
+            "input_ids": ids + [self.tokenizer.pad_token_id] * missing,
+            "attention_mask": [1] * len(ids) + [0] * missing,
+        }
+
+    def train(self, windows: Dataset, work: Path) -> dict[str, Any]:
+        """One pass over the windows, in a random order."""
+        free()
+        timer = StepTimer()
+        trainer = Seq2SeqTrainer(
+            model=self.model,
+            args=Seq2SeqTrainingArguments(
+                output_dir=str(work),
+                num_train_epochs=1,
+                per_device_train_batch_size=USUAL_BATCH,
+                learning_rate=self.parameters.training.learning_rate,
+                lr_scheduler_type=self.parameters.training.lr_scheduler_type,
+                gradient_checkpointing=True,
+                gradient_checkpointing_kwargs={"use_reentrant": True},
+                fp16=CUDA,
+                use_cpu=not CUDA,
+                logging_steps=1,
+                save_strategy="no",
+                report_to="none",
+                disable_tqdm=True,
+                dataloader_pin_memory=CUDA,
+                label_names=["labels"],
+            ),
+            train_dataset=windows.map(self._pad),
+            processing_class=self.tokenizer,
+            data_collator=DataCollatorForSeq2Seq(self.tokenizer, model=self.model),
+        )
+        for callback in (PrinterCallback, ProgressCallback):
+            trainer.remove_callback(callback)
+        trainer.add_callback(timer)
+        trainer.train()
+        return {
+            "samples": len(windows),
+            "seconds": timer.seconds,
+            "per second": len(windows) / timer.seconds,
+            "peak MiB": torch.cuda.max_memory_allocated() / MIB if CUDA else None,
+            "curve": loss_curve(trainer.state.log_history, USUAL_BATCH),
+        }
+
+    @torch.inference_mode()
+    def answer(self, windows: Dataset, max_new_tokens: int) -> dict[str, Any]:
+        """Answer one window after the other, sampling."""
+        free()
+        model = self.model.eval()
+        model.gradient_checkpointing_disable()
+        model.config.use_cache = True
+        started = time.perf_counter()
+        for ids in windows["input_ids"]:
+            output = model.generate(
+                input_ids=torch.tensor([ids[:USUAL_LENGTH]], device=DEVICE),
+                do_sample=True,
+                max_new_tokens=max_new_tokens,
+            )
+            self.tokenizer.decode(output[0], skip_special_tokens=True)
+        seconds = time.perf_counter() - started
+        return {
+            "samples": len(windows),
+            "seconds": seconds,
+            "per second": len(windows) / seconds,
+            "peak MiB": torch.cuda.max_memory_allocated() / MIB if CUDA else None,
+        }
+
+
+def train_by_project(parameters: Parameters, data: dict[str, Any]) -> dict[str, Any]:
+    """One pass over the training windows by the nodes of modeling."""
+    free()
+    for name in ("quantize_base_model", "attach_lora", "train_adapter"):
+        run_node(MODELING, parameters, data, name)
+    record = data["adapter"].training
+    return {
+        "samples": record["samples"],
+        "seconds": record["seconds"],
+        "per second": record["samples"] / record["seconds"],
+        "peak MiB": torch.cuda.max_memory_allocated() / MIB if CUDA else None,
+        "curve": loss_curve(
+            record["log"], record["batch_size"] * record["gradient_accumulation_steps"]
+        ),
+    }
+
+
+def answer_by_project(parameters: Parameters, data: dict[str, Any]) -> dict[str, Any]:
+    """Answer the validation and calibration windows by the node of reporting."""
+    free()
+    started = time.perf_counter()
+    run_node(REPORTING, parameters, data, "predict_finetuned")
+    seconds = time.perf_counter() - started
+    n = sum(len(data["tokenized_questions"][name]) for name in ("validation", "calibration"))
+    return {
+        "samples": n,
+        "seconds": seconds,
+        "per second": n / seconds,
+        "peak MiB": torch.cuda.max_memory_allocated() / MIB if CUDA else None,
+    }
+
+
+def loss_curve(log: list[dict[str, Any]], batch: int) -> list[tuple[int, float]]:
+    """(samples seen, loss) of a Trainer's log."""
+    return [(entry["step"] * batch, entry["loss"]) for entry in log if "loss" in entry]
+
+
+@torch.inference_mode()
+def differences(
+    model: PeftModel,
+    tokenizer: PreTrainedTokenizerBase,
+    windows: Dataset,
+    answers: dict[str, str],
+    abstention: str,
+    max_new_tokens: int,
+) -> dict[str, Any]:
+    """How the project's answers differ from greedy decoding of one window at a time.
+
+    Where a text differs, it is scored by the model alone, one window at a time: the largest gap
+    between the most probable token and the one given tells how near a tie it was, in nats.
+    """
+    model.eval()
+    greedy = GenerationConfig(
+        do_sample=False,
+        max_new_tokens=max_new_tokens,
+        decoder_start_token_id=model.config.decoder_start_token_id,
+        eos_token_id=tokenizer.eos_token_id,
+        pad_token_id=tokenizer.pad_token_id,
+    )
+    gaps = []
+    started = time.perf_counter()
+    for id_, ids in zip(windows["id"], windows["input_ids"], strict=True):
+        source = torch.tensor([ids], device=DEVICE)
+        output = model.generate(input_ids=source, generation_config=greedy)
+        text = tokenizer.decode(output[0], skip_special_tokens=True).strip()
+        given = answers[id_] or abstention
+        if text == given:
+            continue
+        target = torch.tensor([tokenizer(given)["input_ids"][:max_new_tokens]], device=DEVICE)
+        start = torch.full_like(target[:, :1], model.config.decoder_start_token_id)
+        logits = model(
+            input_ids=source, decoder_input_ids=torch.cat([start, target[:, :-1]], dim=1)
+        ).logits.float()
+        gap = logits.max(dim=-1).values - logits.gather(2, target.unsqueeze(2)).squeeze(2)
+        gaps.append(gap.max().item())
+    return {
+        "questions compared": len(windows),
+        "greedy, one at a time, per second": len(windows) / (time.perf_counter() - started),
+        "answers that differ": len(gaps),
+        "largest gap of a differing answer, nats": max(gaps, default=0.0),
+    }
+
+
+def curves(usual: list[tuple[int, float]], here: list[tuple[int, float]]) -> list[dict[str, Any]]:
+    """Both mean losses of the same eight parts of the training."""
+    end = min(usual[-1][0], here[-1][0])
+    rows = []
+    for part in range(8):
+        low, high = end * part // 8, end * (part + 1) // 8
+        means = [
+            float(np.mean(losses)) if losses else math.nan
+            for losses in (
+                [loss for samples, loss in curve if low < samples <= high]
+                for curve in (usual, here)
+            )
+        ]
+        rows.append({"samples": high, "loss, usual": means[0], "loss, here": means[1]})
+    return rows
+
+
+def parameters_for(options: argparse.Namespace, model: Path, work: Path) -> Parameters:
+    """The parameters that both share: an environment's, without evaluation during training."""
+    starter = options.size == "starter"
+    generation = {} if starter else {"max_new_tokens": NEW_TOKENS}
+    return load_parameters(
+        "base" if starter else "squad",
+        {
+            "model": {"name": str(model)},
+            "lora": {"target_modules": options.target_modules},
+            "generation": generation,
+            "training": {
+                "output_dir": str(work / "checkpoints"),
+                "logging_dir": str(work / "tensorboard"),
+                "num_train_epochs": 1,
+                "logging_steps": 1,
+                "eval_strategy": "no",
+                "save_strategy": "no",
+                "load_best_model_at_end": False,
+            },
+        },
+    )
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__.partition("\n")[0])
+    parser.add_argument("output", type=Path)
+    parser.add_argument("--size", default="starter", choices=["starter", *SHAPES])
+    parser.add_argument("--usual-samples", type=int, default=1024, help="trained on by the recipe")
+    parser.add_argument("--samples", type=int, default=8192, help="trained on by the project")
+    parser.add_argument("--usual-questions", type=int, default=64, help="answered by the recipe")
+    parser.add_argument("--questions", type=int, default=11873, help="answered by the project")
+    parser.add_argument("--compared", type=int, default=200, help="decoded one at a time, too")
+    parser.add_argument("--target-modules", default="q+v", help="of LoRA; all-linear, or names")
+    options = parser.parse_args()
+    logging.set_verbosity_error()
+    logging.disable_progress_bar()
+    datasets.disable_progress_bars()
+    with tempfile.TemporaryDirectory() as folder:
+        work = Path(folder)
+        model = STARTER
+        if options.size != "starter":
+            model = work / "snapshot"
+            write_snapshot(options.size, model)
+        parameters = parameters_for(options, model, work)
+        length = parameters.tokenization.max_source_length
+        data = (
+            starter_questions(parameters)
+            if options.size == "starter"
+            else random_questions(options.samples, options.questions, length)
+        )
+        data["run_record"] = {"versions": package_versions()}
+        windows = data["tokenized_questions"]
+        train = windows["train"].shuffle(seed=0)
+        windows["train"] = train.select(range(min(options.samples, len(train))))
+        results: list[dict[str, Any]] = []
+        found: dict[str, Any] = {}
+
+        def keep(part: str, way: str, row: dict[str, Any]) -> None:
+            found[f"{part}, {way}"] = row.pop("curve", None)
+            results.append({"part": part, "way": way, **row})
+            usual = next(row for row in results if row["part"] == part)
+            results[-1]["ratio"] = row["per second"] / usual["per second"]
+            print(json.dumps(results[-1]), flush=True)
+
+        usual = UsualRecipe(parameters)
+        keep("training", "usual", usual.train(train.select(range(options.usual_samples)), work))
+        asked = windows["validation"].select(range(options.usual_questions))
+        new_tokens = parameters.generation.max_new_tokens
+        keep("evaluation", "usual", usual.answer(asked, new_tokens))
+        del usual
+        keep("training", "here, first time", train_by_project(parameters, data))
+        data.pop("lora_model"), data.pop("base_model")
+        keep("training", "here", train_by_project(parameters, data))
+        data.pop("lora_model"), data.pop("base_model")
+        run_node(REPORTING, parameters, data, "load_finetuned_model")
+        keep("evaluation", "here, first time", answer_by_project(parameters, data))
+        keep("evaluation", "here", answer_by_project(parameters, data))
+        frame = data["finetuned_predictions"]
+        counts = Counter(windows["validation"]["id"])
+        compared = windows["validation"].filter(lambda id_: counts[id_] == 1, input_columns="id")
+        checked = differences(
+            data["finetuned_model"],
+            load_tokenizer(parameters.model),
+            compared.select(range(min(options.compared, len(compared)))),
+            dict(zip(frame["id"], frame["prediction_text"], strict=True)),
+            parameters.prompt.abstention,
+            new_tokens,
+        )
+        print(json.dumps(checked), flush=True)
+        both = curves(found["training, usual"], found["training, here"])
+        given = facts() | {"size": options.size, "LoRA targets": options.target_modules} | checked
+        given["losses"] = both
+        print(write_results(options.output, f"usual_recipe_{options.size}", given, results))
+        print(json.dumps(both))
+
+
+if __name__ == "__main__":
+    main()
