@@ -1,5 +1,6 @@
 """What several test files share: the real configuration and a tiny, really saved T5."""
 
+import json
 import os
 import re
 import shutil
@@ -36,6 +37,15 @@ def copy_project(root):
         shutil.copytree(REPOSITORY / name, root / name)
     for name in ("pyproject.toml", ".telemetry"):
         shutil.copy(REPOSITORY / name, root)
+
+
+def make_project(root, corpus):
+    """Copy the project; its data is a small corpus of 24 articles to train on and 6 to validate."""
+    copy_project(root)
+    (root / "data/01_raw").mkdir(parents=True)
+    for name, articles in (("train", corpus["data"][:24]), ("validation", corpus["data"][24:])):
+        path = root / f"data/01_raw/starter_{name}.json"
+        path.write_text(json.dumps({"version": "v2.0", "data": articles}), encoding="utf-8")
 
 
 def read_conf():

@@ -13,7 +13,7 @@ import pandas as pd
 import pytest
 import torch
 import yaml
-from conftest import SQUAD_V2_DIR, copy_project
+from conftest import SQUAD_V2_DIR, make_project
 from datasets import Dataset, DatasetDict, load_from_disk
 from kedro.framework.session import KedroSession
 from kedro.framework.startup import bootstrap_project
@@ -37,14 +37,7 @@ VERSIONED = {
 def project(tmp_path_factory, corpus):
     """A copy of the project whose data is a small corpus; runs happen inside it."""
     root = tmp_path_factory.mktemp("project")
-    copy_project(root)
-    (root / "data/01_raw").mkdir(parents=True)
-    for name, articles in (
-        ("train", corpus["data"][:24]),
-        ("validation", corpus["data"][24:]),
-    ):
-        path = root / f"data/01_raw/starter_{name}.json"
-        path.write_text(json.dumps({"version": "v2.0", "data": articles}), encoding="utf-8")
+    make_project(root, corpus)
     with pytest.MonkeyPatch.context() as patch:
         patch.chdir(root)
         bootstrap_project(root)

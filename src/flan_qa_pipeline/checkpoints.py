@@ -11,12 +11,18 @@ import logging
 import random
 import shutil
 from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from pathlib import Path
 from typing import Any, Literal
 
 import numpy as np
 import torch
+from accelerate.utils import (
+    RNGType,
+    broadcast_object_list,
+    gather_object,
+    synchronize_rng_states,
+)
 from filelock import FileLock, Timeout
 from peft import set_peft_model_state_dict
 from safetensors import SafetensorError
@@ -76,12 +82,12 @@ def unpack(value: Any, tensors: Mapping[str, torch.Tensor]) -> Any:
 
 
 def random_state() -> dict[str, Any]:
-    """The state of every random number generator that a training draws from."""
+    """The state of every random number generator that a process draws from in training."""
     return {
         "python": random.getstate(),
         "numpy": np.random.get_state(),
         "torch": torch.get_rng_state(),
-        "cuda": torch.cuda.get_rng_state_all() if torch.cuda.is_available() else [],
+        "cuda": torch.cuda.get_rng_state() if torch.cuda.is_available() else None,
     }
 
 
@@ -90,8 +96,8 @@ def set_random_state(state: Mapping[str, Any]) -> None:
     random.setstate(state["python"])
     np.random.set_state(state["numpy"])
     torch.set_rng_state(state["torch"])
-    for device, device_state in enumerate(state["cuda"][: torch.cuda.device_count()]):
-        torch.cuda.set_rng_state(device_state, device)
+    if state["cuda"] is not None and torch.cuda.is_available():
+        torch.cuda.set_rng_state(state["cuda"])
 
 
 @contextmanager
@@ -128,6 +134,10 @@ class CheckpointingTrainer(Seq2SeqTrainer):
     examples is that of the interrupted epoch, and logged losses are means over the same steps. A
     checkpoint that falls on the end of an epoch is made after the epoch's evaluation. None is
     made when training ends: its result is the adapter.
+
+    Of several processes the first writes the checkpoints, with the random state of each, and all
+    read them. At the start of an epoch they agree on torch's random state on the CPU, from which
+    each draws the order of the examples.
     """
 
     def __init__(self, *args: Any, **kwargs: Any):
@@ -147,8 +157,10 @@ class CheckpointingTrainer(Seq2SeqTrainer):
             self.train()
             return
         folder = Path(self.args.output_dir)
-        with _claimed(folder):
-            last = get_last_checkpoint(str(folder)) if resume == "auto" else None
+        leads = self.is_world_process_zero()
+        with _claimed(folder) if leads else nullcontext():
+            found = get_last_checkpoint(str(folder)) if leads and resume == "auto" else None
+            (last,) = broadcast_object_list([found])
             if last:
                 refuse_pickles(Path(last))
                 logger.info("An interrupted training goes on from %s.", last)
@@ -158,14 +170,24 @@ class CheckpointingTrainer(Seq2SeqTrainer):
         if self.control.should_training_stop:
             return
         self.store_flos()
+        processes = gather_object(
+            [
+                {
+                    "random": random_state(),
+                    "random_of_epoch": self._flow.random_of_epoch,
+                    "loss": self._tr_loss.cpu(),
+                }
+            ]
+        )
+        if not self.is_world_process_zero():
+            return
         tensors: dict[str, torch.Tensor] = {}
         state = pack(
             {
                 "optimizer": self.optimizer.state_dict(),
                 "scheduler": self.lr_scheduler.state_dict(),
-                "random": random_state(),
-                "random_of_epoch": self._flow.random_of_epoch,
-                "losses": [self._tr_loss, self._total_loss_scalar, self._globalstep_last_logged],
+                "processes": processes,
+                "losses": [self._total_loss_scalar, self._globalstep_last_logged],
                 "callbacks": {type(c).__name__: c.state_dict() for c in self._stateful()},
             },
             tensors,
@@ -193,7 +215,8 @@ class CheckpointingTrainer(Seq2SeqTrainer):
             weights = load_file(checkpoint / WEIGHTS)
             packed = json.loads((checkpoint / STATE).read_text(encoding="utf-8"))
             self._resumed = unpack(packed, load_file(checkpoint / TENSORS))
-        except (OSError, SafetensorError, ValueError, KeyError) as error:
+            self._resumed |= self._resumed.pop("processes")[self.args.process_index]
+        except (OSError, SafetensorError, ValueError, LookupError) as error:
             raise InputError(
                 f"The checkpoint {checkpoint} cannot be read: {error}. Remove it, or start anew "
                 "with --params=training.resume=never."
@@ -224,18 +247,21 @@ class _CheckpointFlow(TrainerCallback):
     def on_train_begin(self, args, state, control, **kwargs):
         trainer, resumed = self._trainer, self._trainer._resumed
         if not resumed:
+            if not state.is_world_process_zero:
+                return
             for old in Path(args.output_dir).glob("checkpoint-*"):
                 remove_at_once(old)
             return
         state.compute_steps(args, state.max_steps)
-        loss, trainer._total_loss_scalar, trainer._globalstep_last_logged = resumed["losses"]
-        trainer._tr_loss = loss.to(args.device)
+        trainer._total_loss_scalar, trainer._globalstep_last_logged = resumed["losses"]
+        trainer._tr_loss = resumed["loss"].to(args.device)
         for callback in trainer._stateful():
             callback.load_state_dict(resumed["callbacks"][type(callback).__name__])
         between_epochs = float(state.epoch).is_integer()
         set_random_state(resumed["random" if between_epochs else "random_of_epoch"])
 
     def on_epoch_begin(self, args, state, control, **kwargs):
+        synchronize_rng_states([RNGType.TORCH])
         self.random_of_epoch = random_state()
 
     def on_step_end(self, args, state, control, **kwargs):

@@ -1,11 +1,12 @@
 """Commands that this project adds to `kedro`, which finds the group `cli` here."""
 
 from collections.abc import Callable
+from copy import copy
 from typing import Any, TextIO
 
 import click
 from kedro.framework.cli.project import LOAD_VERSION_HELP, PARAMS_ARG_HELP
-from kedro.framework.cli.project import run as run  # the packaged project runs this one
+from kedro.framework.cli.project import run as kedro_run
 from kedro.framework.cli.utils import (
     CONTEXT_SETTINGS,
     _split_load_versions,
@@ -18,6 +19,7 @@ from kedro.framework.startup import ProjectMetadata
 import flan_qa_pipeline
 from flan_qa_pipeline.errors import InputError
 from flan_qa_pipeline.hooks import check_parameters
+from flan_qa_pipeline.processes import in_processes
 
 
 def loads_adapter(command: Callable[..., None]) -> Callable[..., None]:
@@ -36,6 +38,11 @@ def loads_adapter(command: Callable[..., None]) -> Callable[..., None]:
 @click.group(context_settings=CONTEXT_SETTINGS, name="flan_qa_pipeline")
 def cli() -> None:
     """Commands of this project."""
+
+
+run = copy(kedro_run)  # the packaged project runs this one, too
+run.callback = in_processes(kedro_run.callback)
+cli.add_command(run)
 
 
 @cli.command()

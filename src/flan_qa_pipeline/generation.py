@@ -4,6 +4,8 @@ from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 
 import torch
+from accelerate import PartialState
+from accelerate.utils import gather_object
 from datasets import Dataset
 from tqdm.auto import tqdm
 from transformers import GenerationConfig, PreTrainedModel, PreTrainedTokenizerBase
@@ -74,7 +76,11 @@ def generate_answers(
     one that does not fit in memory fails first. Each input is encoded once: greedy decoding, the
     abstention's log-probability (one pass, teacher-forced) and the best answer of an input that
     is abstained on all start from the same encoder states. Without a `description` there is no bar.
+
+    Several processes answer the batches in turn and each returns all answers. The batches are
+    those of one process, so the answers are, too.
     """
+    process = PartialState()
     greedy = GenerationConfig(
         do_sample=False,
         num_beams=1,
@@ -91,16 +97,17 @@ def generate_answers(
         | {"begin_suppress_tokens": [abstention_ids[0], tokenizer.eos_token_id]}
     )
     order = sorted(range(len(input_ids)), key=lambda i: len(input_ids[i]), reverse=True)
-    answers: list[GeneratedAnswer | None] = [None] * len(order)
+    batches = [order[start : start + batch_size] for start in range(0, len(order), batch_size)]
+    own = batches[process.process_index :: process.num_processes]
+    answers: dict[int, GeneratedAnswer] = {}
     with tqdm(
-        total=len(order),
+        total=sum(map(len, own)),
         desc=description,
         unit="window",
         leave=False,
-        disable=description is None,
+        disable=description is None or not process.is_main_process,
     ) as progress:
-        for start in range(0, len(order), batch_size):
-            rows = order[start : start + batch_size]
+        for rows in own:
             batch = tokenizer.pad(
                 {"input_ids": [list(input_ids[i]) for i in rows]}, return_tensors="pt"
             ).to(model.device)
@@ -121,7 +128,8 @@ def generate_answers(
                     text, score, answer, answer_score, abstained - answer_score
                 )
             progress.update(len(rows))
-    return answers
+    gathered = dict(gather_object(list(answers.items())))
+    return [gathered[i] for i in range(len(input_ids))]
 
 
 def _generate(

@@ -13,6 +13,7 @@ import click
 import datasets
 import torch
 import transformers
+from accelerate import PartialState
 from kedro.framework.context import KedroContext
 from kedro.framework.hooks import hook_impl
 from kedro.io import CatalogProtocol, DatasetError
@@ -28,6 +29,7 @@ from flan_qa_pipeline.fingerprint import git_commit, package_versions
 from flan_qa_pipeline.hub import require_reachable
 from flan_qa_pipeline.models import resolve_compute_dtype
 from flan_qa_pipeline.parameters import Parameters
+from flan_qa_pipeline.processes import DistributedRunner, is_one_of_several, join
 from flan_qa_pipeline.storage import VersionNotSavedError
 
 logger = logging.getLogger(__name__)
@@ -38,8 +40,12 @@ class ProjectHooks:
 
     @hook_impl
     def after_context_created(self, context: KedroContext) -> None:
-        """Check all parameters at once; keep the libraries' bars and cache files out of sight."""
+        """Check all parameters at once; keep the libraries' bars and cache files out of sight.
+
+        Of several processes only the first one logs, and the others tell of errors.
+        """
         parameters = check_parameters(context.config_loader["parameters"])
+        leads = not is_one_of_several() or join(parameters.distributed).is_main_process
         self._parameters, self._project_path = parameters, context.project_path
         self._compute_dtype = parameters.model.compute_dtype
         self._raw_files = {
@@ -51,6 +57,8 @@ class ProjectHooks:
         transformers.logging.disable_progress_bar()
         for handler in logging.getLogger().handlers:
             handler.addFilter(_is_told_nowhere_else)
+            if not leads:
+                handler.setLevel(logging.ERROR)
 
     @hook_impl
     def after_catalog_created(self, conf_catalog: dict[str, Any]) -> None:
@@ -67,12 +75,16 @@ class ProjectHooks:
         self, run_params: dict[str, Any], pipeline: Pipeline, catalog: CatalogProtocol
     ) -> None:
         """Start the records of the run; check that inputs exist; claim the run's version."""
+        _require_processes(self._parameters.distributed.num_processes, run_params["runner"])
         self._node_costs: dict[str, dict[str, Any]] = {}
         self._checkpoints: Path | None = None
         if "node_costs" in pipeline.inputs():
             catalog.save("node_costs", self._node_costs)
         if "run_record" in pipeline.inputs():
             catalog.save("run_record", self._record(run_params["run_id"]))
+        self._logs = Path(self._parameters.training.logging_dir) / run_params["run_id"]
+        if not PartialState().is_main_process:
+            return
         inputs = sorted(pipeline.inputs())
         for name in self._raw_files.keys() & inputs:
             _require_same_file(name, catalog, self._raw_files[name], self._project_path)
@@ -83,7 +95,6 @@ class ProjectHooks:
         for name in inputs:
             if not name.startswith("params:") and name != "parameters":
                 _require_input(name, catalog)
-        self._logs = Path(self._parameters.training.logging_dir) / run_params["run_id"]
         try:
             self._logs.mkdir(parents=True)
         except FileExistsError:
@@ -143,6 +154,8 @@ class ProjectHooks:
     @hook_impl
     def after_pipeline_run(self, pipeline: Pipeline, catalog: CatalogProtocol) -> None:
         """Save the nodes' times; remove a finished training's checkpoints; print the result."""
+        if not PartialState().is_main_process:
+            return
         catalog.save("node_times", node_times(self._node_costs))
         self._remove_empty_logs()
         if self._checkpoints:
@@ -160,8 +173,9 @@ class ProjectHooks:
 
 
 def _is_told_nowhere_else(record: logging.LogRecord) -> bool:
-    """Drop what Kedro logs of an error that `kedro run` prints in one sentence at its end."""
-    passing = isinstance(sys.exc_info()[1], InputError | DatasetError)
+    """Drop what Kedro logs of an error that `kedro run` tells of at its end."""
+    error = sys.exc_info()[1]
+    passing = isinstance(error, InputError | DatasetError) or (error and is_one_of_several())
     return not (passing and record.name.startswith("kedro."))
 
 
@@ -207,6 +221,21 @@ def _fields_at(section: list[str]) -> list[str]:
             annotation = model.model_fields[name].annotation
             model = next(iter(get_args(annotation)), annotation)
     return list(model.model_fields)
+
+
+def _require_processes(num_processes: int, runner: str) -> None:
+    if is_one_of_several():
+        if DistributedRunner.__name__ not in runner:
+            raise InputError(
+                f"This is one of {PartialState().num_processes} processes, whose nodes are run by "
+                f"{DistributedRunner.__module__}.{DistributedRunner.__name__}; use kedro run, or "
+                "give session.run(runner=…) that one."
+            )
+    elif num_processes > 1:
+        raise InputError(
+            f"distributed.num_processes is {num_processes}, but this session is one process; use "
+            "kedro run, which starts the others, or set it to 1."
+        )
 
 
 def _require_inside(project: Path, name: str, path: str) -> None:

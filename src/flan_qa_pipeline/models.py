@@ -4,13 +4,15 @@ Quantization: Dettmers et al. 2023, "QLoRA", arXiv:2305.14314 (NF4, double quant
 """
 
 import logging
+import os
 from copy import deepcopy
 from pathlib import Path, PurePosixPath
 from typing import Any, Literal
 
 import torch
 import transformers
-from accelerate.utils import get_max_memory
+from accelerate import PartialState
+from accelerate.utils import gather_object, get_max_memory
 from bitsandbytes.functional import dequantize_4bit
 from bitsandbytes.nn import Linear4bit
 from kedro.io.core import AbstractDataset
@@ -98,7 +100,7 @@ def load_base_model(model: ModelParameters) -> PreTrainedModel:
         config=config,
         dtype=dtype,
         quantization_config=quantization if model.load_in_4bit else None,
-        device_map={"": 0 if torch.cuda.is_available() else "cpu"},
+        device_map={"": PartialState().local_process_index if torch.cuda.is_available() else "cpu"},
         attn_implementation=model.attn_implementation,
         use_safetensors=True,
         output_loading_info=True,
@@ -143,20 +145,20 @@ def dequantize(base: PreTrainedModel) -> PreTrainedModel:
 
 
 def free_memory(device: torch.device) -> int:
-    """Bytes that may still be allocated: of the GPU, or of the machine."""
+    """Bytes that may still be allocated: of the GPU, or this process's share of the machine's."""
     if device.type == "cuda":
         return torch.cuda.mem_get_info(device)[0]
-    return get_max_memory()["cpu"]
+    return get_max_memory()["cpu"] // int(os.environ.get("LOCAL_WORLD_SIZE", 1))
 
 
 def _fits_dequantized(base: PreTrainedModel) -> bool:
-    """Whether the linear layers out of 4 bits take a small share of the free memory."""
+    """Whether the linear layers out of 4 bits take a small share of every process's free memory."""
     packed = [part for part in base.modules() if isinstance(part, Linear4bit)]
     if not packed:
         return False
     size = sum(part.in_features * part.out_features for part in packed) * base.dtype.itemsize
     free = free_memory(base.device)
-    fits = size <= DEQUANTIZED_SHARE * free
+    fits = all(gather_object([size <= DEQUANTIZED_SHARE * free]))
     logger.info(
         "model.dequantize auto: 4-bit layers %s (%d MiB in %s, %d MiB free).",
         "are dequantized once" if fits else "stay packed",

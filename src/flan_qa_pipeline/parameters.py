@@ -189,6 +189,17 @@ class TrainingParameters(_Section):
         return patience
 
 
+class DistributedParameters(_Section):
+    """How many processes `kedro run` starts on this machine, one to a GPU (see `processes`).
+
+    `timeout_minutes` is how long they wait for one another, such as for the first one to prepare
+    the data. Under `torchrun`, which starts the processes itself, `num_processes` means nothing.
+    """
+
+    num_processes: Positive
+    timeout_minutes: Annotated[float, Field(gt=0)]
+
+
 class GenerationParameters(_Section):
     """Greedy decoding, the same for the base and the fine-tuned model."""
 
@@ -312,6 +323,7 @@ class Parameters(_Section):
     tokenization: TokenizationParameters
     lora: LoraParameters
     training: TrainingParameters
+    distributed: DistributedParameters
     generation: GenerationParameters
     inference: InferenceParameters
     serving: ServingParameters

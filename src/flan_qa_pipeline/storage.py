@@ -1,13 +1,14 @@
 """Versions and folders that are whole or absent, whatever interrupts their writing."""
 
 import shutil
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 from uuid import uuid4
 
-from kedro.io import DataCatalog, DatasetError
+from accelerate import PartialState
+from kedro.io import DataCatalog, DatasetError, MemoryDataset
 from kedro.io.core import AbstractVersionedDataset, Version
 
 from flan_qa_pipeline.errors import InputError
@@ -74,11 +75,27 @@ class AtomicCatalog(DataCatalog):
     complete or not, and whichever run saved it. Here a version on a local disk appears whole or
     not at all, and once saved it is the one that this catalog loads, though other runs save newer
     ones meanwhile. Object stores write whole objects by themselves. A dataset that says it `grows`
-    is written in place: it keeps what an interrupted run saved so far.
+    is written in place: it keeps what an interrupted run saved so far. Of several processes only
+    the first one writes; the others keep nothing but what lies in memory.
     """
+
+    def versions(self, names: Iterable[str]) -> dict[str, str]:
+        """Map the versioned ones of these datasets to the versions that would be loaded."""
+        return {
+            name: self[name].resolve_load_version()
+            for name in names
+            if isinstance(self[name], AbstractVersionedDataset) and self[name]._version
+        }
+
+    def pin(self, name: str, version: str) -> None:
+        """Load this version of a dataset from now on."""
+        self[name].release()
+        self[name]._version = Version(version, self[name]._version.save)
 
     def save(self, ds_name: str, data: Any) -> None:
         dataset = self[ds_name]
+        if not (isinstance(dataset, MemoryDataset) or PartialState().is_main_process):
+            return
         if (
             not isinstance(dataset, AbstractVersionedDataset)
             or not dataset._version

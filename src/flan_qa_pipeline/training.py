@@ -9,7 +9,9 @@ from typing import Any
 import torch
 from accelerate.utils.memory import clear_device_cache, should_reduce_batch_size
 from peft import PeftModel, set_peft_model_state_dict
+from torch.utils.data import Sampler
 from transformers import TrainerCallback, set_seed
+from transformers.trainer_pt_utils import LengthGroupedSampler
 from transformers.trainer_utils import TrainOutput
 
 from flan_qa_pipeline.adapter import adapter_weights
@@ -27,6 +29,9 @@ class AnsweringTrainer(CheckpointingTrainer):
     with a smaller batch and as much more gradient accumulation: the optimizer sees the same
     batches. (transformers' own `auto_find_batch_size` leaves accumulation, hence the effective
     batch and the learning rate's meaning, to chance, and goes on with the adapter as it was left.)
+
+    Several processes see in a step the examples that one process sees at the same effective batch;
+    only the last batch of an epoch is filled up, with the epoch's first examples.
     """
 
     def __init__(
@@ -61,6 +66,12 @@ class AnsweringTrainer(CheckpointingTrainer):
             self._reduce_batch_size()
             set_peft_model_state_dict(self.model, start)
             set_seed(self.args.seed)
+
+    def _get_train_sampler(self, *args: Any, **kwargs: Any) -> Sampler | None:
+        sampler = super()._get_train_sampler(*args, **kwargs)
+        if isinstance(sampler, LengthGroupedSampler):
+            sampler.batch_size *= self.args.world_size
+        return sampler
 
     def _reduce_batch_size(self) -> None:
         """Go to the largest share of the effective batch that is at most half of the batch."""

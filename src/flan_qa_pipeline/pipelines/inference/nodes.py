@@ -7,6 +7,7 @@ from dataclasses import asdict
 from typing import Any
 
 import pandas as pd
+from accelerate import PartialState
 from tqdm.auto import tqdm
 
 from flan_qa_pipeline.adapter import Adapter
@@ -63,7 +64,12 @@ def answer_questions(
         InputError: the file cannot be read to its end, before anything is answered.
     """
     counts = Counter()
-    with tqdm(total=len(new_questions), desc="Answer new questions", unit="question") as bar:
+    with tqdm(
+        total=len(new_questions),
+        desc="Answer new questions",
+        unit="question",
+        disable=not PartialState().is_main_process,
+    ) as bar:
         for chunk in new_questions.chunks(inference.chunk_size):
             answered = answer_chunk(question_answerer, chunk)
             counts["error"] += int(answered["error"].notna().sum())

@@ -7,6 +7,7 @@ from typing import Any
 
 import pandas as pd
 import torch
+from accelerate import PartialState
 from datasets import Dataset, DatasetDict
 from peft import LoraConfig, PeftModel, get_peft_model
 from torch.nn import Linear
@@ -129,6 +130,13 @@ def train_adapter(
             f"training.optim: {training.optim} pages its state between GPU and CPU, and there is "
             "no GPU; choose adamw_8bit or adamw_torch."
         )
+    processes = PartialState().num_processes
+    if training.auto_find_batch_size and processes > 1:
+        raise InputError(
+            f"training.auto_find_batch_size: {processes} processes cannot look for a batch size, "
+            "as one may run out of memory alone; set it to false and lower "
+            "training.per_device_train_batch_size."
+        )
     tokenizer = load_tokenizer(model)
     held_out = tokenized_questions["dev"].filter(bool, input_columns="labels")
     evaluates = training.eval_strategy != "no" and len(held_out) > 0
@@ -146,6 +154,7 @@ def train_adapter(
             lora_model.peft_config["default"].to_dict(),
             *(parameters.model_dump() for parameters in (model, prompt, generation)),
             training.model_dump(exclude=NOT_IN_FINGERPRINT),
+            processes,
         ]
     )
     trainer = AnsweringTrainer(
@@ -159,6 +168,7 @@ def train_adapter(
             gradient_checkpointing_kwargs={"use_reentrant": False},
             label_names=["labels"],
             dataloader_pin_memory=torch.cuda.is_available(),
+            ddp_find_unused_parameters=False,
             report_to="tensorboard",
         ),
         train_dataset=tokenized_questions["train"],
@@ -185,6 +195,14 @@ def train_adapter(
     )
     for callback in (LossInProgressBar("Train the adapter"), timer, best):
         trainer.add_callback(callback)
+    if processes > 1:
+        logger.info(
+            "%d processes train on batches of %d, accumulated %d times, %d in effect.",
+            processes,
+            training.per_device_train_batch_size,
+            training.gradient_accumulation_steps,
+            trainer.get_total_train_batch_size(trainer.args),
+        )
     trainer.train_or_resume(training.resume)
     trainable, total = lora_model.get_nb_trainable_parameters()
     record = {
@@ -194,6 +212,7 @@ def train_adapter(
         "weights_bytes": lora_model.get_memory_footprint(),
         "batch_size": trainer.args.per_device_train_batch_size,
         "gradient_accumulation_steps": trainer.args.gradient_accumulation_steps,
+        "processes": processes,
         "samples": round(trainer.state.epoch * len(tokenized_questions["train"])),
         "seconds": timer.seconds,
         "steps": trainer.state.global_step,

@@ -1,0 +1,228 @@
+"""Runs in two processes by gloo against runs in one: the same answers, gradients and ends."""
+
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pandas as pd
+import pytest
+import torch
+from conftest import make_project
+from kedro.framework.session import KedroSession
+from kedro.framework.startup import bootstrap_project
+from safetensors.torch import load_file
+from torch.distributed.elastic.multiprocessing.errors import ChildFailedError, ProcessFailure
+
+from flan_qa_pipeline.errors import InputError
+from flan_qa_pipeline.pipelines.modeling import nodes
+from flan_qa_pipeline.processes import _explained
+
+KEDRO = ["-m", "kedro", "run"]
+TORCHRUN = ["-m", "torch.distributed.run", "--nproc-per-node=2", "--local-ranks-filter=0"]
+TRAINING = ["--from-nodes=quantize_base_model", "--to-nodes=train_adapter"]
+KILLED = """
+import os, signal, sys
+sys.path.insert(0, "src")
+from kedro.framework.cli.cli import main
+from flan_qa_pipeline.training import BestAdapter
+
+
+def kill(self, args, state, control, **kwargs):
+    if state.global_step == 5 and os.environ["RANK"] == "1":
+        os.kill(os.getpid(), signal.SIGKILL)
+
+
+BestAdapter.on_step_begin = kill
+main()
+"""
+VARIES = ("runtime", "per_second", "peak_memory")
+
+
+@pytest.fixture(scope="module")
+def project(tmp_path_factory, corpus):
+    """A copy of the project; this process computes in one thread, as two of two cores do."""
+    root = tmp_path_factory.mktemp("project")
+    make_project(root, corpus)
+    rows = [
+        (paragraph["context"], paragraph["qas"][0]["question"])
+        for article in corpus["data"][24:]
+        for paragraph in article["paragraphs"]
+    ]
+    questions = pd.DataFrame(rows, columns=["context", "question"])
+    questions.to_csv(root / "data/01_raw/example_questions.csv", index=False)
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.chdir(root)
+        bootstrap_project(root)
+        yield root
+    torch.set_num_threads(threads)
+
+
+@pytest.fixture(scope="module")
+def options(tiny_base):
+    """Of a run whose updates are proportional to the gradients."""
+    return {
+        "model.name": str(tiny_base),
+        "model.compute_dtype": "float32",
+        "data.max_train_questions": 64,
+        "data.max_validation_questions": 40,
+        "generation.batch_size": 8,
+        "inference.chunk_size": 5,
+        "training.optim": "sgd",
+        "training.learning_rate": 0.2,
+        "training.max_steps": 6,
+        "training.logging_steps": 1,
+        "training.per_device_train_batch_size": 4,
+        "training.save_steps": 2,
+    }
+
+
+def given(parameters: dict) -> str:
+    return "--params=" + ",".join(f"{name}={value}" for name, value in parameters.items())
+
+
+def run_alone(parameters: dict, *pipelines: str, **kwargs) -> str:
+    """Run in this process; return the version."""
+    nested = {}
+    for name, value in parameters.items():
+        section, _, key = name.partition(".")
+        nested.setdefault(section, {})[key] = value
+    with KedroSession.create(runtime_params=nested) as session:
+        session.run(pipeline_names=list(pipelines), **kwargs)
+        return session.session_id
+
+
+def run_in_two(*command: str) -> subprocess.CompletedProcess:
+    """Run in two processes of one thread each."""
+    return subprocess.run(  # noqa: S603
+        [sys.executable, *command],
+        env=os.environ | {"OMP_NUM_THREADS": "1"},
+        capture_output=True,
+        text=True,
+        timeout=240,
+    )
+
+
+def last_version(dataset: str) -> str:
+    (folder,) = Path("data").glob(f"0?_*/{dataset}")
+    return max(path.name for path in folder.iterdir())
+
+
+def adapter(version: str) -> tuple[dict[str, torch.Tensor], dict]:
+    folder = Path("data/06_models/adapter", version, "adapter")
+    training = json.loads((folder / "training.json").read_text(encoding="utf-8"))
+    return load_file(folder / "adapter_model.safetensors"), training
+
+
+def log_of(training: dict) -> list[dict]:
+    return [
+        {key: value for key, value in entry.items() if not any(v in key for v in VARIES)}
+        for entry in training["log"]
+    ]
+
+
+@pytest.fixture(scope="module")
+def in_two(project, options):
+    """The version of a whole run in two processes that torchrun has started."""
+    done = run_in_two(*TORCHRUN, *KEDRO, "--pipelines=__default__,inference", given(options))
+    assert done.returncode == 0, done.stderr
+    return done, last_version("adapter")
+
+
+def test_the_first_process_alone_writes_and_tells(project, in_two):
+    done, version = in_two
+    for folder in Path("data").glob("0[3-8]_*/*/*"):
+        assert folder.name == version, folder
+    assert Path(f"data/08_reporting/report.html/{version}/report.html").is_file()
+    assert len(list(Path(f"data/08_reporting/tensorboard/{version}").iterdir())) == 1
+    assert done.stdout.count("report.html\n") == 1
+    assert done.stdout.count("LoRA trains") == 1
+    assert "2 processes train on batches of 4, accumulated 1" in done.stdout
+    assert "WARNING" not in done.stdout and "Warning" not in done.stderr
+
+
+def test_gradients_are_those_of_one_process_at_the_same_effective_batch(in_two, options):
+    run_alone(options | {"training.per_device_train_batch_size": 8}, "modeling")
+    (alone, log_alone), (in_two, log_in_two) = adapter(last_version("adapter")), adapter(in_two[1])
+    assert (log_alone["processes"], log_in_two["processes"]) == (1, 2)
+    for name, weights in alone.items():
+        torch.testing.assert_close(in_two[name], weights, rtol=1e-4, atol=1e-6)
+    steps = [[e for e in log_of(log) if "grad_norm" in e] for log in (log_alone, log_in_two)]
+    assert len(steps[0]) == 6
+    for one, two in zip(*steps, strict=True):
+        assert two == pytest.approx(one, rel=1e-4)
+
+
+def test_answers_are_those_of_one_process(in_two, options):
+    _, version = in_two
+    alone = run_alone(options, "evaluate", "inference", load_versions={"adapter": version})
+    for name in ("baseline", "finetuned", "finetuned_calibration"):
+        path = Path(f"data/07_model_output/{name}_predictions.parquet")
+        one, two = (pd.read_parquet(path / v / path.name) for v in (alone, version))
+        pd.testing.assert_frame_equal(two, one, check_exact=True)
+    path = Path("data/07_model_output/answers.csv")
+    one, two = ((path / v / path.name).read_text() for v in (alone, version))
+    assert two == one
+
+
+def test_a_killed_process_ends_the_run_and_the_same_command_resumes(in_two, options):
+    random = options | {"distributed.num_processes": 2, "lora.dropout": 0.3}
+    arguments = [*TRAINING, given(random)]
+    whole = run_in_two(*KEDRO, *arguments)
+    assert whole.returncode == 0, whole.stderr
+    expected = adapter(last_version("adapter"))
+    killed = run_in_two("-c", KILLED, "run", *arguments)
+    assert killed.returncode == 1
+    assert "Error: Process 1 of the run (PID " in killed.stderr
+    assert "was ended by SIGKILL" in killed.stderr
+    assert "Traceback" not in killed.stderr
+    assert [path.name for path in Path("data/06_models/checkpoints").glob("*/*")] == [
+        "checkpoint-4"
+    ]
+    resumed = run_in_two(*KEDRO, *arguments)
+    assert resumed.returncode == 0, resumed.stderr
+    assert "goes on from" in resumed.stdout
+    weights, training = adapter(last_version("adapter"))
+    for name, tensor in expected[0].items():
+        assert torch.equal(weights[name], tensor), name
+    assert log_of(training) == log_of(expected[1])
+
+
+@pytest.mark.parametrize(
+    ("errors", "told"),
+    [
+        ({0: ("InputError: this is missing; give it.", 5)}, "this is missing; give it."),
+        (
+            {0: ("RuntimeError: lost process 1", 6), 1: ("ValueError: bad", 5)},
+            "Process 1 failed: ValueError: bad",
+        ),
+        ({0: ("RuntimeError: lost process 1", 1), 1: None}, "Process 1 of the run (PID 7)"),
+    ],
+)
+def test_the_first_cause_is_told(errors, told, tmp_path, capsys):
+    failures = {}
+    for rank, error in errors.items():
+        path = tmp_path / f"{rank}.json"
+        if error:
+            extra = {"py_callstack": f"where {rank} failed", "timestamp": str(error[1])}
+            path.write_text(json.dumps({"message": {"message": error[0], "extraInfo": extra}}))
+        failures[rank] = ProcessFailure(rank, 7, 1 if error else -9, str(path))
+    assert _explained(ChildFailedError("run", failures)).message.startswith(told)
+    assert ("where 1 failed" in capsys.readouterr().err) == ("ValueError" in told)
+
+
+def test_a_session_does_not_pass_over_the_number_of_processes(project, options):
+    with pytest.raises(InputError, match="num_processes is 2, but this session is one process"):
+        run_alone(options | {"distributed.num_processes": 2}, "evaluate")
+
+
+def test_several_processes_look_for_no_batch_size(train, training, monkeypatch):
+    class Two:
+        num_processes = 2
+
+    monkeypatch.setattr(nodes, "PartialState", Two)
+    with pytest.raises(InputError, match="auto_find_batch_size: 2 processes cannot look"):
+        train(training.model_copy(update={"auto_find_batch_size": True}))
