@@ -15,6 +15,7 @@ from transformers import T5ForConditionalGeneration
 import flan_qa_pipeline.models
 from flan_qa_pipeline.costs import base_weights
 from flan_qa_pipeline.errors import InputError
+from flan_qa_pipeline.memory import held_bytes, load_by_libraries
 from flan_qa_pipeline.models import (
     PretrainedDataset,
     load_base_model,
@@ -260,19 +261,15 @@ def test_calculated_weights_are_those_in_memory(
         update={"compute_dtype": "bfloat16", "skip_modules": skip_modules}
     )
     base = load_base_model(bfloat16)
-    measured = 0
-    for module in base.modules():
-        for parameter in module.parameters(recurse=False):
-            measured += parameter.nbytes
-        if isinstance(module, Linear4bit):
-            state = module.weight.quant_state
-            measured += state.absmax.nbytes + state.state2.absmax.nbytes
-    measured -= 2 * base.shared.weight.nbytes  # shared by encoder and decoder
+    measured = held_bytes(base)
     if adapted:
         base = attach_lora(base, parameters.lora, parameters.training).get_base_model()
-    sizes = base_weights(base, skip_modules)
+    weights = base_weights(base, skip_modules)
+    sizes = weights["loaded"]
     assert sizes["NF4 here"] == measured
     whole = load_base_model(bfloat16.model_copy(update={"load_in_4bit": False}))
     assert sizes["bfloat16"] == whole.get_memory_footprint()
     assert sizes["float32"] == 2 * sizes["bfloat16"]
-    assert sizes["NF4 here"] <= sizes["NF4 by the libraries, loaded"] < sizes["bfloat16"]
+    assert sizes["NF4 here"] <= sizes["NF4 by the libraries"] < sizes["bfloat16"]
+    by_libraries = load_by_libraries("NF4 by the libraries", bfloat16, parameters.training)
+    assert weights["in training"]["NF4 by the libraries"] == held_bytes(by_libraries)

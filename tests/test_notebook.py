@@ -31,6 +31,7 @@ def executed(notebook, tmp_path_factory, tiny_base, corpus):
             "logging_steps": 1,
         },
         "generation": {"max_new_tokens": 6},
+        "reporting": {"memory_formats": []},
     }
     for name, articles in (("train", corpus["data"][:24]), ("validation", corpus["data"][24:])):
         path = root / f"{name}.json"

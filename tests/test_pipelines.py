@@ -51,6 +51,7 @@ def tiny_run(tiny_base):
         "model": {"name": str(tiny_base)},
         "training": {"num_train_epochs": 1, "logging_steps": 2},
         "data": {"max_train_questions": 64, "max_validation_questions": 40},
+        "reporting": {"memory_formats": []},
     }
 
 
@@ -212,6 +213,10 @@ def test_full_run_saves_tables_figures_and_report(project, full_run):
     costs = read(project, "cost_table.md", full_run)
     for quantity in ("trainable", "samples/s", "questions/s", "node train_adapter", "peak"):
         assert quantity in costs
+    memory = pd.read_csv(io.StringIO(read(project, "memory_table.csv", full_run)))
+    assert memory["format"].tolist()[::3] == ["float32", "NF4 here"]
+    assert memory["weights MiB"].is_monotonic_decreasing
+    assert memory["step"].str.fullmatch(r"32 x \d+ tokens, (CPU|NVIDIA.*)").all()
     times = pd.read_csv(io.StringIO(read(project, "node_times.csv", full_run)))
     assert {"flatten_train_questions", "train_adapter", "build_report"} <= set(times["node"])
     assert (times[["seconds", "peak MiB, process"]] > 0).all().all()

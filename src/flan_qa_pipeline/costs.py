@@ -11,6 +11,8 @@ from torch.nn import Linear
 from transformers import PreTrainedModel
 from transformers.quantizers.quantizers_utils import should_convert_module
 
+from flan_qa_pipeline.parameters import Format
+
 MIB = 2**20
 SKIPPED_BY_LIBRARIES = ("lm_head", "wo")
 
@@ -33,8 +35,10 @@ def nf4_bytes(count: int) -> int:
     return -(-count // 2) + blocks + 4 * -(-blocks // 256)
 
 
-def base_weights(base: PreTrainedModel, skip_modules: Sequence[str]) -> dict[str, int]:
-    """Bytes that a base takes in several formats, calculated from its shapes.
+def base_weights(
+    base: PreTrainedModel, skip_modules: Sequence[str]
+) -> dict[str, dict[Format, int]]:
+    """Bytes that a base takes in each format, loaded and in training, calculated from its shapes.
 
     transformers leaves the head and T5's feed-forward `wo` out of 4 bits, and peft's
     `prepare_model_for_kbit_training` makes all that is left float32; here all linear layers but
@@ -59,13 +63,14 @@ def base_weights(base: PreTrainedModel, skip_modules: Sequence[str]) -> dict[str
             for name, count in linear.items()
         )
 
-    return {
+    loaded: dict[Format, int] = {
         "float32": 4 * (sum(linear.values()) + rest),
         "bfloat16": 2 * (sum(linear.values()) + rest),
-        "NF4 by the libraries, loaded": quantized(SKIPPED_BY_LIBRARIES, 2),
-        "NF4 by the libraries, prepared for training": quantized(SKIPPED_BY_LIBRARIES, 4),
+        "NF4 by the libraries": quantized(SKIPPED_BY_LIBRARIES, 2),
         "NF4 here": quantized(skip_modules, 2),
     }
+    prepared = {"NF4 by the libraries": quantized(SKIPPED_BY_LIBRARIES, 4)}
+    return {"loaded": loaded, "in training": loaded | prepared}
 
 
 def cost_rows(
@@ -91,10 +96,6 @@ def cost_rows(
         ("parameters", "trainable share", 100 * share, "%"),
         ("memory", "weights, base and adapter", training["weights_bytes"] / MIB, "MiB"),
         ("memory", "weights of the adapter", adapter_bytes / MIB, "MiB"),
-    ]
-    rows += [
-        ("memory", f"base in {form}, calculated", size / MIB, "MiB")
-        for form, size in training.get("base_weights", {}).items()
     ]
     rows += [
         ("memory", f"peak until training ended, {place}", size / MIB, "MiB")
@@ -150,4 +151,37 @@ def cost_markdown(table: pd.DataFrame) -> str:
     """The cost table as Markdown."""
     align = ["left", "left", "right", "left"]
     shown = readable_costs(table)
+    return shown.to_markdown(index=False, colalign=align, disable_numparse=True) + "\n"
+
+
+def memory_sizes(weights: dict[str, dict[Format, int]], measured: dict[str, Any]) -> pd.DataFrame:
+    """What the base's weights and a training step take in each format.
+
+    Args:
+        weights: what `base_weights` says.
+        measured: the `peaks` in bytes of a step on `batch_size` windows of `source_tokens`, and
+            the `device`.
+    """
+    sizes = pd.DataFrame(
+        {
+            "weights MiB": weights["loaded"],
+            "weights in training MiB": weights["in training"],
+            "training peak MiB": pd.Series(measured["peaks"], dtype=float),
+        },
+        index=weights["loaded"],
+    )
+    step = f"{measured['batch_size']} x {measured['source_tokens']} tokens, {measured['device']}"
+    return (sizes / MIB).rename_axis("format").reset_index().assign(step=step)
+
+
+def readable_memory(table: pd.DataFrame) -> pd.DataFrame:
+    """The memory table with its values as texts."""
+    sizes = table.select_dtypes("number")
+    return table.assign(**sizes.map(lambda size: "" if pd.isna(size) else f"{size:,.1f}"))
+
+
+def memory_markdown(table: pd.DataFrame) -> str:
+    """The memory table as Markdown."""
+    align = ["left", "right", "right", "right", "left"]
+    shown = readable_memory(table)
     return shown.to_markdown(index=False, colalign=align, disable_numparse=True) + "\n"

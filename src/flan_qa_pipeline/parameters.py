@@ -25,6 +25,7 @@ Strategy = Annotated[
     Literal["no", "steps", "epoch"],
     BeforeValidator(lambda value: "no" if value is False else value),  # YAML reads no as false
 ]
+Format = Literal["float32", "bfloat16", "NF4 by the libraries", "NF4 here"]
 Names = Annotated[
     list[str],
     BeforeValidator(  # on the command line, where `--params` splits at commas, a list is q+v
@@ -238,11 +239,15 @@ class ServingParameters(_Section):
 
 
 class ReportingParameters(_Section):
-    """How many before/after answers are sampled; paired bootstrap intervals; their seed."""
+    """Before/after answers to sample, paired bootstrap intervals, formats to measure.
+
+    `memory_formats` are those of the base in which a training step is taken to measure its memory.
+    """
 
     sample_answers: Positive
     bootstrap_resamples: Positive
     confidence: Annotated[float, Field(gt=0, lt=1)]
+    memory_formats: list[Format]
     seed: int
 
 

@@ -5,7 +5,9 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pandas as pd
+import pyarrow.compute as pc
 import torch
 from accelerate import PartialState
 from datasets import Dataset, DatasetDict
@@ -30,6 +32,7 @@ from flan_qa_pipeline.fingerprint import (
 )
 from flan_qa_pipeline.generation import answer_windows
 from flan_qa_pipeline.lora import fuse
+from flan_qa_pipeline.memory import training_peaks
 from flan_qa_pipeline.models import (
     as_transformers_t5,
     dequantize,
@@ -41,6 +44,7 @@ from flan_qa_pipeline.parameters import (
     LoraParameters,
     ModelParameters,
     PromptParameters,
+    ReportingParameters,
     TokenizationParameters,
     TrainingParameters,
 )
@@ -230,6 +234,27 @@ def train_adapter(
         "generation": generation.model_dump(),
     }
     return extract_adapter(lora_model, tokenizer, provenance, record)
+
+
+def measure_memory(
+    adapter: Adapter,
+    tokenized_questions: DatasetDict,
+    model: ModelParameters,
+    training: TrainingParameters,
+    reporting: ReportingParameters,
+) -> dict[str, Any]:
+    """Measure what a training step on the longest windows takes with the base in each format."""
+    windows = tokenized_questions["train"].select_columns(["input_ids", "labels"])
+    lengths = pc.list_value_length(windows.with_format("arrow")[:]["input_ids"]).to_numpy()
+    longest = np.argsort(-lengths, kind="stable")[: adapter.training["batch_size"]]
+    batch = windows.select(longest).to_list()
+    formats = reporting.memory_formats
+    return {
+        "device": torch.cuda.get_device_name() if torch.cuda.is_available() else "CPU",
+        "batch_size": len(batch),
+        "source_tokens": len(batch[0]["input_ids"]),
+        "peaks": training_peaks(formats, model, adapter.config, training, batch) if formats else {},
+    }
 
 
 def merge_adapter(

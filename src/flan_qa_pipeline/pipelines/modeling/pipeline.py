@@ -1,6 +1,6 @@
 from kedro.pipeline import Pipeline, node
 
-from .nodes import attach_lora, merge_adapter, quantize_base_model, train_adapter
+from .nodes import attach_lora, measure_memory, merge_adapter, quantize_base_model, train_adapter
 
 
 def create_pipeline(**kwargs) -> Pipeline:
@@ -37,6 +37,19 @@ def create_pipeline(**kwargs) -> Pipeline:
                 outputs="adapter",
                 name="train_adapter",
                 tags=["train"],
+            ),
+            node(
+                measure_memory,
+                inputs=[
+                    "adapter",
+                    "tokenized_questions",
+                    "params:model",
+                    "params:training",
+                    "params:reporting",
+                ],
+                outputs="training_memory",
+                name="measure_memory",
+                tags=["memory"],
             ),
         ],
         tags=["modeling"],

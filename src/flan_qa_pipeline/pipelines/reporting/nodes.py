@@ -19,7 +19,14 @@ from flan_qa_pipeline.breakdown import (
     readable_scores,
     scores_markdown,
 )
-from flan_qa_pipeline.costs import cost_markdown, cost_rows, readable_costs
+from flan_qa_pipeline.costs import (
+    cost_markdown,
+    cost_rows,
+    memory_markdown,
+    memory_sizes,
+    readable_costs,
+    readable_memory,
+)
 from flan_qa_pipeline.errors import InputError
 from flan_qa_pipeline.figures import MODELS
 from flan_qa_pipeline.generation import answer_windows
@@ -51,8 +58,13 @@ ABSTENTION_NOTE = (
 )
 COST_NOTE = (
     "Training speed leaves evaluations out. Times are of the nodes that had ended when this table "
-    "was made; node_times.csv of the same version has all. Peaks are of the whole process. "
-    "Sizes of the base are calculated from its shapes; only what this run used is measured."
+    "was made; node_times.csv of the same version has all. Peaks are of the whole process."
+)
+MEMORY_NOTE = (
+    "Weights are the base's, calculated from its shapes: as loaded, and as peft's "
+    "prepare_model_for_kbit_training leaves them. The training peak is measured: the most that "
+    "torch allocates in a step on the longest windows, with the batch and device named; none "
+    "where memory did not suffice or reporting.memory_formats leaves the format out."
 )
 
 
@@ -233,12 +245,19 @@ def tabulate_costs(
     return table, f"{cost_markdown(table)}\n{COST_NOTE}\n"
 
 
+def tabulate_memory(adapter: Adapter, training_memory: dict[str, Any]) -> tuple[pd.DataFrame, str]:
+    """List what weights and a training step take in memory with the base in several formats."""
+    table = memory_sizes(adapter.training["base_weights"], training_memory)
+    return table, f"{memory_markdown(table)}\n{MEMORY_NOTE}\n"
+
+
 def build_report(
     question_table: pd.DataFrame,
     score_table: pd.DataFrame,
     breakdown_table: pd.DataFrame,
     abstention_table: pd.DataFrame,
     cost_table: pd.DataFrame,
+    memory_table: pd.DataFrame,
     score_figure: go.Figure,
     context_length_figure: go.Figure,
     abstention_figure: go.Figure,
@@ -265,6 +284,7 @@ def build_report(
             "Breakdown": (readable_breakdown(breakdown_table, reporting.confidence), interval),
             "Abstention": (abstention_table, ABSTENTION_NOTE),
             "Cost": (readable_costs(cost_table), COST_NOTE),
+            "Memory": (readable_memory(memory_table), MEMORY_NOTE),
         },
         figures={
             "Scores before and after fine-tuning": score_figure,

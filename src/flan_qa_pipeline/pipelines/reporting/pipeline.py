@@ -17,6 +17,7 @@ from .nodes import (
     tabulate_abstention,
     tabulate_breakdown,
     tabulate_costs,
+    tabulate_memory,
     tabulate_questions,
     tabulate_scores,
 )
@@ -117,6 +118,13 @@ def create_pipeline(**kwargs) -> Pipeline:
                 tags=["report"],
             ),
             node(
+                tabulate_memory,
+                inputs=["adapter", "training_memory"],
+                outputs=["memory_table", "memory_table_markdown"],
+                name="tabulate_memory",
+                tags=["report"],
+            ),
+            node(
                 plot_scores,
                 inputs="score_table",
                 outputs="score_figure",
@@ -159,6 +167,7 @@ def create_pipeline(**kwargs) -> Pipeline:
                     "breakdown_table",
                     "abstention_table",
                     "cost_table",
+                    "memory_table",
                     "score_figure",
                     "context_length_figure",
                     "abstention_figure",
