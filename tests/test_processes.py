@@ -71,6 +71,7 @@ def options(tiny_base):
         "data.max_validation_questions": 40,
         "generation.batch_size": 8,
         "inference.chunk_size": 5,
+        "reporting.memory_formats": [],
         "training.optim": "sgd",
         "training.learning_rate": 0.2,
         "training.max_steps": 6,
