@@ -1,13 +1,16 @@
-# make run and make test set everything up; make lock renews requirements.lock; make bench measures
-# this project beside the usual recipe (SIZE=base and others: FLAN-T5's shapes, for a GPU).
-# torch is of the build that pip's index offers (CUDA on Linux, if that is PyPI); its CPU build:
+# make run and make test set everything up. make lock renews requirements.lock, torch apart: its
+# version is below. Every package of the lock has the hashes of all files that PyPI has of its
+# version, and pip refuses other files. torch has none, nor what its CUDA builds need beside it
+# (nvidia-*, cuda-*, triton), since each index has builds of its own. pip takes the build that its
+# index offers (CUDA on Linux, if that is PyPI); its CPU build:
 #   make run TORCH_INDEX=https://download.pytorch.org/whl/cpu
 PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
 INSTALLED := $(VENV)/.installed
-TORCH := $(shell grep '^torch==' requirements.lock)
+TORCH := torch==2.13.0
 TORCH_INDEX ?=
+LOCKED := $(BIN)/pip install --quiet --require-hashes --no-deps
 SIZE ?= starter
 
 .PHONY: run test bench lint lock clean
@@ -25,21 +28,24 @@ lint: $(INSTALLED)
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 
-$(INSTALLED): requirements.lock pyproject.toml
+$(INSTALLED): requirements.lock pyproject.toml Makefile
 	$(PYTHON) -m venv $(VENV)
-	$(if $(TORCH_INDEX),$(BIN)/pip install --quiet --no-deps --index-url $(TORCH_INDEX) $(TORCH))
-	$(BIN)/pip install --quiet --requirement requirements.lock
+	sed -n '/^setuptools==/,/[^\\]$$/p' requirements.lock \
+		| $(LOCKED) --requirement /dev/stdin
+	$(LOCKED) --no-build-isolation --use-pep517 --requirement requirements.lock
+	$(BIN)/pip install --quiet $(if $(TORCH_INDEX),--index-url $(TORCH_INDEX)) $(TORCH)
 	$(BIN)/pip install --quiet --no-deps --no-build-isolation --editable .
+	$(BIN)/pip check
 	touch $@
 
 lock:
 	$(PYTHON) -m venv --clear $(VENV)
-	$(BIN)/pip install --quiet $(if $(TORCH_INDEX),--index-url $(TORCH_INDEX)) $(TORCH)
-	$(BIN)/pip install --quiet --upgrade setuptools --editable .[dev]
-	echo '# Made by make lock. torch has no build tag: pip takes the build (CPU or CUDA) that its' \
-		'index offers; the Makefile says how to choose.' > requirements.lock
-	$(BIN)/pip freeze --exclude-editable --all --exclude pip \
-		| sed 's/^\(torch==[^+]*\)+.*/\1/' >> requirements.lock
+	$(BIN)/pip install --quiet uv
+	printf '%s\n' setuptools $(TORCH) | $(BIN)/uv pip compile --quiet --universal \
+		--python-version 3.11 --extra dev --generate-hashes --no-annotate \
+		--custom-compile-command 'make lock' --output-file $(VENV)/lock pyproject.toml -
+	sed -E '/^(torch|triton|nvidia-.*|cuda-.*)==/,/[^\\]$$/d' $(VENV)/lock > requirements.lock
+	rm -rf $(VENV)
 
 clean:
 	rm -rf $(VENV)
