@@ -13,7 +13,7 @@ TORCH_INDEX ?=
 LOCKED := $(BIN)/pip install --quiet --require-hashes --no-deps
 SIZE ?= starter
 
-.PHONY: run test bench lint lock clean
+.PHONY: run test bench lint lock audit clean
 
 run: $(INSTALLED)
 	$(BIN)/kedro run
@@ -46,6 +46,14 @@ lock:
 		--custom-compile-command 'make lock' --output-file $(VENV)/lock pyproject.toml -
 	sed -E '/^(torch|triton|nvidia-.*|cuda-.*)==/,/[^\\]$$/d' $(VENV)/lock > requirements.lock
 	rm -rf $(VENV)
+
+# Asks PyPI, over the network, for known vulnerabilities of the locked versions and of torch.
+audit:
+	$(PYTHON) -m venv $(VENV)/audit
+	$(VENV)/audit/bin/pip install --quiet pip-audit
+	{ sed -n 's/^\([^ ]*==[^ ]*\).*/\1/p' requirements.lock; echo $(TORCH); } \
+		| $(VENV)/audit/bin/pip-audit --strict --no-deps --disable-pip --requirement /dev/stdin \
+		|| { echo 'Vulnerable versions were found, or PyPI could not be asked (see above).'; exit 1; }
 
 clean:
 	rm -rf $(VENV)
