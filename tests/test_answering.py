@@ -24,7 +24,7 @@ def answers(answerer, pairs):
 
 
 @pytest.fixture(scope="module")
-def evaluated(pairs, starter, parameters):
+def evaluated(pairs, starter, parameters, tmp_path_factory):
     """Answer the pairs through the nodes of data_engineering and reporting."""
     rows = [
         {"id": f"q{i}", "context": context, "question": question, "answers": {"text": []}}
@@ -36,9 +36,12 @@ def evaluated(pairs, starter, parameters):
         for name, some in (("validation", rows), ("calibration", rows[:1]))
     }
 
+    cache = {"cache_dir": str(tmp_path_factory.mktemp("cache"))}
+    data = parameters.data.model_copy(update=cache)
+
     def evaluate(model, prompt):
         questions = DatasetDict(splits)
-        windows = tokenize_questions(questions, starter, prompt, parameters.tokenization, "keep")
+        windows = tokenize_questions(questions, starter, prompt, parameters.tokenization, data)
         assert len(windows["validation"]) > len(pairs)
         return predict(model, questions, windows, starter, prompt, parameters.generation)[0]
 

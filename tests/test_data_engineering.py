@@ -3,9 +3,11 @@
 import json
 
 import pytest
+from conftest import REPOSITORY
 from datasets import Dataset, DatasetDict
 
 from flan_qa_pipeline.errors import InputError
+from flan_qa_pipeline.pipelines.data_engineering import nodes
 from flan_qa_pipeline.pipelines.data_engineering.nodes import (
     QUESTION_FEATURES,
     apply_unanswerable_policy,
@@ -31,18 +33,18 @@ def two_files(corpus):
 
 
 @pytest.fixture
-def data(parameters):
+def data(parameters, tmp_path):
     """Change data parameters as a configuration file would, checks included."""
 
     def change(**changes):
-        known = parameters.data.model_dump()
+        known = parameters.data.model_dump() | {"cache_dir": str(tmp_path / "cache")}
         return type(parameters.data).model_validate(known | changes)
 
     return change
 
 
 @pytest.fixture
-def tokenize(parameters):
+def tokenize(parameters, data):
     def run(splits, unanswerable="keep", template=None, **lengths):
         sizes = parameters.tokenization
         prompt = parameters.prompt.model_dump()
@@ -53,7 +55,7 @@ def tokenize(parameters):
                 prompt | ({"template": template} if template else {})
             ),
             type(sizes).model_validate(sizes.model_dump() | lengths),
-            unanswerable,
+            data(unanswerable=unanswerable),
         )
 
     return run
@@ -323,6 +325,43 @@ def test_long_answers_are_cut_but_end_with_the_end_token(tokenize, tokenizer):
     row = tokenize(as_splits(question("q", context, text)), max_target_length=8)["train"][0]
     assert len(row["labels"]) == 8
     assert row["labels"][-1] == tokenizer.eos_token_id
+
+
+def test_windows_are_made_anew_when_anything_they_depend_on_changes(
+    tokenize, parameters, data, tmp_path, caplog, monkeypatch
+):
+    caplog.set_level("INFO")
+    reused = "Tokenized questions: of the same input as before"
+    splits = as_splits(question("q", "A context that is short.", "short"))
+    first = list(tokenize(splits)["train"])
+    assert reused not in caplog.text
+    assert list(tokenize(as_splits(*splits["train"]))["train"]) == first
+    assert caplog.text.count(reused) == 1
+    caplog.clear()
+    other = splits["train"].map(lambda row: row | {"question": "Which one is it?"})
+    tokenize(DatasetDict(splits, validation=other))
+    tokenize(splits, "flag")
+    tokenize(splits, template="{context} {question}")
+    tokenize(splits, max_target_length=9)
+    saying = parameters.prompt.model_copy(update={"abstention": "none"})
+    starter = parameters.model.model_copy(
+        update={"name": str(REPOSITORY / "data/06_models/starter_t5")}
+    )
+    for model, prompt in ((parameters.model, saying), (starter, parameters.prompt)):
+        tokenize_questions(splits, model, prompt, parameters.tokenization, data())
+    monkeypatch.setattr(nodes, "package_versions", lambda: {"tokenizers": "0"})
+    tokenize(splits)
+    assert reused not in caplog.text
+    assert len(list((tmp_path / "cache").iterdir())) == parameters.data.cached_results
+
+
+def test_a_long_step_shows_one_bar_and_a_short_one_none(tokenize, capfd, monkeypatch):
+    splits = as_splits(question("q", "A context that is short.", "short"))
+    tokenize(splits)
+    assert "Tokenize" not in capfd.readouterr().err
+    monkeypatch.setitem(nodes.LATE_BAR, "delay", 0)
+    tokenize(splits, template="{context} {question}")
+    assert "Tokenize:   0%" in capfd.readouterr().err
 
 
 def test_too_long_question_is_named(tokenize):

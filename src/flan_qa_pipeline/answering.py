@@ -31,7 +31,7 @@ from flan_qa_pipeline.thresholds import no_answer_probability
 from flan_qa_pipeline.windows import (
     WindowAnswer,
     question_windows,
-    tokenize_context,
+    tokenize_contexts,
     tokenize_question,
 )
 
@@ -218,9 +218,7 @@ class QuestionAnswerer:
                 questions.append(self._tokenize_question(*pair))
             except InputError as error:
                 raise InputError(f"Pair {number} of {len(pairs)}: {error}") from error
-        contexts = {
-            context: tokenize_context(self.adapter.tokenizer, context) for context, _ in pairs
-        }
+        contexts = tokenize_contexts(self.adapter.tokenizer, (context for context, _ in pairs))
         windows = [
             question_windows(question, contexts[context], self.tokenization)
             for question, (context, _) in zip(questions, pairs, strict=True)

@@ -1,7 +1,6 @@
 """Project settings; see https://docs.kedro.org/en/stable/configure/configuration_basics/."""
 
 from flan_qa_pipeline.hooks import ProjectHooks
-from flan_qa_pipeline.squad import dataset_type
 from flan_qa_pipeline.storage import AtomicCatalog
 
 HOOKS = (ProjectHooks(),)
@@ -15,5 +14,4 @@ CONFIG_LOADER_ARGS = {
     "base_env": "base",
     "default_run_env": "local",
     "merge_strategy": {"parameters": "soft", "globals": "soft"},
-    "custom_resolvers": {"squad_dataset": dataset_type},
 }

@@ -12,6 +12,7 @@ from typing import Any
 from pydantic import BaseModel, ConfigDict, ValidationError
 
 from flan_qa_pipeline.errors import InputError
+from flan_qa_pipeline.squad_files import SquadJSON
 
 
 class _Record(BaseModel):
@@ -41,9 +42,12 @@ class Article(_Record):
 
 
 class Squad(_Record):
-    """A file in the official SQuAD 2.0 schema; other keys (plausible_answers) are ignored."""
+    """A file in the official SQuAD 2.0 schema, whose articles are checked one by one.
 
-    data: list[Article]
+    Other keys (plausible_answers) are ignored.
+    """
+
+    data: list[Any]
 
 
 class FlatAnswers(_Record):
@@ -61,11 +65,6 @@ class FlatQuestion(_Record):
     answers: FlatAnswers
 
 
-def dataset_type(file: str) -> str:
-    """The Kedro dataset that reads a SQuAD 2.0 file: Parquet by its ending, else official JSON."""
-    return "pandas.ParquetDataset" if file.endswith(".parquet") else "json.JSONDataset"
-
-
 @dataclass(frozen=True)
 class Rejection:
     """A question, or a paragraph or article with all its questions, that was left out, and why."""
@@ -77,7 +76,7 @@ class Rejection:
 
 
 def flatten(
-    raw: Mapping[str, Any], source: str, rejected: list[Rejection] | None = None
+    raw: Mapping[str, Any] | SquadJSON, source: str, rejected: list[Rejection] | None = None
 ) -> Iterator[dict[str, Any]]:
     """Yield one flat record per question: id, title, context, question, answers, is_impossible.
 
@@ -87,22 +86,27 @@ def flatten(
     Raises:
         InputError: `raw` is not in the official schema; names the place inside `source`.
     """
-    try:
-        squad = Squad.model_validate(raw)
-    except ValidationError as error:
-        places = _places(error)
-        if rejected is None or any(len(place) < 2 for place in places):
-            raise InputError(
-                f"{source} is not SQuAD 2.0 JSON: {_first_place(error)}; the schema is "
-                "data[].paragraphs[].qas[] with id, question, answers[].text, "
-                "answers[].answer_start and is_impossible."
-            ) from None
-        rejected += [
-            Rejection(source, ".".join(map(str, place)), _id_at(raw, place), problem)
-            for place, problem in places.items()
-        ]
-        squad = Squad.model_validate(_without(raw, places))
-    for article in squad.data:
+    articles = enumerate(_articles(raw, source))
+    for number, raw_article in articles:
+        try:
+            article = Article.model_validate(raw_article)
+        except ValidationError as error:
+            if rejected is None:
+                more = sum(_count_errors(other) for _, other in articles)
+                raise _outside_schema(source, error, ("data", number), more) from None
+            places = _places(error)
+            rejected += [
+                Rejection(
+                    source,
+                    ".".join(map(str, ("data", number, *place))),
+                    _id_at(raw_article, place),
+                    problem,
+                )
+                for place, problem in places.items()
+            ]
+            if () in places:
+                continue
+            article = Article.model_validate(_without(raw_article, places))
         for paragraph in article.paragraphs:
             for qa in paragraph.qas:
                 yield {
@@ -118,13 +122,41 @@ def flatten(
                 }
 
 
+def _articles(raw: Any, source: str) -> Iterator[Any]:
+    rest = raw
+    if isinstance(raw, SquadJSON):
+        rest = yield from raw.articles()
+    try:
+        yield from Squad.model_validate(rest).data
+    except ValidationError as error:
+        raise _outside_schema(source, error) from None
+
+
+def _count_errors(article: Any) -> int:
+    try:
+        Article.model_validate(article)
+    except ValidationError as error:
+        return error.error_count()
+    return 0
+
+
+def _outside_schema(
+    source: str, error: ValidationError, within: tuple[str | int, ...] = (), more: int = 0
+) -> InputError:
+    return InputError(
+        f"{source} is not SQuAD 2.0 JSON: {_first_place(error, within, more)}; the schema is "
+        "data[].paragraphs[].qas[] with id, question, answers[].text, answers[].answer_start and "
+        "is_impossible."
+    )
+
+
 def _places(error: ValidationError) -> dict[tuple[str | int, ...], str]:
-    """Map the innermost article, paragraph or question around each problem to the first one."""
+    """Map the innermost paragraph or question, or (), around each problem to the first one."""
     places: dict[tuple[str | int, ...], str] = {}
     for problem in error.errors():
         place = problem["loc"]
         depth = 0
-        while place[depth : depth + 1] in (("data",), ("paragraphs",), ("qas",)):
+        while place[depth : depth + 1] in (("paragraphs",), ("qas",)):
             if len(place) < depth + 2:
                 break
             depth += 2
@@ -176,31 +208,35 @@ def flatten_rows(
         yield record | {"is_impossible": not record["answers"]["text"]}
 
 
-def _first_place(error: ValidationError) -> str:
+def _first_place(
+    error: ValidationError, within: tuple[str | int, ...] = (), elsewhere: int = 0
+) -> str:
     first = error.errors()[0]
-    place = ".".join(str(part) for part in first["loc"]) or "the top level"
-    more = error.error_count() - 1
+    place = ".".join(str(part) for part in (*within, *first["loc"])) or "the top level"
+    more = error.error_count() - 1 + elsewhere
     return f"{first['msg']} at {place}" + (f" (and at {more} more places)" if more else "")
 
 
 def check(
     records: Iterable[Mapping[str, Any]], source: str, rejected: list[Rejection] | None = None
-) -> list[Mapping[str, Any]]:
+) -> Iterator[Mapping[str, Any]]:
     """Check every flat record: contexts and questions have text, offsets match, ids are unique.
 
-    Returns the records that are good: all, or those not put into a list `rejected`.
+    Yields the records that are good: all, or those not put into a list `rejected`. Only ids are
+    held in memory.
 
     Raises:
         InputError: names the first bad record, what is wrong with it, and the remedy; or none is
             good.
     """
-    good: dict[str, Mapping[str, Any]] = {}
+    good: set[str] = set()
     for record in records:
         problem = _problem(record)
         if record["id"] in good:
             problem = "its id occurs more than once; give every question an id of its own"
         if problem is None:
-            good[record["id"]] = record
+            good.add(record["id"])
+            yield record
         elif rejected is None:
             raise InputError(f"{source}: question {record['id']!r}: {problem}.")
         else:
@@ -212,7 +248,6 @@ def check(
         )
     if not good:
         raise InputError(f"{source} holds no questions; give a file with at least one article.")
-    return list(good.values())
 
 
 def _problem(record: Mapping[str, Any]) -> str | None:

@@ -4,14 +4,14 @@ The question is never cut. A context that does not fit beside it is read in over
 and the windows' answers are merged back to one answer per question.
 """
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import NamedTuple
 
 from transformers import PreTrainedTokenizerBase
 
 from flan_qa_pipeline.errors import InputError
-from flan_qa_pipeline.parameters import TokenizationParameters
+from flan_qa_pipeline.parameters import PromptParameters, TokenizationParameters
 
 
 class ContextTokens(NamedTuple):
@@ -28,12 +28,39 @@ class Window(NamedTuple):
     span: tuple[int, int]
 
 
-def tokenize_context(tokenizer: PreTrainedTokenizerBase, context: str) -> ContextTokens:
-    """Tokenize a context by itself, to be read beside any question about it."""
-    encoding = tokenizer(
-        context, add_special_tokens=False, return_offsets_mapping=True, verbose=False
+def tokenize_contexts(
+    tokenizer: PreTrainedTokenizerBase, contexts: Iterable[str]
+) -> dict[str, ContextTokens]:
+    """Tokenize each distinct context by itself, to be read beside any question about it."""
+    distinct = list(dict.fromkeys(contexts))
+    if not distinct:
+        return {}
+    encodings = tokenizer(
+        distinct,
+        add_special_tokens=False,
+        return_attention_mask=False,
+        return_offsets_mapping=True,
+        verbose=False,
     )
-    return ContextTokens(encoding["input_ids"], encoding["offset_mapping"])
+    tokens = zip(encodings["input_ids"], encodings["offset_mapping"], strict=True)
+    return {context: ContextTokens(*pair) for context, pair in zip(distinct, tokens, strict=True)}
+
+
+def tokenize_prompts(
+    tokenizer: PreTrainedTokenizerBase, template: str, questions: Sequence[str]
+) -> list[tuple[list[int], list[int]]]:
+    """Tokenize prompts with the questions in them: what stands before and after the context."""
+    parts = zip(*(split_template(template, question) for question in questions), strict=True)
+    before, after = (
+        tokenizer(
+            list(texts), add_special_tokens=False, return_attention_mask=False, verbose=False
+        )["input_ids"]
+        for texts in parts
+    )
+    return [
+        (ids, [*ids_after, tokenizer.eos_token_id])
+        for ids, ids_after in zip(before, after, strict=True)
+    ]
 
 
 def tokenize_question(
@@ -41,19 +68,21 @@ def tokenize_question(
     template: str,
     question: str,
     lengths: TokenizationParameters,
-    name: str = "The question",
 ) -> tuple[list[int], list[int]]:
-    """Tokenize the prompt with the question in it: what stands before and after the context.
+    """Tokenize one prompt as `tokenize_prompts` does.
 
     Raises:
-        InputError: too few tokens are left for the context; calls the question by `name`.
+        InputError: too few tokens are left for the context.
     """
-    before, after = (
-        tokenizer(part, add_special_tokens=False, verbose=False)["input_ids"]
-        for part in split_template(template, question)
-    )
-    after = [*after, tokenizer.eos_token_id]
-    taken = len(before) + len(after)
+    [prompt] = tokenize_prompts(tokenizer, template, [question])
+    _require_room(prompt, lengths, "The question")
+    return prompt
+
+
+def _require_room(
+    prompt: tuple[list[int], list[int]], lengths: TokenizationParameters, name: str
+) -> None:
+    taken = sum(map(len, prompt))
     left = lengths.max_source_length - taken
     if left <= lengths.doc_stride:
         raise InputError(
@@ -61,7 +90,49 @@ def tokenize_question(
             f"{max(left, 0)} for the context, not more than doc_stride {lengths.doc_stride}; raise "
             "tokenization.max_source_length or shorten the question."
         )
-    return before, after
+
+
+def window_columns(
+    questions: Mapping[str, list],
+    tokenizer: PreTrainedTokenizerBase,
+    prompt: PromptParameters,
+    lengths: TokenizationParameters,
+    *,
+    abstains: bool,
+    for_training: bool,
+) -> dict[str, list]:
+    """Turn columns of questions (id, question, context, answers) into columns of windows.
+
+    They are id, window (its number), input_ids and labels: the ids of the answer in the window or,
+    if the model `abstains`, of the abstention. Else a window without the answer has no labels, and
+    is left out `for_training`.
+
+    Raises:
+        InputError: a question leaves too few tokens for its context; names its id.
+    """
+    contexts = tokenize_contexts(tokenizer, questions["context"])
+    prompts = tokenize_prompts(tokenizer, prompt.template, questions["question"])
+    columns: dict[str, list] = {"id": [], "window": [], "input_ids": []}
+    targets = []
+    for id_, asked, context, answers in zip(
+        questions["id"], prompts, questions["context"], questions["answers"], strict=True
+    ):
+        _require_room(asked, lengths, f"Question {id_!r}")
+        for number, window in enumerate(question_windows(asked, contexts[context], lengths)):
+            answer = answer_in_window(answers["text"], answers["answer_start"], window.span)
+            target = prompt.abstention if answer is None and abstains else answer
+            if target is None and for_training:
+                continue
+            targets.append(target)
+            columns["id"].append(id_)
+            columns["window"].append(number)
+            columns["input_ids"].append(window.input_ids)
+    distinct = list(dict.fromkeys(target for target in targets if target is not None))
+    labels = {None: []}
+    if distinct:
+        encoding = tokenizer(distinct, truncation=True, max_length=lengths.max_target_length)
+        labels |= zip(distinct, encoding["input_ids"], strict=True)
+    return columns | {"labels": [labels[target] for target in targets]}
 
 
 def question_windows(

@@ -1,14 +1,20 @@
 """From SQuAD 2.0 input to tokenized windows."""
 
+import inspect
 import logging
+from collections.abc import Iterator
 from dataclasses import astuple, fields
 from pathlib import Path
 from typing import Any
 
 import pandas as pd
-from datasets import Dataset, DatasetDict, Features, List, Value, concatenate_datasets
+from datasets import Dataset, DatasetDict, Features, List, Value
+from tqdm.auto import tqdm
 
+from flan_qa_pipeline import windows
+from flan_qa_pipeline.arrow_files import on_disk, reused_splits
 from flan_qa_pipeline.errors import InputError
+from flan_qa_pipeline.fingerprint import fingerprint_json, fingerprint_splits, package_versions
 from flan_qa_pipeline.models import load_tokenizer
 from flan_qa_pipeline.parameters import (
     DataParameters,
@@ -16,15 +22,15 @@ from flan_qa_pipeline.parameters import (
     PromptParameters,
     TokenizationParameters,
 )
-from flan_qa_pipeline.squad import Rejection, check, flatten, flatten_rows, split_titles
-from flan_qa_pipeline.windows import (
-    answer_in_window,
-    question_windows,
-    tokenize_context,
-    tokenize_question,
-)
+from flan_qa_pipeline.splits import hold_out, pool, shared_values
+from flan_qa_pipeline.squad import Rejection, check, flatten, flatten_rows
+from flan_qa_pipeline.squad_files import SquadJSON, SquadParquet
+from flan_qa_pipeline.windows import window_columns
 
 logger = logging.getLogger(__name__)
+
+ROWS = 1000  # in memory at a time
+LATE_BAR = {"delay": 2, "leave": False}  # a short step shows none
 
 QUESTION_FEATURES = Features(
     {
@@ -47,7 +53,9 @@ WINDOW_FEATURES = Features(
 
 
 def flatten_questions(
-    raw: dict[str, Any] | pd.DataFrame | Dataset | DatasetDict, source: str, on_invalid: str
+    raw: SquadJSON | SquadParquet | dict[str, Any] | Dataset | DatasetDict,
+    source: str,
+    on_invalid: str,
 ) -> tuple[Dataset, pd.DataFrame]:
     """Flatten SQuAD 2.0 JSON, or squad_v2-shaped rows, to one checked row per question.
 
@@ -58,12 +66,13 @@ def flatten_questions(
             f"{source} holds a DatasetDict with the splits {', '.join(raw)}; name one of its "
             f"splits, such as {Path(source) / next(iter(raw), 'train')}, in globals.yml."
         )
-    if isinstance(raw, pd.DataFrame):
-        raw = Dataset.from_pandas(raw, preserve_index=False)
-    shape = flatten_rows if isinstance(raw, Dataset) else flatten
+    shape = flatten_rows if isinstance(raw, Dataset | SquadParquet) else flatten
     rejected: list[Rejection] = []
     skipped = rejected if on_invalid == "skip" else None
     records = check(shape(raw, source, skipped), source, skipped)
+    questions = on_disk(
+        tqdm(records, desc="Check questions", unit="question", **LATE_BAR), QUESTION_FEATURES
+    )
     if rejected:
         logger.warning(
             "%s: %d invalid records were left out (table of rejected questions); the first: %s.",
@@ -78,10 +87,6 @@ def flatten_questions(
         ],
         columns=[field.name for field in fields(Rejection)],
     )
-    questions = Dataset.from_list(
-        [{column: record[column] for column in QUESTION_FEATURES} for record in records],
-        features=QUESTION_FEATURES,
-    )
     return questions, table
 
 
@@ -92,18 +97,17 @@ def split_by_article(train: Dataset, validation: Dataset, data: DataParameters) 
     calibration to choose the no-answer threshold.
     """
     if data.validation_fraction is not None:
-        pool = _pool(train, validation)
-        train, validation = _hold_out(pool, data.validation_fraction, data.seed)
+        train, validation = hold_out(pool(train, validation), data.validation_fraction, data.seed)
     for column, thing in (("title", "article"), ("context", "context"), ("id", "question id")):
-        shared = sorted(set(train[column]) & set(validation[column]))
+        shared = shared_values(train, validation, column)
         if shared:
             raise InputError(
                 f"{len(shared)} {thing}(s) of {data.validation_file} are also in "
                 f"{data.train_file}, such as {shared[0][:60]!r}; remove them from one file, or "
                 "set data.validation_fraction to split the two files anew by article."
             )
-    train, dev = _hold_out(train, data.dev_fraction, data.seed)
-    train, calibration = _hold_out(train, data.calibration_fraction, data.seed)
+    train, dev = hold_out(train, data.dev_fraction, data.seed)
+    train, calibration = hold_out(train, data.calibration_fraction, data.seed)
     splits = DatasetDict(train=train, dev=dev, calibration=calibration, validation=validation)
     for name in ("train", "validation"):
         if not len(splits[name]):
@@ -112,35 +116,6 @@ def split_by_article(train: Dataset, validation: Dataset, data: DataParameters) 
                 "data.calibration_fraction or data.validation_fraction, or give more articles."
             )
     return splits
-
-
-def _hold_out(questions: Dataset, fraction: float, seed: int) -> tuple[Dataset, Dataset]:
-    """Hold out a fraction of the articles, and with them those that share a context."""
-    pairs = set(zip(questions["title"], questions["context"], strict=True))
-    held_out, grown = set(), split_titles(questions["title"], fraction, seed)
-    while held_out != grown:
-        held_out = grown
-        contexts = {context for title, context in pairs if title in held_out}
-        grown = {title for title, context in pairs if context in contexts}
-    return (
-        questions.filter(lambda title: title not in held_out, input_columns="title"),
-        questions.filter(lambda title: title in held_out, input_columns="title"),
-    )
-
-
-def _pool(train: Dataset, validation: Dataset) -> Dataset:
-    """Join two files; a question that is the same in both counts once."""
-    rows = {row["id"]: row for row in train}
-    new = []
-    for i, row in enumerate(validation):
-        if row["id"] not in rows:
-            new.append(i)
-        elif rows[row["id"]] != row:
-            raise InputError(
-                f"Question id {row['id']!r} stands for different questions in the two files; "
-                "give every question an id of its own."
-            )
-    return concatenate_datasets([train, validation.select(new)])
 
 
 def apply_unanswerable_policy(splits: DatasetDict, data: DataParameters) -> DatasetDict:
@@ -175,58 +150,46 @@ def tokenize_questions(
     model: ModelParameters,
     prompt: PromptParameters,
     tokenization: TokenizationParameters,
-    unanswerable: str,
+    data: DataParameters,
 ) -> DatasetDict:
     """Turn each question into windows of token ids: whole question, part of the context.
 
     `labels` are the answer's ids, or the abstention's for a window without the answer. Under the
     policy `drop` or `flag` a window without the answer teaches nothing: it is left out of train and
-    has no labels elsewhere.
+    has no labels elsewhere. Windows that an earlier run made of the same are used again.
     """
     tokenizer = load_tokenizer(model)
-    abstains = unanswerable == "keep"
+    n_questions = sum(map(len, questions.values()))
+    with tqdm(total=n_questions, desc="Tokenize", unit="question", **LATE_BAR) as bar:
 
-    def tokenize(batch: dict[str, list], for_training: bool) -> dict[str, list]:
-        rows: dict[str, list] = {name: [] for name in WINDOW_FEATURES}
-        contexts = {}
-        for id_, question, context, answers in zip(
-            batch["id"], batch["question"], batch["context"], batch["answers"], strict=True
-        ):
-            if context not in contexts:
-                contexts[context] = tokenize_context(tokenizer, context)
-            asked = tokenize_question(
-                tokenizer, prompt.template, question, tokenization, f"Question {id_!r}"
-            )
-            for number, window in enumerate(
-                question_windows(asked, contexts[context], tokenization)
-            ):
-                answer = answer_in_window(answers["text"], answers["answer_start"], window.span)
-                teaches = answer is not None or abstains
-                if for_training and not teaches:
-                    continue
-                target = prompt.abstention if answer is None else answer
-                rows["id"].append(id_)
-                rows["window"].append(number)
-                rows["input_ids"].append(window.input_ids)
-                rows["labels"].append(
-                    tokenizer(target, truncation=True, max_length=tokenization.max_target_length)[
-                        "input_ids"
-                    ]
-                    if teaches
-                    else []
+        def tokenize(split: Dataset, for_training: bool) -> Iterator[dict[str, list]]:
+            for batch in split.iter(ROWS):
+                yield window_columns(
+                    batch,
+                    tokenizer,
+                    prompt,
+                    tokenization,
+                    abstains=data.unanswerable == "keep",
+                    for_training=for_training,
                 )
-        return rows
+                bar.update(len(batch["id"]))
 
-    return DatasetDict(
-        {
-            name: split.map(
-                tokenize,
-                batched=True,
-                remove_columns=split.column_names,
-                features=WINDOW_FEATURES,
-                fn_kwargs={"for_training": name == "train"},
-                desc=f"Tokenize {name}",
-            )
-            for name, split in questions.items()
-        }
-    )
+        return reused_splits(
+            {name: tokenize(split, name == "train") for name, split in questions.items()},
+            WINDOW_FEATURES,
+            key=fingerprint_json(
+                {
+                    "questions": fingerprint_splits(questions),
+                    "tokenizer": tokenizer.backend_tokenizer.to_str(),
+                    "eos_token_id": tokenizer.eos_token_id,
+                    "prompt": prompt.model_dump(),
+                    "tokenization": tokenization.model_dump(),
+                    "unanswerable": data.unanswerable,
+                    "versions": package_versions(),
+                    "code": [inspect.getsource(part) for part in (windows, tokenize_questions)],
+                }
+            ),
+            folder=Path(data.cache_dir),
+            keep=data.cached_results,
+            name="Tokenized questions",
+        )

@@ -47,7 +47,7 @@ def create_pipeline(**kwargs) -> Pipeline:
                     "params:model",
                     "params:prompt",
                     "params:tokenization",
-                    "params:data.unanswerable",
+                    "params:data",
                 ],
                 outputs="tokenized_questions",
                 name="tokenize_questions",
