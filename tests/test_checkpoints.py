@@ -5,6 +5,7 @@ import logging
 import random
 import shutil
 from pathlib import Path
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -14,7 +15,7 @@ from safetensors.torch import load_file
 import flan_qa_pipeline.checkpoints
 from flan_qa_pipeline.checkpoints import pack, random_state, set_random_state, unpack
 from flan_qa_pipeline.errors import InputError
-from flan_qa_pipeline.training import BestAdapter
+from flan_qa_pipeline.training import AnsweringTrainer, BestAdapter
 
 VARIES = ("train_runtime", "_per_second", "peak_memory", "eval_runtime")
 STEPS = {"eval_strategy": "steps", "eval_steps": 7, "save_strategy": "steps", "save_steps": 4}
@@ -105,6 +106,53 @@ def test_a_stopped_training_ends_as_one_that_was_not(train, fresh, caplog, optio
     assert log_of(resumed) == log_of(whole)
     for key in ("best_step", "steps", "samples", "fingerprint"):
         assert resumed.training[key] == whole.training[key]
+
+
+@pytest.fixture
+def memory(monkeypatch):
+    """Memory for batches of 2; `full_after` many steps also for larger ones. Lists the batches."""
+    memory = SimpleNamespace(full_after=0, batches=[])
+    step = AnsweringTrainer.training_step
+
+    def limited(self, model, inputs, *args, **kwargs):
+        loss = step(self, model, inputs, *args, **kwargs)
+        memory.batches.append(len(inputs["labels"]))
+        if memory.batches[-1] > 2 and self.state.global_step >= memory.full_after:
+            raise RuntimeError("CUDA out of memory. Tried to allocate 1 GiB.")
+        return loss
+
+    monkeypatch.setattr(AnsweringTrainer, "training_step", limited)
+    return memory
+
+
+FOUND = {"per_device_train_batch_size": 4, "auto_find_batch_size": True, "num_train_epochs": 4}
+
+
+def test_a_resumed_training_keeps_the_batch_size_found(train, fresh, memory, caplog):
+    _, whole = train(fresh(**STEPS, **FOUND))
+    assert memory.batches == [4, *[2] * 24]
+    training = fresh(**STEPS, **FOUND)
+    train_until(5, train, training)
+    memory.batches.clear()
+    caplog.clear()
+    _, resumed = train(training)
+    assert memory.batches == [2] * 16
+    assert not [record for record in caplog.records if record.levelno >= logging.WARNING]
+    for name, tensor in whole.state_dict.items():
+        assert torch.equal(tensor, resumed.state_dict[name]), name
+    assert log_of(resumed) == log_of(whole)
+
+
+def test_a_resumed_training_that_runs_out_of_memory_goes_back(train, fresh, memory):
+    memory.full_after = 9
+    training = fresh(**STEPS, **FOUND)
+    train_until(5, train, training)
+    _, resumed = train(training)
+    assert memory.batches == [*[4] * 5, *[4] * 6, *[2] * 16]
+    assert (resumed.training["batch_size"], resumed.training["steps"]) == (2, 12)
+    assert saved(training) == ["checkpoint-4", "checkpoint-8"]
+    steps = [entry["step"] for entry in log_of(resumed) if "loss" in entry]
+    assert steps == [3, 6, 9, 12]
 
 
 @pytest.fixture(scope="module")

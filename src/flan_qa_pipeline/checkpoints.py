@@ -246,11 +246,11 @@ class _CheckpointFlow(TrainerCallback):
 
     def on_train_begin(self, args, state, control, **kwargs):
         trainer, resumed = self._trainer, self._trainer._resumed
-        if not resumed:
-            if not state.is_world_process_zero:
-                return
+        if state.is_world_process_zero:
             for old in Path(args.output_dir).glob("checkpoint-*"):
-                remove_at_once(old)
+                if int(old.name.rpartition("-")[2]) > state.global_step:
+                    remove_at_once(old)
+        if not resumed:
             return
         state.compute_steps(args, state.max_steps)
         trainer._total_loss_scalar, trainer._globalstep_last_logged = resumed["losses"]

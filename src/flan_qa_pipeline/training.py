@@ -4,13 +4,15 @@ import logging
 import math
 import time
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any
 
 import torch
 from accelerate.utils.memory import clear_device_cache, should_reduce_batch_size
 from peft import PeftModel, set_peft_model_state_dict
 from torch.utils.data import Sampler
-from transformers import TrainerCallback, set_seed
+from transformers import TrainerCallback, TrainerState, set_seed
+from transformers.trainer import TRAINER_STATE_NAME
 from transformers.trainer_pt_utils import LengthGroupedSampler
 from transformers.trainer_utils import TrainOutput
 
@@ -27,8 +29,9 @@ class AnsweringTrainer(CheckpointingTrainer):
     `answer_questions` maps the model to metrics such as exact and f1; a text among them becomes a
     text in TensorBoard. With `find_batch_size` a training that does not fit in memory starts again
     with a smaller batch and as much more gradient accumulation: the optimizer sees the same
-    batches. (transformers' own `auto_find_batch_size` leaves accumulation, hence the effective
-    batch and the learning rate's meaning, to chance, and goes on with the adapter as it was left.)
+    batches. A training that is resumed keeps the size found. (transformers' own
+    `auto_find_batch_size` leaves accumulation, hence the effective batch and the learning rate's
+    meaning, to chance, and goes on with the adapter as it was left.)
 
     Several processes see in a step the examples that one process sees at the same effective batch;
     only the last batch of an epoch is filled up, with the epoch's first examples.
@@ -45,13 +48,16 @@ class AnsweringTrainer(CheckpointingTrainer):
         self._answer_questions = answer_questions
         self._find_batch_size = find_batch_size
 
-    def train(self, *args: Any, **kwargs: Any) -> TrainOutput:
+    def train(self, resume_from_checkpoint: str | None = None) -> TrainOutput:
         if not self._find_batch_size:
-            return super().train(*args, **kwargs)
+            return super().train(resume_from_checkpoint)
+        if resume_from_checkpoint:
+            state = TrainerState.load_from_json(Path(resume_from_checkpoint, TRAINER_STATE_NAME))
+            self._use_batch_size(state.train_batch_size)
         start = adapter_weights(self.model)
         while True:
             try:
-                output = super().train(*args, **kwargs)
+                output = super().train(resume_from_checkpoint)
             except RuntimeError as error:
                 if not should_reduce_batch_size(error) or self._train_batch_size == 1:
                     raise
@@ -81,13 +87,18 @@ class AnsweringTrainer(CheckpointingTrainer):
         )
         smaller = max(n for n in range(1, size // 2 + 1) if size * accumulated % n == 0)
         logger.info("A batch of %d does not fit in memory; trying %d.", size, smaller)
-        self.args.per_device_train_batch_size = smaller
-        self.args.gradient_accumulation_steps = size * accumulated // smaller
-        self._train_batch_size = self.args.train_batch_size
+        self._use_batch_size(smaller)
         self.optimizer = self.lr_scheduler = None
         self.model.zero_grad()
         self.model_wrapped = self.model
         clear_device_cache(garbage_collection=True)
+
+    def _use_batch_size(self, size: int) -> None:
+        """Change the batch, not the effective batch, of which it is a share."""
+        effective = self.args.per_device_train_batch_size * self.args.gradient_accumulation_steps
+        self.args.per_device_train_batch_size = size
+        self.args.gradient_accumulation_steps = effective // size
+        self._train_batch_size = self.args.train_batch_size
 
     def evaluation_loop(self, *args: Any, metric_key_prefix: str = "eval", **kwargs: Any):
         output = super().evaluation_loop(*args, metric_key_prefix=metric_key_prefix, **kwargs)
