@@ -5,6 +5,7 @@ import os
 import subprocess
 import sys
 from pathlib import Path
+from time import time
 
 import pandas as pd
 import pytest
@@ -192,27 +193,32 @@ def test_a_killed_process_ends_the_run_and_the_same_command_resumes(in_two, opti
     assert log_of(training) == log_of(expected[1])
 
 
+LOST = "RuntimeError: lost process 1"
+
+
 @pytest.mark.parametrize(
-    ("errors", "told"),
+    ("failed", "told"),
     [
-        ({0: ("InputError: this is missing; give it.", 5)}, "this is missing; give it."),
-        (
-            {0: ("RuntimeError: lost process 1", 6), 1: ("ValueError: bad", 5)},
-            "Process 1 failed: ValueError: bad",
-        ),
-        ({0: ("RuntimeError: lost process 1", 1), 1: None}, "Process 1 of the run (PID 7)"),
+        ({0: ("InputError: this is missing; give it.", 0), 1: -15}, "this is missing; give it."),
+        ({0: (LOST, 1), 1: ("ValueError: bad", 3)}, "Process 1 failed: ValueError: bad"),
+        ({0: (LOST, 1), 1: -9}, "Process 1 of the run (PID 7) was ended by SIGKILL"),
+        ({0: ("ValueError: bad", 40), 1: -9}, "Process 0 failed: ValueError: bad"),
+        ({0: -15, 1: -11}, "Process 1 of the run (PID 7) was ended by SIGSEGV"),
     ],
 )
-def test_the_first_cause_is_told(errors, told, tmp_path, capsys):
+def test_the_first_cause_is_told(failed, told, tmp_path, capsys):
+    """By rank the error and how many seconds ago it was, or the signal."""
     failures = {}
-    for rank, error in errors.items():
+    for rank, error in failed.items():
         path = tmp_path / f"{rank}.json"
-        if error:
-            extra = {"py_callstack": f"where {rank} failed", "timestamp": str(error[1])}
+        code = error
+        if isinstance(error, tuple):
+            code = 1
+            extra = {"py_callstack": f"trace {rank}", "timestamp": str(int(time()) - error[1])}
             path.write_text(json.dumps({"message": {"message": error[0], "extraInfo": extra}}))
-        failures[rank] = ProcessFailure(rank, 7, 1 if error else -9, str(path))
+        failures[rank] = ProcessFailure(rank, 7, code, str(path))
     assert _explained(ChildFailedError("run", failures)).message.startswith(told)
-    assert ("where 1 failed" in capsys.readouterr().err) == ("ValueError" in told)
+    assert ("trace" in capsys.readouterr().err) == ("ValueError" in told)
 
 
 def test_a_session_does_not_pass_over_the_number_of_processes(project, options):

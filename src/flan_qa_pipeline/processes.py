@@ -26,7 +26,11 @@ from kedro.runner.task import Task
 from pluggy import PluginManager
 from torch.distributed.elastic.agent.server.api import SignalException
 from torch.distributed.elastic.multiprocessing import DefaultLogsSpecs
-from torch.distributed.elastic.multiprocessing.errors import ChildFailedError, record
+from torch.distributed.elastic.multiprocessing.errors import (
+    ChildFailedError,
+    ProcessFailure,
+    record,
+)
 from torch.distributed.launcher.api import LaunchConfig, launch_agent
 
 from flan_qa_pipeline.errors import InputError
@@ -34,6 +38,7 @@ from flan_qa_pipeline.parameters import DistributedParameters
 from flan_qa_pipeline.storage import AtomicCatalog
 
 EVERYWHERE = {"quantize", "train", "predict", "merge"}  # nodes with a model
+NOTICED_AFTER = 10  # seconds at most
 STARTED_HERE = "flan_qa_pipeline"  # the launch's id, in the environment of its processes
 
 
@@ -162,10 +167,18 @@ def _start(count: int) -> None:
 
 
 def _explained(error: ChildFailedError) -> click.ClickException:
-    """Say of which process the run ended; what the others met is the consequence."""
-    killed = [item for item in error.failures.items() if item[1].exitcode < 0]
-    rank, failure = killed[0] if killed else error.get_first_failure()
-    if killed:
+    """Say of which process the run ended; what the others met is the consequence.
+
+    When one fails the others are sent SIGTERM and, half a minute later, SIGKILL. When one is
+    killed the others may fail before that is noticed.
+    """
+
+    def when(item: tuple[int, ProcessFailure]) -> tuple[bool, float]:
+        code = item[1].exitcode
+        return code == -signal.SIGTERM, item[1].timestamp - (NOTICED_AFTER if code < 0 else 0)
+
+    rank, failure = min(error.failures.items(), key=when)
+    if failure.exitcode < 0:
         cause = f"was ended by {failure.signal_name()}"
         if failure.exitcode == -signal.SIGKILL:
             cause += ", as the system does when memory is short"
