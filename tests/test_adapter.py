@@ -47,7 +47,7 @@ def logits(model, windows):
 def answers(model, tokenizer, windows):
     ids = windows["train"]["input_ids"]
     return generate_answers(
-        model, tokenizer, ids, abstention="no answer", batch_size=4, max_new_tokens=8
+        model, tokenizer, ids, abstention="no answer", batch_tokens=160, max_new_tokens=8
     )
 
 

@@ -105,7 +105,7 @@ def test_a_threshold_decides_instead_of_the_greedy_output(
 
 
 def test_order_and_batches_do_not_matter(adapter, answers, pairs):
-    small = GenerationParameters(**adapter.provenance["generation"] | {"batch_size": 2})
+    small = GenerationParameters(**adapter.provenance["generation"] | {"batch_tokens": 100})
     answerer = QuestionAnswerer(adapter, generation=small, compute_dtype="float32")
     backward = answerer.answer(pairs[::-1])[::-1]
     assert [answer.text for answer in backward] == [answer.text for answer in answers]

@@ -51,13 +51,13 @@ def one_by_one(model, ids):
     return output[0, 1:].tolist()
 
 
-def answer(model, tokenizer, input_ids, batch_size=4, abstention="no answer"):
+def answer(model, tokenizer, input_ids, batch_tokens=160, abstention="no answer"):
     return generate_answers(
         model,
         tokenizer,
         input_ids,
         abstention=abstention,
-        batch_size=batch_size,
+        batch_tokens=batch_tokens,
         max_new_tokens=MAX_NEW_TOKENS,
     )
 
@@ -133,7 +133,7 @@ def test_an_input_that_is_abstained_on_has_another_answer(model, tokenizer, inpu
 def test_answers_do_not_depend_on_batches_or_repetition(model, tokenizer, input_ids):
     first, again = (answer(model, tokenizer, input_ids) for _ in range(2))
     assert first == again
-    alone = answer(model, tokenizer, input_ids, batch_size=1)
+    alone = answer(model, tokenizer, input_ids, batch_tokens=1)
     assert [found.text for found in alone] == [found.text for found in first]
     for field in ("score", "answer_score", "no_answer_score"):
         assert [getattr(found, field) for found in alone] == pytest.approx(

@@ -50,7 +50,7 @@ def test_unknown_key_near_a_known_one(raw_parameters):
 def test_unknown_key_far_from_all_known_ones(raw_parameters):
     raw_parameters["generation"]["xyz"] = 1
     message = complaint(raw_parameters)
-    assert "Unknown parameter generation.xyz: known here: batch_size, max_new_tokens" in message
+    assert "Unknown parameter generation.xyz: known here: batch_tokens, max_new_tokens" in message
 
 
 def test_unknown_key_deep_inside(raw_parameters):

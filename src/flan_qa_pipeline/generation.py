@@ -1,18 +1,25 @@
 """Batched greedy decoding: answers, their log-probabilities, how near they are to abstaining."""
 
-from collections.abc import Sequence
+import logging
+from collections.abc import Iterator, Sequence
 from dataclasses import asdict, dataclass
 
 import torch
 from accelerate import PartialState
 from accelerate.utils import gather_object
+from accelerate.utils.memory import clear_device_cache, should_reduce_batch_size
 from datasets import Dataset
+from peft import PeftModel
 from tqdm.auto import tqdm
-from transformers import GenerationConfig, PreTrainedModel, PreTrainedTokenizerBase
-from transformers.modeling_outputs import BaseModelOutput
+from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from flan_qa_pipeline.parameters import GenerationParameters, PromptParameters
+from flan_qa_pipeline.t5 import Decoder
 from flan_qa_pipeline.windows import WindowAnswer, is_abstention, merge_windows
+
+logger = logging.getLogger(__name__)
+
+PAD_TO_MULTIPLE = 8
 
 
 @dataclass(frozen=True)
@@ -46,7 +53,7 @@ def answer_windows(
         tokenizer,
         windows["input_ids"],
         abstention=prompt.abstention,
-        batch_size=generation.batch_size,
+        batch_tokens=generation.batch_tokens,
         max_new_tokens=generation.max_new_tokens,
         description=description,
     )
@@ -61,44 +68,29 @@ def answer_windows(
 
 @torch.inference_mode()
 def generate_answers(
-    model: PreTrainedModel,
+    model: PreTrainedModel | PeftModel,
     tokenizer: PreTrainedTokenizerBase,
     input_ids: Sequence[Sequence[int]],
     *,
     abstention: str,
-    batch_size: int,
+    batch_tokens: int,
     max_new_tokens: int,
     description: str | None = "Answer",
 ) -> list[GeneratedAnswer]:
     """Decode every input greedily; return the answers in the order of the inputs.
 
-    Inputs are batched from the longest to the shortest, so that a batch has little padding and
-    one that does not fit in memory fails first. Each input is encoded once: greedy decoding, the
-    abstention's log-probability (one pass, teacher-forced) and the best answer of an input that
-    is abstained on all start from the same encoder states. Without a `description` there is no bar.
+    Inputs are batched from the longest to the shortest, `batch_tokens` at a time, padding
+    included, so that a batch has little padding and one that does not fit in memory fails first;
+    it is then answered in halves. Each input is encoded once. Without a `description` there is no
+    bar.
 
     Several processes answer the batches in turn and each returns all answers. The batches are
     those of one process, so the answers are, too.
     """
     process = PartialState()
-    greedy = GenerationConfig(
-        do_sample=False,
-        num_beams=1,
-        max_new_tokens=max_new_tokens,
-        decoder_start_token_id=model.config.decoder_start_token_id,
-        pad_token_id=tokenizer.pad_token_id,
-        eos_token_id=tokenizer.eos_token_id,
-        return_dict_in_generate=True,
-        output_logits=True,
-    )
-    abstention_ids = tokenizer(abstention)["input_ids"]
-    answering = GenerationConfig(
-        **greedy.to_diff_dict()
-        | {"begin_suppress_tokens": [abstention_ids[0], tokenizer.eos_token_id]}
-    )
-    order = sorted(range(len(input_ids)), key=lambda i: len(input_ids[i]), reverse=True)
-    batches = [order[start : start + batch_size] for start in range(0, len(order), batch_size)]
+    batches = list(length_batches([len(ids) for ids in input_ids], batch_tokens))
     own = batches[process.process_index :: process.num_processes]
+    decoding = _Decoding(model, tokenizer, abstention, max_new_tokens)
     answers: dict[int, GeneratedAnswer] = {}
     with tqdm(
         total=sum(map(len, own)),
@@ -108,66 +100,148 @@ def generate_answers(
         disable=description is None or not process.is_main_process,
     ) as progress:
         for rows in own:
-            batch = tokenizer.pad(
-                {"input_ids": [list(input_ids[i]) for i in rows]}, return_tensors="pt"
-            ).to(model.device)
-            states = model.get_encoder()(**batch).last_hidden_state
-            mask = batch["attention_mask"]
-            said = _generate(model, tokenizer, states, mask, greedy)
-            best = list(said)
-            silent = [i for i, (text, _) in enumerate(said) if is_abstention(text, abstention)]
-            if silent:
-                others = _generate(model, tokenizer, states[silent], mask[silent], answering)
-                for i, other in zip(silent, others, strict=True):
-                    best[i] = other
-            abstaining = _log_probability(model, states, mask, abstention_ids)
-            for i, (text, score), (answer, answer_score), abstained in zip(
-                rows, said, best, abstaining, strict=True
-            ):
-                answers[i] = GeneratedAnswer(
-                    text, score, answer, answer_score, abstained - answer_score
-                )
+            said = decoding.answer([input_ids[i] for i in rows])
+            answers |= zip(rows, said, strict=True)
             progress.update(len(rows))
     gathered = dict(gather_object(list(answers.items())))
     return [gathered[i] for i in range(len(input_ids))]
 
 
-def _generate(
-    model: PreTrainedModel,
-    tokenizer: PreTrainedTokenizerBase,
-    states: torch.Tensor,
-    attention_mask: torch.Tensor,
-    config: GenerationConfig,
-) -> list[tuple[str, float]]:
-    """Texts and log-probabilities, from encoder states (batch, length, d_model)."""
-    output = model.generate(
-        encoder_outputs=BaseModelOutput(last_hidden_state=states),
-        attention_mask=attention_mask,
-        generation_config=config,
-    )
-    tokens = output.sequences[:, 1:]
-    total = torch.zeros(len(tokens), device=tokens.device)
-    for step, logits in enumerate(output.logits):
-        log_probs = torch.log_softmax(logits.float(), dim=-1)
-        chosen = log_probs.gather(1, tokens[:, step : step + 1]).squeeze(1)
-        total += chosen.masked_fill(tokens[:, step] == tokenizer.pad_token_id, 0.0)
-    texts = tokenizer.batch_decode(output.sequences, skip_special_tokens=True)
-    return list(zip(texts, total.tolist(), strict=True))
+def length_batches(lengths: Sequence[int], batch_tokens: int) -> Iterator[list[int]]:
+    """Yield the indices of inputs from the longest to the shortest, in batches.
+
+    A batch has at most `batch_tokens` tokens when its inputs are padded to the longest of them,
+    or one input that is longer.
+    """
+    order = sorted(range(len(lengths)), key=lambda i: lengths[i], reverse=True)
+    while order:
+        size = max(1, batch_tokens // _padded(lengths[order[0]]))
+        yield order[:size]
+        order = order[size:]
 
 
-def _log_probability(
-    model: PreTrainedModel,
-    states: torch.Tensor,
-    attention_mask: torch.Tensor,
-    target_ids: list[int],
-) -> list[float]:
-    """Log-probability of one target sequence after each of the encoder states."""
-    target = torch.tensor([target_ids], device=states.device).expand(len(states), -1)
-    start = torch.full_like(target[:, :1], model.config.decoder_start_token_id)
-    logits = model(
-        encoder_outputs=BaseModelOutput(last_hidden_state=states),
-        attention_mask=attention_mask,
-        decoder_input_ids=torch.cat([start, target[:, :-1]], dim=1),
-    ).logits
-    log_probs = torch.log_softmax(logits.float(), dim=-1)
-    return log_probs.gather(2, target.unsqueeze(2)).sum(dim=(1, 2)).tolist()
+def _padded(length: int) -> int:
+    return -(-length // PAD_TO_MULTIPLE) * PAD_TO_MULTIPLE
+
+
+class _Decoding:
+    """Greedy decoding of batches, and where it abstains, of the best other answer."""
+
+    def __init__(
+        self,
+        model: PreTrainedModel | PeftModel,
+        tokenizer: PreTrainedTokenizerBase,
+        abstention: str,
+        max_new_tokens: int,
+    ):
+        self._model = model.get_base_model() if isinstance(model, PeftModel) else model
+        self._tokenizer, self._abstention = tokenizer, abstention
+        self._max_new_tokens = max_new_tokens
+        self._start = model.config.decoder_start_token_id
+        self._end, self._pad = tokenizer.eos_token_id, tokenizer.pad_token_id
+        abstaining = tokenizer(abstention)["input_ids"]
+        self._abstaining = torch.tensor(abstaining, device=model.device)
+        self._abstention_text = tokenizer.decode(abstaining, skip_special_tokens=True)
+
+    def answer(self, input_ids: list[Sequence[int]]) -> list[GeneratedAnswer]:
+        """Answer one batch; halve it where it does not fit in memory."""
+        try:
+            return self._answer(input_ids)
+        except RuntimeError as error:
+            if len(input_ids) == 1 or not should_reduce_batch_size(error):
+                raise
+        clear_device_cache(garbage_collection=True)
+        half = len(input_ids) // 2
+        logger.info("%d windows do not fit in memory; answering them in halves.", len(input_ids))
+        return self.answer(input_ids[:half]) + self.answer(input_ids[half:])
+
+    def _answer(self, input_ids: list[Sequence[int]]) -> list[GeneratedAnswer]:
+        """Tell abstentions by one pass, then decode all: what is abstained on, to another answer.
+
+        The pass is over the abstention's own tokens. Where each of them is the most probable one,
+        the abstention is what greedy decoding would say.
+        """
+        forced = self._abstaining.expand(len(input_ids), -1)
+        decoder, logits = self._begin(input_ids, forced[:, :-1])
+        log_probs = logits.log_softmax(-1)
+        abstained = log_probs.gather(2, forced.unsqueeze(2)).sum((1, 2))
+        says_it = (logits.argmax(-1) == forced).all(1) & (forced.shape[1] <= self._max_new_tokens)
+        says_nothing = logits[:, 0].argmax(-1) == self._end
+        silence = torch.where(says_it, abstained, log_probs[:, 0, self._end])
+        said = self._decode(decoder, logits[:, 0], suppressed=says_it | says_nothing)
+        silent = says_it | says_nothing
+        rows = zip(*said, silent.tolist(), says_it.tolist(), silence.tolist(), strict=True)
+        greedy = [
+            ((self._abstention_text if says_it else "", silence) if silent else (text, score))
+            for text, score, silent, says_it, silence in rows
+        ]
+        best = list(zip(*said, strict=True))
+        unforeseen = [
+            i
+            for i, quiet in enumerate(silent.tolist())
+            if not quiet and is_abstention(greedy[i][0], self._abstention)
+        ]
+        if unforeseen:
+            again = [input_ids[i] for i in unforeseen]
+            decoder, logits = self._begin(again, forced[: len(again), :0])
+            suppressed = torch.ones(len(again), dtype=torch.bool, device=forced.device)
+            others = self._decode(decoder, logits[:, 0], suppressed)
+            for i, other in zip(unforeseen, zip(*others, strict=True), strict=True):
+                best[i] = other
+        return [
+            GeneratedAnswer(text, score, answer, answer_score, log_prob - answer_score)
+            for (text, score), (answer, answer_score), log_prob in zip(
+                greedy, best, abstained.tolist(), strict=True
+            )
+        ]
+
+    def _begin(
+        self, input_ids: list[Sequence[int]], forced: torch.Tensor
+    ) -> tuple[Decoder, torch.Tensor]:
+        """Encode inputs; give the float32 logits after the start token and each forced one."""
+        batch = self._tokenizer.pad(
+            {"input_ids": [list(ids) for ids in input_ids]},
+            pad_to_multiple_of=PAD_TO_MULTIPLE,
+            return_tensors="pt",
+        ).to(self._model.device)
+        states = self._model.get_encoder()(**batch).last_hidden_state
+        room = max(self._max_new_tokens, forced.shape[1] + 1)
+        decoder = Decoder(self._model, states, batch["attention_mask"], room)
+        start = torch.full_like(batch["input_ids"][:, :1], self._start)
+        logits = decoder(torch.cat([start, forced], dim=1)).float()
+        decoder.rewind(1)
+        return decoder, logits
+
+    def _decode(
+        self, decoder: Decoder, logits: torch.Tensor, suppressed: torch.Tensor
+    ) -> tuple[list[str], list[float]]:
+        """Texts and log-probabilities of greedy outputs whose first token has these logits.
+
+        An output that is `suppressed` begins neither with the abstention nor with its end. Rows
+        that have ended leave the batch as soon as they are half of it.
+        """
+        n_rows, end = len(logits), self._end
+        begin = logits.clone()
+        for token in (self._abstaining[0], end):
+            begin[:, token] = begin[:, token].masked_fill(suppressed, -torch.inf)
+        chosen = begin.argmax(-1)
+        tokens = torch.full((n_rows, self._max_new_tokens), self._pad, device=logits.device)
+        scores = logits.new_zeros(n_rows)
+        rows = torch.arange(n_rows, device=logits.device)
+        going = torch.ones_like(rows, dtype=torch.bool)
+        for step in range(self._max_new_tokens):
+            chosen = chosen.masked_fill(~going, self._pad)
+            score = logits.gather(1, chosen[:, None]).squeeze(1) - logits.logsumexp(-1)
+            tokens[rows, step] = chosen
+            scores[rows] += score.masked_fill(~going, 0.0)
+            going = going & (chosen != end)
+            remaining = int(going.sum())
+            if remaining == 0 or step + 1 == self._max_new_tokens:
+                break
+            if remaining <= len(rows) // 2:
+                kept = going.nonzero().squeeze(1)
+                decoder.keep(kept)
+                rows, chosen, going = rows[kept], chosen[kept], going[kept]
+            logits = decoder(chosen[:, None])[:, 0].float()
+            chosen = logits.argmax(-1)
+        return self._tokenizer.batch_decode(tokens, skip_special_tokens=True), scores.tolist()

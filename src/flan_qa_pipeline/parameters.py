@@ -206,9 +206,12 @@ class DistributedParameters(_Section):
 
 
 class GenerationParameters(_Section):
-    """Greedy decoding, the same for the base and the fine-tuned model."""
+    """Greedy decoding, the same for the base and the fine-tuned model.
 
-    batch_size: Positive
+    `batch_tokens` is of input tokens at a time, padding included.
+    """
+
+    batch_tokens: Positive
     max_new_tokens: Positive
 
 

@@ -10,7 +10,7 @@ from functools import wraps
 from typing import Any
 
 import torch
-from torch.nn.functional import cross_entropy, rms_norm
+from torch.nn.functional import cross_entropy, rms_norm, softmax
 from torch.utils.checkpoint import checkpoint
 from transformers import T5Config, T5ForConditionalGeneration
 from transformers.modeling_outputs import Seq2SeqLMOutput
@@ -161,3 +161,86 @@ class QuantizableT5(T5ForConditionalGeneration):
 
     def _summed_loss(self, states: torch.Tensor, targets: torch.Tensor) -> torch.Tensor:
         return cross_entropy(self.lm_head(states).float(), targets, reduction="sum")
+
+
+class Decoder:
+    """A T5's decoder that writes to a batch of encoded inputs, token by token.
+
+    Keys and values of the encoder's states are made once, and laid out as products read them;
+    those of tokens go into room for `max_tokens`. Results are those of the model itself.
+    """
+
+    def __init__(
+        self,
+        model: T5ForConditionalGeneration,
+        states: torch.Tensor,
+        attention_mask: torch.Tensor,
+        max_tokens: int,
+    ):
+        """Attend to the encoder's states (batch, length, d_model); mask (batch, length), 0 or 1."""
+        self._stack, self._head = model.decoder, model.lm_head
+        self.length = 0
+        lowest = torch.finfo(states.dtype).min
+        self._mask = torch.zeros_like(attention_mask, dtype=states.dtype)
+        self._mask = self._mask.masked_fill_(attention_mask == 0, lowest)[:, None, None]
+        self._read: list[list[torch.Tensor]] = []
+        self._written: list[list[torch.Tensor]] = []
+        for block in self._stack.block:
+            attention = block.layer[1].EncDecAttention
+            self._read.append([_heads(attention, part(states)) for part in _key_value(attention)])
+            own = (len(states), attention.n_heads, max_tokens, attention.key_value_proj_dim)
+            self._written.append([states.new_zeros(own) for _ in range(2)])
+        first = self._stack.block[0].layer[0].SelfAttention
+        bias = first.compute_bias(max_tokens, max_tokens, states.device)
+        future = torch.full_like(bias[0, 0], lowest).triu(1)
+        self._bias = bias + future
+
+    def __call__(self, tokens: torch.Tensor) -> torch.Tensor:
+        """Append tokens (batch, n); return logits (batch, n, vocabulary)."""
+        start, self.length = self.length, self.length + tokens.shape[1]
+        bias = self._bias[:, :, start : self.length, : self.length]
+        hidden = self._stack.embed_tokens(tokens)
+        for block, read, written in zip(self._stack.block, self._read, self._written, strict=True):
+            own, other, feed_forward = block.layer
+            normed = own.layer_norm(hidden)
+            attention = own.SelfAttention
+            for kept, part in zip(written, _key_value(attention), strict=True):
+                kept[:, :, start : self.length] = _heads(attention, part(normed))
+            past = [kept[:, :, : self.length] for kept in written]
+            hidden = hidden + _attend(attention, normed, *past, bias)
+            normed = other.layer_norm(hidden)
+            hidden = hidden + _attend(other.EncDecAttention, normed, *read, self._mask)
+            hidden = feed_forward(hidden)
+        return self._head(self._stack.final_layer_norm(hidden))
+
+    def rewind(self, length: int) -> None:
+        """Forget all tokens but the first `length`."""
+        self.length = length
+
+    def keep(self, rows: torch.Tensor) -> None:
+        """Go on with these rows of the batch alone."""
+        self._mask = self._mask[rows]
+        for kept in (self._read, self._written):
+            kept[:] = [[part[rows] for part in parts] for parts in kept]
+
+
+def _key_value(attention: T5Attention) -> tuple[torch.nn.Module, torch.nn.Module]:
+    return attention.k, attention.v
+
+
+def _heads(attention: T5Attention, projected: torch.Tensor) -> torch.Tensor:
+    """Turn (batch, length, heads x d_kv) into (batch, heads, length, d_kv), contiguous."""
+    split = projected.unflatten(2, (attention.n_heads, attention.key_value_proj_dim))
+    return split.transpose(1, 2).contiguous()
+
+
+def _attend(
+    attention: T5Attention,
+    normed: torch.Tensor,
+    key: torch.Tensor,
+    value: torch.Tensor,
+    bias: torch.Tensor,
+) -> torch.Tensor:
+    query = _heads(attention, attention.q(normed))
+    weights = softmax(query @ key.transpose(2, 3) + bias, dim=-1)
+    return attention.o((weights @ value).transpose(1, 2).flatten(2))
