@@ -70,7 +70,7 @@ def options(tiny_base):
         "model.compute_dtype": "float32",
         "data.max_train_questions": 64,
         "data.max_validation_questions": 40,
-        "generation.batch_size": 8,
+        "generation.batch_tokens": 500,
         "inference.chunk_size": 5,
         "reporting.memory_formats": [],
         "training.optim": "sgd",
