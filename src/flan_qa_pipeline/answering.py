@@ -90,7 +90,7 @@ class QuestionAnswerer:
         Args:
             adapter: as a catalog's `adapter` dataset loads it.
             tokenization: window length and overlap, in tokens; None: those of the training.
-            generation: windows answered at a time, and the longest answer in tokens; None: those
+            generation: tokens answered at a time, and the longest answer in tokens; None: those
                 of the training.
             no_answer_threshold: 0..1; the adapter abstains above this `no_answer_probability` and
                 otherwise gives its best answer. None: it abstains when its greedy output does.
