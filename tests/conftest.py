@@ -245,11 +245,14 @@ def adapter(starter, parameters, lora, pairs):
         for name, weight in model.named_parameters():
             if "lora_B" in name:
                 weight.normal_(std=0.02)
-    recorded = {name: getattr(parameters, name) for name in ("tokenization", "generation")}
-    recorded = {name: section.model_dump() for name, section in recorded.items()}
 
     def made(prompt: PromptParameters) -> Adapter:
-        provenance = provenance_of(starter, prompt) | recorded
+        provenance = provenance_of(
+            starter,
+            prompt,
+            tokenization=parameters.tokenization,
+            generation=parameters.generation,
+        )
         return extract_adapter(model, load_tokenizer(starter), provenance, {})
 
     answers = QuestionAnswerer(made(parameters.prompt), compute_dtype="float32").answer(pairs)

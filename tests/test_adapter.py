@@ -18,6 +18,7 @@ from flan_qa_pipeline.errors import InputError
 from flan_qa_pipeline.generation import generate_answers
 from flan_qa_pipeline.models import dequantize, load_base_model
 from flan_qa_pipeline.pipelines.modeling.nodes import attach_lora, merge_adapter
+from flan_qa_pipeline.storage import AtomicCatalog
 
 
 @pytest.fixture(scope="module")
@@ -165,8 +166,9 @@ def test_interrupted_save_leaves_no_version(trained, tmp_path, dataset, step, in
             patch.setattr(type(adapter.tokenizer), "save_pretrained", fail)
         else:
             patch.setattr(flan_qa_pipeline.adapter.json, "dumps", fail)
+        catalog = AtomicCatalog({"adapter": dataset(save="2026-01-02T00.00.00.000Z")})
         with pytest.raises((DatasetError, KeyboardInterrupt)):
-            dataset(save="2026-01-02T00.00.00.000Z").save(scaled(adapter, 2))
+            catalog.save("adapter", scaled(adapter, 2))
 
     assert dataset().list_versions(full_path=False) == ["2026-01-01T00.00.00.000Z"]
     assert {path: path.read_bytes() for path in files_in(tmp_path / "adapter")} == before

@@ -41,10 +41,12 @@ def project(tmp_path_factory, parameters, lora, tokenizer):
     root = tmp_path_factory.mktemp("project")
     copy_project(root)
     tiny = parameters.model.model_copy(update={"compute_dtype": "float32", "load_in_4bit": False})
-    recorded = {name: getattr(parameters, name) for name in ("tokenization", "generation")}
-    provenance = provenance_of(tiny, parameters.prompt) | {
-        name: section.model_dump() for name, section in recorded.items()
-    }
+    provenance = provenance_of(
+        tiny,
+        parameters.prompt,
+        tokenization=parameters.tokenization,
+        generation=parameters.generation,
+    )
     model = attach_lora(load_base_model(tiny), lora, parameters.training)
     for version in (FIRST, SECOND):
         with torch.no_grad():

@@ -15,13 +15,14 @@ from peft import (
     get_peft_model_state_dict,
     set_peft_model_state_dict,
 )
+from pydantic import BaseModel
 from safetensors.torch import load_file, save_file
 from transformers import AutoTokenizer, PreTrainedModel, PreTrainedTokenizerBase
 
 from flan_qa_pipeline.errors import InputError
 from flan_qa_pipeline.lora import fuse
 from flan_qa_pipeline.parameters import ModelParameters, PromptParameters
-from flan_qa_pipeline.storage import refuse_pickles, remove_at_once, written_aside
+from flan_qa_pipeline.storage import refuse_pickles, remove_at_once
 
 WEIGHTS = "adapter_model.safetensors"
 PROVENANCE = "provenance.json"
@@ -45,11 +46,18 @@ class Adapter:
     training: dict[str, Any]
 
 
-def provenance_of(model: ModelParameters, prompt: PromptParameters) -> dict[str, Any]:
-    """What an adapter depends on: it means something only on this base and with this prompt."""
+def provenance_of(
+    model: ModelParameters, prompt: PromptParameters, **evaluated_with: BaseModel
+) -> dict[str, Any]:
+    """What an adapter depends on: it means something only on this base and with this prompt.
+
+    Args:
+        evaluated_with: further sections of the parameters, to be kept beside it.
+    """
     return {
         "model": model.model_dump(exclude={"dequantize", "compute_dtype", "attn_implementation"}),
         "prompt": prompt.model_dump(),
+        **{name: section.model_dump() for name, section in evaluated_with.items()},
     }
 
 
@@ -115,8 +123,7 @@ def _shapes(state_dict: dict[str, torch.Tensor]) -> dict[str, tuple[int, ...]]:
 class AdapterDataset(AbstractVersionedDataset[Adapter, Adapter]):
     """A folder in peft's own layout (`PeftModel.from_pretrained` reads it), plus tokenizer.
 
-    Weights are safetensors, everything else is JSON. A version is written aside and renamed
-    into place, so that an interrupted save leaves no half-written version.
+    Weights are safetensors, everything else is JSON.
 
     Example:
     ```yaml
@@ -155,16 +162,14 @@ class AdapterDataset(AbstractVersionedDataset[Adapter, Adapter]):
 
     def save(self, data: Adapter) -> None:
         folder = Path(self._get_save_path())
-        with written_aside(folder, beside=Path(self._filepath)) as aside:
-            save_file(data.state_dict, aside / WEIGHTS, metadata={"format": "pt"})
-            data.config.save_pretrained(str(aside))
-            data.tokenizer.save_pretrained(str(aside))
-            for name, content in ((PROVENANCE, data.provenance), (TRAINING, data.training)):
-                (aside / name).write_text(
-                    json.dumps(content, indent=2, ensure_ascii=False), encoding="utf-8"
-                )
-            if not self._version:
-                remove_at_once(folder)
+        remove_at_once(folder)
+        folder.mkdir(parents=True)
+        save_file(data.state_dict, folder / WEIGHTS, metadata={"format": "pt"})
+        data.config.save_pretrained(str(folder))
+        data.tokenizer.save_pretrained(str(folder))
+        for name, content in ((PROVENANCE, data.provenance), (TRAINING, data.training)):
+            text = json.dumps(content, indent=2, ensure_ascii=False)
+            (folder / name).write_text(text, encoding="utf-8")
 
     def _exists(self) -> bool:
         return (Path(self._get_load_path()) / WEIGHTS).is_file()

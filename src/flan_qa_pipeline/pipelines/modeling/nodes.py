@@ -229,10 +229,7 @@ def train_adapter(
             for entry in trainer.state.log_history
         ],
     }
-    provenance = provenance_of(model, prompt) | {
-        "tokenization": tokenization.model_dump(),
-        "generation": generation.model_dump(),
-    }
+    provenance = provenance_of(model, prompt, tokenization=tokenization, generation=generation)
     return extract_adapter(lora_model, tokenizer, provenance, record)
 
 
