@@ -244,7 +244,7 @@ def adapter(starter, parameters, lora, pairs):
     with torch.no_grad():
         for name, weight in model.named_parameters():
             if "lora_B" in name:
-                weight.normal_(std=0.02)
+                weight.normal_(std=0.04)
 
     def made(prompt: PromptParameters) -> Adapter:
         provenance = provenance_of(
