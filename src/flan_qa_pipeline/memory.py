@@ -121,23 +121,25 @@ def _training_peak(
     on_gpu = torch.cuda.is_available()
     tokenizer = load_tokenizer(model)
     collate = DataCollatorForSeq2Seq(tokenizer, model=peft_model, pad_to_multiple_of=8)
+    arguments = Seq2SeqTrainingArguments(
+        output_dir=training.output_dir,
+        num_train_epochs=1,
+        per_device_train_batch_size=1,
+        train_sampling_strategy="sequential",
+        optim=training.optim,
+        gradient_checkpointing=training.gradient_checkpointing,
+        gradient_checkpointing_kwargs={"use_reentrant": False},
+        bf16=autocasts and peft_model.get_base_model().dtype == torch.bfloat16,
+        use_cpu=not on_gpu,
+        dataloader_pin_memory=on_gpu,
+        save_strategy="no",
+        report_to="none",
+        disable_tqdm=True,
+    )
+    arguments._n_gpu = min(arguments.n_gpu, 1)  # else the batch is split among all GPUs
     trainer = Seq2SeqTrainer(
         model=peft_model,
-        args=Seq2SeqTrainingArguments(
-            output_dir=training.output_dir,
-            num_train_epochs=1,
-            per_device_train_batch_size=1,
-            train_sampling_strategy="sequential",
-            optim=training.optim,
-            gradient_checkpointing=training.gradient_checkpointing,
-            gradient_checkpointing_kwargs={"use_reentrant": False},
-            bf16=autocasts and peft_model.get_base_model().dtype == torch.bfloat16,
-            use_cpu=not on_gpu,
-            dataloader_pin_memory=on_gpu,
-            save_strategy="no",
-            report_to="none",
-            disable_tqdm=True,
-        ),
+        args=arguments,
         train_dataset=[batch[:1], batch],
         data_collator=lambda batches: collate(batches[0]),
     )
