@@ -68,6 +68,7 @@ def options(tiny_base):
     return {
         "model.name": str(tiny_base),
         "model.compute_dtype": "float32",
+        "model.dequantize": "false",
         "data.max_train_questions": 64,
         "data.max_validation_questions": 40,
         "generation.batch_tokens": 500,
@@ -170,27 +171,62 @@ def test_answers_are_those_of_one_process(in_two, options):
     assert two == one
 
 
-def test_a_killed_process_ends_the_run_and_the_same_command_resumes(in_two, options):
-    random = options | {"distributed.num_processes": 2, "lora.dropout": 0.3}
-    arguments = [*TRAINING, given(random)]
-    whole = run_in_two(*KEDRO, *arguments)
-    assert whole.returncode == 0, whole.stderr
-    expected = adapter(last_version("adapter"))
+@pytest.fixture(scope="module")
+def drawing(in_two, options):
+    """Options of a training that draws random numbers, and what an uninterrupted one comes to."""
+    changes = {"training.optim": "adamw_torch", "training.learning_rate": 1e-3}
+    drawing = options | changes | {"distributed.num_processes": 2, "lora.dropout": 0.3}
+    done = run_in_two(*KEDRO, *TRAINING, given(drawing))
+    assert done.returncode == 0, done.stderr
+    return drawing, *adapter(last_version("adapter"))
+
+
+def kill_one(*arguments: str) -> None:
     killed = run_in_two("-c", KILLED, "run", *arguments)
     assert killed.returncode == 1
     assert "Error: Process 1 of the run (PID " in killed.stderr
     assert "was ended by SIGKILL" in killed.stderr
     assert "Traceback" not in killed.stderr
-    assert [path.name for path in Path("data/06_models/checkpoints").glob("*/*")] == [
-        "checkpoint-4"
-    ]
-    resumed = run_in_two(*KEDRO, *arguments)
+    checkpoints = Path("data/06_models/checkpoints").glob("*/*")
+    assert [path.name for path in checkpoints] == ["checkpoint-4"]
+
+
+def test_a_killed_process_ends_the_run_and_the_same_command_resumes(drawing):
+    drawing, expected, log = drawing
+    kill_one(*TRAINING, given(drawing))
+    resumed = run_in_two(*KEDRO, *TRAINING, given(drawing))
     assert resumed.returncode == 0, resumed.stderr
     assert "goes on from" in resumed.stdout
     weights, training = adapter(last_version("adapter"))
-    for name, tensor in expected[0].items():
+    for name, tensor in expected.items():
         assert torch.equal(weights[name], tensor), name
-    assert log_of(training) == log_of(expected[1])
+    assert log_of(training) == log_of(log)
+
+
+def test_a_sharded_base_trains_resumes_and_answers_as_a_whole_one(drawing, options):
+    drawing, expected, log = drawing
+    sharded = given(drawing | {"distributed.fsdp": "true"})
+    kill_one(*TRAINING, sharded)
+    done = run_in_two(*KEDRO, TRAINING[0], "--to-nodes=predict_finetuned", sharded)
+    assert done.returncode == 0, done.stderr
+    assert "goes on from" in done.stdout
+    version = last_version("adapter")
+    weights, training = adapter(version)
+    for name, tensor in expected.items():
+        torch.testing.assert_close(weights[name], tensor, rtol=1e-3, atol=1e-5)
+    for one, other in zip(log_of(log)[:-1], log_of(training)[:-1], strict=True):
+        assert other == pytest.approx(one, rel=1e-3)
+    alone = run_alone(
+        options, "evaluate", to_nodes=["predict_finetuned"], load_versions={"adapter": version}
+    )
+    path = Path("data/07_model_output/finetuned_predictions.parquet")
+    one, two = (pd.read_parquet(path / v / path.name) for v in (alone, version))
+    pd.testing.assert_frame_equal(two, one, check_exact=True)
+
+
+def test_a_base_is_spread_over_several_processes_only(project, options):
+    with pytest.raises(InputError, match="distributed.fsdp spreads .* but there is one"):
+        run_alone(options | {"distributed.fsdp": True}, "evaluate")
 
 
 LOST = "RuntimeError: lost process 1"

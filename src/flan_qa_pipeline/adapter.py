@@ -22,6 +22,7 @@ from transformers import AutoTokenizer, PreTrainedModel, PreTrainedTokenizerBase
 from flan_qa_pipeline.errors import InputError
 from flan_qa_pipeline.lora import fuse
 from flan_qa_pipeline.parameters import ModelParameters, PromptParameters
+from flan_qa_pipeline.sharding import adapter_weights
 from flan_qa_pipeline.storage import refuse_pickles, remove_at_once
 
 WEIGHTS = "adapter_model.safetensors"
@@ -58,14 +59,6 @@ def provenance_of(
         "model": model.model_dump(exclude={"dequantize", "compute_dtype", "attn_implementation"}),
         "prompt": prompt.model_dump(),
         **{name: section.model_dump() for name, section in evaluated_with.items()},
-    }
-
-
-def adapter_weights(model: PeftModel) -> dict[str, torch.Tensor]:
-    """Copy the adapter's weights off a model, to the CPU, under peft's names."""
-    return {
-        name: tensor.detach().to("cpu", copy=True).contiguous()
-        for name, tensor in get_peft_model_state_dict(model).items()
     }
 
 

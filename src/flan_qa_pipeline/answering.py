@@ -27,6 +27,7 @@ from flan_qa_pipeline.parameters import (
     PromptParameters,
     TokenizationParameters,
 )
+from flan_qa_pipeline.sharding import shard
 from flan_qa_pipeline.thresholds import no_answer_probability
 from flan_qa_pipeline.windows import (
     WindowAnswer,
@@ -84,6 +85,7 @@ class QuestionAnswerer:
         dequantize: Literal["auto"] | bool = "auto",
         compute_dtype: Literal["auto", "float32", "bfloat16"] = "auto",
         attn_implementation: Literal["eager", "sdpa"] = "eager",
+        fsdp: bool = False,
     ):
         """Load the adapter's base model and attach the adapter.
 
@@ -98,6 +100,7 @@ class QuestionAnswerer:
             dequantize: as the parameter `model.dequantize`.
             compute_dtype: as the parameter `model.compute_dtype`.
             attn_implementation: as the parameter `model.attn_implementation`.
+            fsdp: as the parameter `distributed.fsdp`.
 
         Raises:
             InputError: the base model cannot be loaded, or is not the adapter's.
@@ -121,7 +124,10 @@ class QuestionAnswerer:
             ) from error
         self.adapter = adapter
         self.no_answer_threshold = no_answer_threshold
-        self._model = attach_adapter(load_base_model(model), adapter, recorded)
+        base = load_base_model(model, to_shard=fsdp)
+        self._model = attach_adapter(base, adapter, recorded)
+        if fsdp:
+            shard(self._model)
         self._lock = threading.Lock()
 
     @classmethod

@@ -24,15 +24,20 @@ from accelerate.utils import (
     synchronize_rng_states,
 )
 from filelock import FileLock, Timeout
-from peft import set_peft_model_state_dict
 from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from transformers import Seq2SeqTrainer, TrainerCallback
 from transformers.trainer import TRAINER_STATE_NAME
 from transformers.trainer_utils import SaveStrategy, get_last_checkpoint, rotate_checkpoints
 
-from flan_qa_pipeline.adapter import WEIGHTS, adapter_weights
+from flan_qa_pipeline.adapter import WEIGHTS
 from flan_qa_pipeline.errors import InputError
+from flan_qa_pipeline.sharding import (
+    adapter_weights,
+    set_adapter_weights,
+    sharded_like,
+    whole,
+)
 from flan_qa_pipeline.storage import refuse_pickles, remove_at_once, written_aside
 
 logger = logging.getLogger(__name__)
@@ -179,12 +184,13 @@ class CheckpointingTrainer(Seq2SeqTrainer):
                 }
             ]
         )
+        optimizer, weights = whole(self.optimizer.state_dict()), adapter_weights(self.model)
         if not self.is_world_process_zero():
             return
         tensors: dict[str, torch.Tensor] = {}
         state = pack(
             {
-                "optimizer": self.optimizer.state_dict(),
+                "optimizer": optimizer,
                 "scheduler": self.lr_scheduler.state_dict(),
                 "processes": processes,
                 "losses": [self._total_loss_scalar, self._globalstep_last_logged],
@@ -196,7 +202,7 @@ class CheckpointingTrainer(Seq2SeqTrainer):
         checkpoint = folder / f"checkpoint-{self.state.global_step}"
         try:
             with written_aside(checkpoint) as aside:
-                save_file(adapter_weights(self.model), aside / WEIGHTS, metadata={"format": "pt"})
+                save_file(weights, aside / WEIGHTS, metadata={"format": "pt"})
                 self.model.peft_config["default"].save_pretrained(str(aside))
                 save_file(tensors, aside / TENSORS)
                 (aside / STATE).write_text(json.dumps(state), encoding="utf-8")
@@ -221,11 +227,17 @@ class CheckpointingTrainer(Seq2SeqTrainer):
                 f"The checkpoint {checkpoint} cannot be read: {error}. Remove it, or start anew "
                 "with --params=training.resume=never."
             ) from error
-        set_peft_model_state_dict(self.model, weights)
+        set_adapter_weights(self.model, weights)
 
     def _load_optimizer_and_scheduler(self, checkpoint) -> None:
         if checkpoint is not None:
-            self.optimizer.load_state_dict(self._resumed["optimizer"])
+            state = self._resumed["optimizer"]
+            weights = [w for group in self.optimizer.param_groups for w in group["params"]]
+            for index, held in state["state"].items():
+                for name, value in held.items():
+                    if getattr(value, "shape", None) == weights[index].shape:
+                        held[name] = sharded_like(value, weights[index])
+            self.optimizer.load_state_dict(state)
             self.lr_scheduler.load_state_dict(self._resumed["scheduler"])
 
     def _load_rng_state(self, checkpoint) -> None:

@@ -2,11 +2,12 @@
 
 import logging
 from collections.abc import Iterator, Sequence
+from contextlib import nullcontext
 from dataclasses import asdict, dataclass
 
 import torch
 from accelerate import PartialState
-from accelerate.utils import gather_object
+from accelerate.utils import gather_object, model_has_dtensor
 from accelerate.utils.memory import clear_device_cache, should_reduce_batch_size
 from datasets import Dataset
 from peft import PeftModel
@@ -14,6 +15,7 @@ from tqdm.auto import tqdm
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from flan_qa_pipeline.parameters import GenerationParameters, PromptParameters
+from flan_qa_pipeline.sharding import whole_decoder
 from flan_qa_pipeline.t5 import Decoder
 from flan_qa_pipeline.windows import WindowAnswer, is_abstention, merge_windows
 
@@ -66,7 +68,6 @@ def answer_windows(
     )
 
 
-@torch.inference_mode()
 def generate_answers(
     model: PreTrainedModel | PeftModel,
     tokenizer: PreTrainedTokenizerBase,
@@ -85,26 +86,33 @@ def generate_answers(
     bar.
 
     Several processes answer the batches in turn and each returns all answers. The batches are
-    those of one process, so the answers are, too.
+    those of one process, so the answers are, too. With a sharded model, whose weights each needs
+    from the others, all answer all batches, and none in halves.
     """
-    process = PartialState()
+    process, sharded = PartialState(), model_has_dtensor(model)
     batches = list(length_batches([len(ids) for ids in input_ids], batch_tokens))
-    own = batches[process.process_index :: process.num_processes]
+    own = batches if sharded else batches[process.process_index :: process.num_processes]
     decoding = _Decoding(model, tokenizer, abstention, max_new_tokens)
     answers: dict[int, GeneratedAnswer] = {}
-    with tqdm(
-        total=sum(map(len, own)),
-        desc=description,
-        unit="window",
-        leave=False,
-        disable=description is None or not process.is_main_process,
-    ) as progress:
+    with (
+        # a sharded model keeps what it allocates here, and may be trained with it afterwards
+        torch.no_grad() if sharded else torch.inference_mode(),
+        whole_decoder(model) if sharded else nullcontext(),
+        tqdm(
+            total=sum(map(len, own)),
+            desc=description,
+            unit="window",
+            leave=False,
+            disable=description is None or not process.is_main_process,
+        ) as progress,
+    ):
         for rows in own:
             said = decoding.answer([input_ids[i] for i in rows])
             answers |= zip(rows, said, strict=True)
             progress.update(len(rows))
-    gathered = dict(gather_object(list(answers.items())))
-    return [gathered[i] for i in range(len(input_ids))]
+    if not sharded:
+        answers = dict(gather_object(list(answers.items())))
+    return [answers[i] for i in range(len(input_ids))]
 
 
 def length_batches(lengths: Sequence[int], batch_tokens: int) -> Iterator[list[int]]:
@@ -148,7 +156,8 @@ class _Decoding:
         try:
             return self._answer(input_ids)
         except RuntimeError as error:
-            if len(input_ids) == 1 or not should_reduce_batch_size(error):
+            halvable = len(input_ids) > 1 and not model_has_dtensor(self._model)
+            if not halvable or not should_reduce_batch_size(error):
                 raise
         clear_device_cache(garbage_collection=True)
         half = len(input_ids) // 2

@@ -28,7 +28,7 @@ from flan_qa_pipeline.errors import InputError
 from flan_qa_pipeline.fingerprint import git_commit, package_versions
 from flan_qa_pipeline.hub import require_reachable
 from flan_qa_pipeline.models import resolve_compute_dtype
-from flan_qa_pipeline.parameters import Parameters
+from flan_qa_pipeline.parameters import DistributedParameters, Parameters
 from flan_qa_pipeline.processes import DistributedRunner, is_one_of_several, join
 from flan_qa_pipeline.storage import VersionNotSavedError
 
@@ -75,7 +75,7 @@ class ProjectHooks:
         self, run_params: dict[str, Any], pipeline: Pipeline, catalog: CatalogProtocol
     ) -> None:
         """Start the records of the run; check that inputs exist; claim the run's version."""
-        _require_processes(self._parameters.distributed.num_processes, run_params["runner"])
+        _require_processes(self._parameters.distributed, run_params["runner"])
         self._node_costs: dict[str, dict[str, Any]] = {}
         self._checkpoints: Path | None = None
         if "node_costs" in pipeline.inputs():
@@ -223,7 +223,7 @@ def _fields_at(section: list[str]) -> list[str]:
     return list(model.model_fields)
 
 
-def _require_processes(num_processes: int, runner: str) -> None:
+def _require_processes(distributed: DistributedParameters, runner: str) -> None:
     if is_one_of_several():
         if DistributedRunner.__name__ not in runner:
             raise InputError(
@@ -231,10 +231,15 @@ def _require_processes(num_processes: int, runner: str) -> None:
                 f"{DistributedRunner.__module__}.{DistributedRunner.__name__}; use kedro run, or "
                 "give session.run(runner=…) that one."
             )
-    elif num_processes > 1:
+    elif distributed.num_processes > 1:
         raise InputError(
-            f"distributed.num_processes is {num_processes}, but this session is one process; use "
-            "kedro run, which starts the others, or set it to 1."
+            f"distributed.num_processes is {distributed.num_processes}, but this session is one "
+            "process; use kedro run, which starts the others, or set it to 1."
+        )
+    if distributed.fsdp and PartialState().num_processes == 1:
+        raise InputError(
+            "distributed.fsdp spreads the base over several processes, but there is one; set "
+            "distributed.num_processes, or fsdp to false."
         )
 
 

@@ -66,13 +66,14 @@ def load_tokenizer(model: ModelParameters) -> PreTrainedTokenizerBase:
     return _from_hub_or_folder(AutoTokenizer, model)
 
 
-def load_base_model(model: ModelParameters) -> PreTrainedModel:
+def load_base_model(model: ModelParameters, *, to_shard: bool = False) -> PreTrainedModel:
     """Load the base model, its linear layers quantized to 4 bits, all weights frozen.
 
     Embeddings, norms and `skip_modules` stay in the compute dtype. The packed weights are
     stored under it too (`bnb_4bit_quant_storage`), so that nobody who asks for their dtype takes
     them for integers, as the activation cast of transformers' T5 does. bitsandbytes may not repack
-    them for AVX512_BF16 at the first inference: no gradient passes repacked ones.
+    them for AVX512_BF16 at the first inference: no gradient passes repacked ones. A model
+    `to_shard` (see `sharding`) is loaded to the machine's memory, where it stays packed.
 
     Raises:
         InputError: the name is neither a folder nor a hub id, the model is not a T5 v1.1, its
@@ -94,13 +95,14 @@ def load_base_model(model: ModelParameters) -> PreTrainedModel:
         bnb_4bit_quant_storage=dtype,
         llm_int8_skip_modules=model.skip_modules,
     )
+    on_gpu = torch.cuda.is_available() and not to_shard
     base, loading = _from_hub_or_folder(
         QuantizableT5,
         model,
         config=config,
         dtype=dtype,
         quantization_config=quantization if model.load_in_4bit else None,
-        device_map={"": PartialState().local_process_index if torch.cuda.is_available() else "cpu"},
+        device_map={"": PartialState().local_process_index if on_gpu else "cpu"},
         attn_implementation=model.attn_implementation,
         use_safetensors=True,
         output_loading_info=True,
@@ -120,7 +122,8 @@ def load_base_model(model: ModelParameters) -> PreTrainedModel:
     for module in base.modules():
         if isinstance(module, Linear4bit):
             module.support_avx512bf16_for_cpu = False
-    if model.dequantize is True or (model.dequantize == "auto" and _fits_dequantized(base)):
+    automatic = model.dequantize == "auto" and not to_shard
+    if model.dequantize is True or (automatic and _fits_dequantized(base)):
         base = dequantize(base)
     return base.requires_grad_(False).eval()
 

@@ -199,10 +199,12 @@ class DistributedParameters(_Section):
 
     `timeout_minutes` is how long they wait for one another, such as for the first one to prepare
     the data. Under `torchrun`, which starts the processes itself, `num_processes` means nothing.
+    `fsdp` spreads the base's weights over the processes (see `sharding`).
     """
 
     num_processes: Positive
     timeout_minutes: Annotated[float, Field(gt=0)]
+    fsdp: bool
 
 
 class GenerationParameters(_Section):

@@ -9,16 +9,16 @@ from typing import Any
 
 import torch
 from accelerate.utils.memory import clear_device_cache, should_reduce_batch_size
-from peft import PeftModel, set_peft_model_state_dict
+from peft import PeftModel
 from torch.utils.data import Sampler
 from transformers import TrainerCallback, TrainerState, set_seed
 from transformers.trainer import TRAINER_STATE_NAME
 from transformers.trainer_pt_utils import LengthGroupedSampler
 from transformers.trainer_utils import TrainOutput
 
-from flan_qa_pipeline.adapter import adapter_weights
 from flan_qa_pipeline.checkpoints import CheckpointingTrainer
 from flan_qa_pipeline.costs import MIB, peak_memory
+from flan_qa_pipeline.sharding import adapter_weights, set_adapter_weights
 
 logger = logging.getLogger(__name__)
 
@@ -70,7 +70,7 @@ class AnsweringTrainer(CheckpointingTrainer):
                 )
                 return output
             self._reduce_batch_size()
-            set_peft_model_state_dict(self.model, start)
+            set_adapter_weights(self.model, start)
             set_seed(self.args.seed)
 
     def _get_train_sampler(self, *args: Any, **kwargs: Any) -> Sampler | None:
@@ -158,7 +158,7 @@ class BestAdapter(TrainerCallback):
 
     def on_train_end(self, args, state, control, model=None, **kwargs):
         if self._state_dict:
-            set_peft_model_state_dict(model, self._state_dict)
+            set_adapter_weights(model, self._state_dict)
 
 
 class StepTimer(TrainerCallback):

@@ -40,6 +40,7 @@ def load_question_answerer(
     tokenization: TokenizationParameters,
     generation: GenerationParameters,
     inference: InferenceParameters,
+    fsdp: bool = False,
 ) -> QuestionAnswerer:
     """Load the base model that the adapter names and attach the adapter, with its own prompt."""
     return QuestionAnswerer(
@@ -50,6 +51,7 @@ def load_question_answerer(
         dequantize=dequantize,
         compute_dtype=compute_dtype,
         attn_implementation=attn_implementation,
+        fsdp=fsdp,
     )
 
 

@@ -17,6 +17,7 @@ def create_pipeline(**kwargs) -> Pipeline:
                     "params:tokenization",
                     "params:generation",
                     "params:inference",
+                    "params:distributed.fsdp",
                 ],
                 outputs="question_answerer",
                 name="load_question_answerer",

@@ -50,6 +50,7 @@ from flan_qa_pipeline.parameters import (
 )
 from flan_qa_pipeline.progress import LossInProgressBar
 from flan_qa_pipeline.scoring import score_predictions
+from flan_qa_pipeline.sharding import shard
 from flan_qa_pipeline.squad import gold_texts, one_line
 from flan_qa_pipeline.training import AnsweringTrainer, BestAdapter, StepTimer
 
@@ -70,9 +71,9 @@ NOT_IN_FINGERPRINT = {"output_dir", "logging_dir", "save_total_limit", "resume"}
 ANSWERS_SHOWN = 20
 
 
-def quantize_base_model(model: ModelParameters) -> PreTrainedModel:
+def quantize_base_model(model: ModelParameters, fsdp: bool = False) -> PreTrainedModel:
     """Load the base model with its linear layers in 4 bits and all weights frozen."""
-    return load_base_model(model)
+    return load_base_model(model, to_shard=fsdp)
 
 
 def attach_lora(
@@ -127,8 +128,17 @@ def train_adapter(
     generation: GenerationParameters,
     training: TrainingParameters,
     run_record: dict[str, Any],
+    fsdp: bool = False,
 ) -> Adapter:
-    """Train, or go on from the last checkpoint of the same training; return the adapter."""
+    """Train, or go on from the last checkpoint of the same training; return the adapter.
+
+    With `fsdp` the model is sharded over the processes.
+    """
+    if fsdp and "bit" in training.optim:
+        raise InputError(
+            f"training.optim: {training.optim} does not know the sharded weights of "
+            "distributed.fsdp; choose adamw_torch."
+        )
     if "paged" in training.optim and lora_model.device.type != "cuda":
         raise InputError(
             f"training.optim: {training.optim} pages its state between GPU and CPU, and there is "
@@ -161,6 +171,8 @@ def train_adapter(
             processes,
         ]
     )
+    if fsdp:
+        shard(lora_model)
     trainer = AnsweringTrainer(
         model=lora_model,
         args=Seq2SeqTrainingArguments(

@@ -9,7 +9,7 @@ def create_pipeline(**kwargs) -> Pipeline:
         [
             node(
                 quantize_base_model,
-                inputs="params:model",
+                inputs=["params:model", "params:distributed.fsdp"],
                 outputs="base_model",
                 name="quantize_base_model",
                 tags=["quantize"],
@@ -33,6 +33,7 @@ def create_pipeline(**kwargs) -> Pipeline:
                     "params:generation",
                     "params:training",
                     "run_record",
+                    "params:distributed.fsdp",
                 ],
                 outputs="adapter",
                 name="train_adapter",

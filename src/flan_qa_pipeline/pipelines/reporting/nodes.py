@@ -40,6 +40,7 @@ from flan_qa_pipeline.parameters import (
 )
 from flan_qa_pipeline.report import render_report
 from flan_qa_pipeline.scoring import per_question_scores, score_predictions
+from flan_qa_pipeline.sharding import shard
 from flan_qa_pipeline.squad import gold_texts, one_line
 from flan_qa_pipeline.thresholds import (
     PrecisionRecall,
@@ -69,16 +70,19 @@ MEMORY_NOTE = (
 )
 
 
-def load_baseline_model(model: ModelParameters) -> PreTrainedModel:
+def load_baseline_model(model: ModelParameters, fsdp: bool = False) -> PreTrainedModel:
     """Load the untouched base model, quantized as for training."""
-    return load_base_model(model)
+    base = load_base_model(model, to_shard=fsdp)
+    return shard(base) if fsdp else base
 
 
 def load_finetuned_model(
-    model: ModelParameters, prompt: PromptParameters, adapter: Adapter
+    model: ModelParameters, prompt: PromptParameters, adapter: Adapter, fsdp: bool = False
 ) -> PeftModel:
     """Load the base model again and attach the trained adapter."""
-    return attach_adapter(load_base_model(model), adapter, provenance_of(model, prompt))
+    base = load_base_model(model, to_shard=fsdp)
+    qa_model = attach_adapter(base, adapter, provenance_of(model, prompt))
+    return shard(qa_model) if fsdp else qa_model
 
 
 def predict(

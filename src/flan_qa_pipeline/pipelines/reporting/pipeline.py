@@ -36,7 +36,7 @@ def create_pipeline(**kwargs) -> Pipeline:
         [
             node(
                 load_baseline_model,
-                inputs="params:model",
+                inputs=["params:model", "params:distributed.fsdp"],
                 outputs="baseline_model",
                 name="load_baseline_model",
                 tags=["baseline", "predict"],
@@ -50,7 +50,7 @@ def create_pipeline(**kwargs) -> Pipeline:
             ),
             node(
                 load_finetuned_model,
-                inputs=["params:model", "params:prompt", "adapter"],
+                inputs=["params:model", "params:prompt", "adapter", "params:distributed.fsdp"],
                 outputs="finetuned_model",
                 name="load_finetuned_model",
                 tags=["finetuned", "predict"],

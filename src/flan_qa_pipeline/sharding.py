@@ -1,0 +1,97 @@
+"""Models whose weights are spread over the processes: FSDP, for a base too large for one GPU.
+
+A process keeps a share of the weights of T5's blocks. Those of a block are gathered for as long as
+it computes, packed in 4 bits if they are: bitsandbytes stores them under a floating dtype
+(`bnb_4bit_quant_storage`), as FSDP needs. All processes must call a sharded model at once.
+
+FSDP: Zhao et al. 2023, "PyTorch FSDP: Experiences on Scaling Fully Sharded Data Parallel",
+arXiv:2304.11277; with QLoRA: https://huggingface.co/docs/peft/accelerate/fsdp.
+"""
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import Any
+
+import torch
+from accelerate import PartialState
+from peft import PeftModel, get_peft_model_state_dict, set_peft_model_state_dict
+from torch.distributed.fsdp import fully_shard
+from torch.distributed.tensor import DTensor, distribute_tensor
+from torch.utils._pytree import tree_map_only
+from transformers import PreTrainedModel
+
+from flan_qa_pipeline.errors import InputError
+
+
+def shard(model: PreTrainedModel | PeftModel) -> PreTrainedModel | PeftModel:
+    """Leave to this process its share of the weights of all blocks, on its device.
+
+    What is used outside of blocks is whole in every process: embeddings, final norms and head.
+
+    Raises:
+        InputError: the adapter has weights outside of blocks.
+    """
+    base = _base(model)
+    outside = [base.shared, base.lm_head]
+    for stack in (base.encoder, base.decoder):
+        outside.append(stack.final_layer_norm)
+        for block in stack.block:
+            fully_shard(block, reshard_after_forward=True)
+        whole_here = {weight for part in outside for weight in part.parameters()}
+        fully_shard(stack, ignored_params=whole_here)
+    for name, weight in model.named_parameters():
+        if weight.requires_grad and not isinstance(weight, DTensor):
+            raise InputError(
+                f"distributed.fsdp: {name} is outside of T5's blocks, where nothing is sharded; "
+                "leave it out of lora.target_modules."
+            )
+    for part in outside:
+        part.to(PartialState().device)
+    model._is_accelerate_prepared = True  # the Trainer's accelerator wraps it in nothing more
+    return model
+
+
+@contextmanager
+def whole_decoder(model: PreTrainedModel | PeftModel) -> Iterator[None]:
+    """Gather a sharded model's decoder, which writes many tokens, once for all of them."""
+    blocks = _base(model).decoder.block
+    for block in blocks:
+        block.unshard()
+    try:
+        yield
+    finally:
+        for block in blocks:
+            block.reshard()
+
+
+def _base(model: PreTrainedModel | PeftModel) -> PreTrainedModel:
+    return model.get_base_model() if isinstance(model, PeftModel) else model
+
+
+def whole(value: Any) -> Any:
+    """Gather the sharded tensors in nested state; all processes must call this."""
+    return tree_map_only(DTensor, DTensor.full_tensor, value)
+
+
+def sharded_like(value: torch.Tensor, like: torch.Tensor) -> torch.Tensor:
+    """This process's share of a whole tensor, if `like` is one; else the tensor itself."""
+    if not isinstance(like, DTensor):
+        return value
+    value = value.to(like.device)
+    return distribute_tensor(value, like.device_mesh, like.placements, src_data_rank=None)
+
+
+def adapter_weights(model: PeftModel) -> dict[str, torch.Tensor]:
+    """Copy the adapter's weights off a model, to the CPU, under peft's names."""
+    return {
+        name: whole(tensor.detach()).to("cpu", copy=True).contiguous()
+        for name, tensor in get_peft_model_state_dict(model).items()
+    }
+
+
+def set_adapter_weights(model: PeftModel, weights: dict[str, torch.Tensor]) -> None:
+    """Put whole weights under peft's names into a model's adapter."""
+    held = get_peft_model_state_dict(model)
+    set_peft_model_state_dict(
+        model, {name: sharded_like(weight, held[name]) for name, weight in weights.items()}
+    )
