@@ -23,6 +23,7 @@ test: $(INSTALLED)
 
 bench: $(INSTALLED)
 	$(BIN)/python benchmarks/usual_recipe.py benchmarks/results --size $(SIZE)
+	$(BIN)/python benchmarks/tokenization.py benchmarks/results
 
 lint: $(INSTALLED)
 	$(BIN)/ruff check .

@@ -5,6 +5,9 @@ Weights are random, so nothing is said of quality; memory and speed do not depen
 
 import gc
 import json
+import os
+import subprocess
+import time
 from importlib.metadata import version
 from operator import attrgetter
 from pathlib import Path
@@ -25,6 +28,8 @@ PROJECT = Path(__file__).resolve().parents[1]
 STARTER = PROJECT / "data/06_models/starter_t5"
 CUDA = torch.cuda.is_available()
 DEVICE = "cuda" if CUDA else "cpu"
+MIB = 2**20
+SAMPLED_EVERY = 0.02  # seconds
 # config.json of google/flan-t5-*; tiny is for trying the scripts out.
 SHAPES = {
     "tiny": {"d_model": 64, "d_kv": 16, "d_ff": 128, "num_layers": 2, "num_heads": 4},
@@ -107,3 +112,33 @@ def write_results(
     table = shown.where(frame.notna(), "").to_markdown(index=False, disable_numparse=True)
     (folder / f"{name}.md").write_text(f"{table}\n\n{json.dumps(given)}\n", encoding="utf-8")
     return table
+
+
+def measured(command: list[str], folder: Path) -> dict[str, float]:
+    """Run a command in a folder; return its seconds and its peaks of memory in MiB.
+
+    `all` is the process's ru_maxrss. Sampled are `own`, what it allocated itself (RssAnon), and
+    `files`, the pages of files that it has mapped (RssFile): libraries, and Arrow files, whose
+    pages the kernel takes back when memory is short.
+    """
+    started = time.perf_counter()
+    peaks = {"RssAnon": 0, "RssFile": 0}
+    with (folder / "log").open("w") as log:
+        process = subprocess.Popen(command, cwd=folder, stdout=log, stderr=log)  # noqa: S603
+        status = Path(f"/proc/{process.pid}/status")
+        while os.waitid(os.P_PID, process.pid, os.WEXITED | os.WNOHANG | os.WNOWAIT) is None:
+            fields = dict(line.split(":", 1) for line in status.read_text().splitlines())
+            for name in peaks.keys() & fields.keys():
+                peaks[name] = max(peaks[name], int(fields[name].split()[0]) * 1024)
+            time.sleep(SAMPLED_EVERY)
+        _, code, usage = os.wait4(process.pid, 0)
+        process.returncode = os.waitstatus_to_exitcode(code)
+    seconds = time.perf_counter() - started
+    if process.returncode:
+        raise SystemExit((folder / "log").read_text())
+    return {
+        "seconds": seconds,
+        "all MiB": usage.ru_maxrss * 1024 / MIB,
+        "own MiB": peaks["RssAnon"] / MIB,
+        "files MiB": peaks["RssFile"] / MIB,
+    }

@@ -320,6 +320,7 @@ def parameters_for(options: argparse.Namespace, model: Path, work: Path) -> Para
         "base" if starter else "squad",
         {
             "model": {"name": str(model)},
+            "data": {"cache_dir": str(work / "cache")},
             "lora": {"target_modules": options.target_modules},
             "generation": generation,
             "training": {

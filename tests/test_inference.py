@@ -207,6 +207,18 @@ def test_a_broken_file_is_named_before_anything_is_answered(tmp_path, name, cont
     assert str(path) in str(caught.value)
 
 
+@pytest.mark.parametrize("kind", [".json", ".jsonl"])
+def test_half_a_surrogate_pair_is_the_rows_error(project, metadata, tmp_path, kind):
+    path = tmp_path / f"q{kind}"
+    bad = {"id": "x", "context": "Ada is \ud83d here.", "question": "Who is here?"}
+    rows = [json.dumps(QUESTIONS[0]), json.dumps(bad)]
+    path.write_text("\n".join(rows) if kind == ".jsonl" else f"[{','.join(rows)}]")
+    answers = infer(project, path)
+    assert answers["error"].isna().tolist() == [True, False]
+    assert answers["error"][1] == "The context holds half a surrogate pair; remove it."
+    assert answers["context"][1] == "Ada is \\ud83d here."
+
+
 def test_a_broken_file_leaves_no_answers(project, metadata, tmp_path):
     versions = set((project / "data/07_model_output/answers.csv").glob("*"))
     path = tmp_path / "questions.jsonl"

@@ -11,8 +11,9 @@ from datasets import DatasetDict
 from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
-from flan_qa_pipeline import squad_files
+from flan_qa_pipeline import json_stream
 from flan_qa_pipeline.errors import InputError
+from flan_qa_pipeline.json_stream import read_items
 from flan_qa_pipeline.pipelines.data_engineering.nodes import (
     apply_unanswerable_policy,
     flatten_questions,
@@ -20,7 +21,7 @@ from flan_qa_pipeline.pipelines.data_engineering.nodes import (
     tokenize_questions,
 )
 from flan_qa_pipeline.squad import flatten
-from flan_qa_pipeline.squad_files import SquadFileDataset, read_items
+from flan_qa_pipeline.squad_files import SquadFileDataset
 
 json_values = st.recursive(
     st.none() | st.booleans() | st.integers() | st.floats() | st.text(st.characters(), max_size=20),
@@ -38,7 +39,7 @@ documents = st.builds(
 def read(text, size):
     """All items and the rest, with the items in their place, as json.loads gives them."""
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(squad_files, "CHUNK", size)
+        patch.setattr(json_stream, "CHUNK", size)
         items = read_items(io.StringIO(text), "data")
         found = []
         while True:

@@ -28,6 +28,7 @@ from flan_qa_pipeline.parameters import (
     TokenizationParameters,
 )
 from flan_qa_pipeline.sharding import shard
+from flan_qa_pipeline.squad import is_unicode
 from flan_qa_pipeline.thresholds import no_answer_probability
 from flan_qa_pipeline.windows import (
     WindowAnswer,
@@ -254,6 +255,8 @@ class QuestionAnswerer:
                 raise InputError(f"The {name} is of type {type(value).__name__}; give it as text.")
             if not value.strip():
                 raise InputError(f"The {name} is empty; give it as text.")
+            if not is_unicode(value):
+                raise InputError(f"The {name} holds half a surrogate pair; remove it.")
         return tokenize_question(
             self.adapter.tokenizer, self.prompt.template, question, self.tokenization
         )

@@ -6,7 +6,6 @@ from itertools import islice
 from pathlib import Path, PurePosixPath
 from typing import Any, NoReturn
 
-import ijson
 import pandas as pd
 import pyarrow
 from kedro.io import AbstractDataset
@@ -15,6 +14,7 @@ from kedro_datasets.pandas import CSVDataset
 from pyarrow.parquet import ParquetFile
 
 from flan_qa_pipeline.errors import InputError
+from flan_qa_pipeline.json_stream import JSONText
 
 COLUMNS = ("id", "context", "question")
 BLOCK = 1000
@@ -66,7 +66,7 @@ class QuestionFile:
             )
         try:
             yield from readers[self.path.suffix.lower()](self.path)
-        except (ValueError, pyarrow.ArrowException, ijson.JSONError) as error:
+        except (ValueError, RecursionError, pyarrow.ArrowException) as error:
             if isinstance(error, InputError):
                 raise
             raise InputError(
@@ -85,9 +85,11 @@ def _csv(path: Path) -> Iterator[dict[str, Any]]:
 
 
 def _json(path: Path) -> Iterator[dict[str, Any]]:
-    with path.open("rb") as file:
-        for number, row in enumerate(ijson.items(file, "item", use_float=True), start=1):
+    with path.open(encoding="utf-8-sig") as file:
+        text = JSONText(file)
+        for number, row in enumerate(text.items(), start=1):
             yield _object(row, f"item {number}")
+        text.end()
 
 
 def _json_lines(path: Path) -> Iterator[dict[str, Any]]:
@@ -155,7 +157,8 @@ class GrowingCSVDataset(CSVDataset):
     """A CSV file to which each save of a run adds rows: what a generator node yields.
 
     Takes the arguments of `pandas.CSVDataset`. The first save of a run makes the file, or a new
-    version of it; a run that is interrupted leaves the rows saved so far.
+    version of it; a run that is interrupted leaves the rows saved so far. Half a surrogate pair,
+    which UTF-8 cannot say, is written as its escape.
 
     Example:
     ```yaml
@@ -174,6 +177,7 @@ class GrowingCSVDataset(CSVDataset):
         if begins:
             self._growing = get_filepath_str(self._get_save_path(), self._protocol)
         mode = "w" if begins else "a"
-        with self._fs.open(self._growing, mode=mode, encoding="utf-8", newline="") as file:
+        text = {"encoding": "utf-8", "errors": "backslashreplace", "newline": ""}
+        with self._fs.open(self._growing, mode=mode, **text) as file:
             data.to_csv(file, header=begins, **self._save_args)
         self._invalidate_cache()

@@ -253,7 +253,7 @@ def check(
 def _problem(record: Mapping[str, Any]) -> str | None:
     context, answers = record["context"], record["answers"]
     for text in (record["id"], record["title"], record["question"], context, *answers["text"]):
-        if not _is_unicode(text):
+        if not is_unicode(text):
             return f"{text[:40]!r} holds half a surrogate pair, which is no character; remove it"
     if not context.strip():
         return "its context is empty; remove the paragraph or restore its text"
@@ -280,7 +280,8 @@ def _problem(record: Mapping[str, Any]) -> str | None:
     return None
 
 
-def _is_unicode(text: str) -> bool:
+def is_unicode(text: str) -> bool:
+    """Whether the text has only whole characters, no half of a surrogate pair."""
     try:
         text.encode()
     except UnicodeEncodeError:

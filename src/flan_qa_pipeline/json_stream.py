@@ -1,0 +1,116 @@
+"""JSON that is decoded value by value, by Python's own decoder, for files larger than memory.
+
+Other streaming parsers take less than json.load does, or make of it what it is not: ijson's refuses
+NaN and turns half a surrogate pair into "?" without a word.
+"""
+
+import json
+import re
+from collections.abc import Generator, Iterator
+from typing import Any, TextIO
+
+CHUNK = 2**16  # characters
+MARGIN = 16  # characters; the end of a chunk may cut a number, literal or escape that is shorter
+WHITE_SPACE = re.compile(r"[ \t\n\r]*")
+
+
+class JSONText:
+    """JSON that is decoded value by value from a file; a value and a chunk are in memory."""
+
+    def __init__(self, file: TextIO):
+        self._file = file
+        self._text, self._at = "", 0
+        self._read_before, self._lines_before = 0, 1
+        self._decode = json.JSONDecoder().raw_decode
+
+    def next(self) -> str:
+        """The next character that is not white space, which stays; "" at the end."""
+        while True:
+            self._at = WHITE_SPACE.match(self._text, self._at).end()
+            if self._at < len(self._text) or not self._read_on():
+                return self._text[self._at : self._at + 1]
+
+    def take(self, expected: str) -> str:
+        """Take the next character, which is one of the expected."""
+        character = self.next()
+        if not character or character not in expected:
+            raise self._error(f"Expecting {' or '.join(map(repr, expected))}", self._at)
+        self._at += 1
+        return character
+
+    def value(self) -> Any:
+        """Take the next value."""
+        self.next()
+        while True:
+            try:
+                value, end = self._decode(self._text, self._at)
+            except json.JSONDecodeError as error:
+                cut = error.msg.startswith("Unterminated") or (error.pos > len(self._text) - MARGIN)
+                if not (cut and self._read_on()):
+                    raise self._error(error.msg, error.pos) from None
+            else:
+                if end <= len(self._text) - MARGIN or not self._read_on():
+                    self._at = end
+                    return value
+
+    def key(self) -> str:
+        """Take the next key of an object."""
+        if self.next() != '"':
+            raise self._error("Expecting a key in double quotes", self._at)
+        return self.value()
+
+    def end(self) -> None:
+        """Make sure that nothing follows."""
+        if self.next():
+            raise self._error("Extra data", self._at)
+
+    def items(self) -> Iterator[Any]:
+        """Take the items of the list that is next."""
+        self.take("[")
+        if self.next() == "]":
+            self.take("]")
+            return
+        yield self.value()
+        while self.take(",]") == ",":
+            yield self.value()
+
+    def _read_on(self) -> bool:
+        """Read as much again as is left, or a chunk, and drop what was taken; False at the end."""
+        more = self._file.read(max(CHUNK, len(self._text) - self._at))
+        if more:
+            self._read_before += self._at
+            self._lines_before += self._text.count("\n", 0, self._at)
+            self._text, self._at = self._text[self._at :] + more, 0
+        return bool(more)
+
+    def _error(self, message: str, at: int) -> ValueError:
+        line = self._lines_before + self._text.count("\n", 0, at)
+        return ValueError(f"{message} at line {line} (character {self._read_before + at})")
+
+
+def read_items(file: TextIO, key: str) -> Generator[Any, None, Any]:
+    """Yield the items of the list under a key of a JSON object; return the rest of the document.
+
+    Raises:
+        ValueError: the file is not JSON; names the place.
+    """
+    text = JSONText(file)
+    if text.next() != "{":
+        rest = text.value()
+    else:
+        rest, separator = {}, text.take("{")
+        if text.next() == "}":
+            separator = text.take("}")
+        while separator != "}":
+            name = text.key()
+            text.take(":")
+            if name != key or text.next() != "[":
+                rest[name] = text.value()
+            elif name in rest:
+                raise ValueError(f"the key {key!r} occurs twice")
+            else:
+                yield from text.items()
+                rest[name] = []
+            separator = text.take(",}")
+    text.end()
+    return rest
