@@ -38,7 +38,7 @@ def write_questions(folder: Path, kind: str, n: int) -> Path:
 
 
 def kedro_run(pipeline: str, *params: str) -> list[str]:
-    base = f"model.name={STARTER},generation.max_new_tokens=4,generation.batch_size=256"
+    base = f"model.name={STARTER},generation.max_new_tokens=4"
     return [
         *(sys.executable, "-m", "flan_qa_pipeline", f"--conf-source={PROJECT / 'conf'}"),
         *(f"--pipelines={pipeline}", f"--params={','.join((base, *params))}"),
@@ -48,7 +48,8 @@ def kedro_run(pipeline: str, *params: str) -> list[str]:
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.partition("\n")[0])
     parser.add_argument("output", type=Path)
-    parser.add_argument("--questions", default="1000,10000")
+    parser.add_argument("--questions", default="10000,40000")
+    parser.add_argument("--files", default=".csv,.json,.jsonl,.parquet")
     options = parser.parse_args()
     options.output.mkdir(parents=True, exist_ok=True)
     given = facts() | {"versions": package_versions(), "git": git_commit(PROJECT)}
@@ -62,7 +63,7 @@ def main() -> None:
             for change in ("max_steps=1", "eval_strategy=no", "save_strategy=no")
         ]
         measured(kedro_run("data_engineering,modeling", *files, *training), work)
-        for kind in (".csv", ".json", ".jsonl", ".parquet"):
+        for kind in options.files.split(","):
             for n in map(int, options.questions.split(",")):
                 path = write_questions(work, kind, n)
                 run = measured(kedro_run("inference", f"inference.questions_file={path}"), work)

@@ -20,29 +20,38 @@ from flan_qa_pipeline.fingerprint import git_commit, package_versions
 from flan_qa_pipeline.starter_corpus import generate_corpus
 
 QUESTIONS_PER_ARTICLE = 25
+QUESTIONS_PER_PART = 130_000
 
 
 def write_corpus(folder: Path, n_questions: int) -> dict[str, float]:
-    """Write train.json and validation.json; return how many questions, how long the contexts."""
-    kinds = PROJECT / "data/01_raw/starter_kinds.yml"
-    corpus = generate_corpus(
-        yaml.safe_load(kinds.read_text(encoding="utf-8")),
-        seed=1,
-        n_articles=round(n_questions / QUESTIONS_PER_ARTICLE),
-        paragraphs_per_article=(4, 6),
-        questions_per_paragraph=(4, 6),
-        impossible_fraction=0.33,
-    )
-    for article in corpus["data"]:
-        contexts = [paragraph["context"] for paragraph in article["paragraphs"]]
-        for i, paragraph in enumerate(article["paragraphs"]):
-            paragraph["context"] = " ".join((contexts * 2)[i : i + 2])
-    held_out = max(1, len(corpus["data"]) // 10)
-    files = {"train": corpus["data"][held_out:], "validation": corpus["data"][:held_out]}
-    for name, articles in files.items():
-        text = json.dumps({"version": corpus["version"], "data": articles})
-        (folder / f"{name}.json").write_text(text, encoding="utf-8")
-    paragraphs = [p for article in corpus["data"] for p in article["paragraphs"]]
+    """Write train.json and validation.json; return how many questions, how long the contexts.
+
+    What is more than the generator has names for is made in parts, which the titles and ids tell.
+    """
+    kinds = yaml.safe_load((PROJECT / "data/01_raw/starter_kinds.yml").read_text(encoding="utf-8"))
+    articles: dict[str, list[dict[str, Any]]] = {"train": [], "validation": []}
+    for part in range(-(-n_questions // QUESTIONS_PER_PART)):
+        n_of_part = min(QUESTIONS_PER_PART, n_questions - part * QUESTIONS_PER_PART)
+        corpus = generate_corpus(
+            kinds,
+            seed=part,
+            n_articles=round(n_of_part / QUESTIONS_PER_ARTICLE),
+            paragraphs_per_article=(4, 6),
+            questions_per_paragraph=(4, 6),
+            impossible_fraction=0.33,
+        )
+        for number, article in enumerate(corpus["data"]):
+            article["title"] += f"_{part}"
+            contexts = [paragraph["context"] for paragraph in article["paragraphs"]]
+            for i, paragraph in enumerate(article["paragraphs"]):
+                paragraph["context"] = " ".join((contexts * 2)[i : i + 2])
+                for qa in paragraph["qas"]:
+                    qa["id"] += f"_{part}"
+            articles["train" if number % 10 else "validation"].append(article)
+    for name, some in articles.items():
+        with (folder / f"{name}.json").open("w", encoding="utf-8") as file:
+            json.dump({"version": "v2.0", "data": some}, file)
+    paragraphs = [p for some in articles.values() for a in some for p in a["paragraphs"]]
     lengths = [len(paragraph["context"]) for paragraph in paragraphs]
     return {
         "questions": sum(len(paragraph["qas"]) for paragraph in paragraphs),
