@@ -129,13 +129,13 @@ def _take_part(run: Callable[..., Any], options: dict[str, Any]) -> Any:
         )
     runner = f"{DistributedRunner.__module__}.{DistributedRunner.__name__}"
     try:
-        return record(run)(**options | {"runner": runner})
+        result = record(run)(**options | {"runner": runner})
     except Exception:
         if os.environ.get("TORCHELASTIC_RUN_ID") == STARTED_HERE or os.environ["RANK"] != "0":
             sys.exit(1)  # who started the processes tells of the first that failed
         raise
-    finally:
-        PartialState().destroy_process_group()
+    PartialState().destroy_process_group()
+    return result
 
 
 def _start(count: int) -> None:

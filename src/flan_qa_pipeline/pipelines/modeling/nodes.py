@@ -173,20 +173,22 @@ def train_adapter(
     )
     if fsdp:
         shard(lora_model)
+    arguments = Seq2SeqTrainingArguments(
+        **training.model_dump(exclude=OWN_OPTIONS),
+        output_dir=str(Path(training.output_dir) / same_training),
+        eval_strategy=training.eval_strategy if evaluates else "no",
+        use_cpu=lora_model.device.type == "cpu",
+        bf16=_autocasts(lora_model),
+        gradient_checkpointing_kwargs={"use_reentrant": False},
+        label_names=["labels"],
+        dataloader_pin_memory=torch.cuda.is_available(),
+        ddp_find_unused_parameters=False,
+        report_to="tensorboard",
+    )
+    arguments._n_gpu = min(arguments.n_gpu, 1)  # else the batch is multiplied by all GPUs seen
     trainer = AnsweringTrainer(
         model=lora_model,
-        args=Seq2SeqTrainingArguments(
-            **training.model_dump(exclude=OWN_OPTIONS),
-            output_dir=str(Path(training.output_dir) / same_training),
-            eval_strategy=training.eval_strategy if evaluates else "no",
-            use_cpu=lora_model.device.type == "cpu",
-            bf16=_autocasts(lora_model),
-            gradient_checkpointing_kwargs={"use_reentrant": False},
-            label_names=["labels"],
-            dataloader_pin_memory=torch.cuda.is_available(),
-            ddp_find_unused_parameters=False,
-            report_to="tensorboard",
-        ),
+        args=arguments,
         train_dataset=tokenized_questions["train"],
         eval_dataset=held_out if evaluates else None,
         processing_class=tokenizer,
