@@ -17,6 +17,7 @@ from conftest import SQUAD_V2_DIR, make_project
 from datasets import Dataset, DatasetDict, load_from_disk
 from kedro.framework.session import KedroSession
 from kedro.framework.startup import bootstrap_project
+from kedro.runner import ParallelRunner, ThreadRunner
 from transformers import AutoTokenizer, T5ForConditionalGeneration
 
 from flan_qa_pipeline.errors import InputError
@@ -398,6 +399,17 @@ def test_other_errors_keep_what_kedro_says_of_them(project, full_run, tiny_run, 
         patch.setattr(nodes, "check", fail)
         run(project, tiny_run, "data_engineering")
     assert "flatten_train_questions" in caplog.text
+
+
+def test_threads_may_run_the_nodes_but_not_processes(project, full_run, tiny_run):
+    version = run(project, tiny_run, "data_engineering", runner=ThreadRunner())
+    saved = [
+        load_from_disk(project / "data" / VERSIONED["questions"] / v / "questions")
+        for v in (full_run, version)
+    ]
+    assert fingerprint_splits(saved[0]) == fingerprint_splits(saved[1])
+    with pytest.raises(InputError, match="ParallelRunner .* use SequentialRunner or ThreadRunner"):
+        run(project, tiny_run, "data_engineering", runner=ParallelRunner())
 
 
 def environment(project: Path, name: str, **files: dict) -> str:

@@ -224,6 +224,12 @@ def _fields_at(section: list[str]) -> list[str]:
 
 
 def _require_processes(distributed: DistributedParameters, runner: str) -> None:
+    if "ParallelRunner" in runner:
+        raise InputError(
+            "ParallelRunner runs each node in a process of its own, and models and checked "
+            "questions are handed on in memory; use SequentialRunner or ThreadRunner, or several "
+            "processes by --params=distributed.num_processes=…."
+        )
     if is_one_of_several():
         if DistributedRunner.__name__ not in runner:
             raise InputError(
