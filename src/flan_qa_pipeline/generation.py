@@ -1,7 +1,7 @@
 """Batched greedy decoding: answers, their log-probabilities, how near they are to abstaining."""
 
 import logging
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from contextlib import nullcontext
 from dataclasses import asdict, dataclass
 
@@ -14,14 +14,13 @@ from peft import PeftModel
 from tqdm.auto import tqdm
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
+from flan_qa_pipeline.batches import length_batches, mask, pad
 from flan_qa_pipeline.parameters import GenerationParameters, PromptParameters
 from flan_qa_pipeline.sharding import whole_decoder
 from flan_qa_pipeline.t5 import Decoder
 from flan_qa_pipeline.windows import WindowAnswer, is_abstention, merge_windows
 
 logger = logging.getLogger(__name__)
-
-PAD_TO_MULTIPLE = 8
 
 
 @dataclass(frozen=True)
@@ -53,7 +52,7 @@ def answer_windows(
     generated = generate_answers(
         model,
         tokenizer,
-        windows["input_ids"],
+        windows["input_ids"][:],
         abstention=prompt.abstention,
         batch_tokens=generation.batch_tokens,
         max_new_tokens=generation.max_new_tokens,
@@ -113,23 +112,6 @@ def generate_answers(
     if not sharded:
         answers = dict(gather_object(list(answers.items())))
     return [answers[i] for i in range(len(input_ids))]
-
-
-def length_batches(lengths: Sequence[int], batch_tokens: int) -> Iterator[list[int]]:
-    """Yield the indices of inputs from the longest to the shortest, in batches.
-
-    A batch has at most `batch_tokens` tokens when its inputs are padded to the longest of them,
-    or one input that is longer.
-    """
-    order = sorted(range(len(lengths)), key=lambda i: lengths[i], reverse=True)
-    while order:
-        size = max(1, batch_tokens // _padded(lengths[order[0]]))
-        yield order[:size]
-        order = order[size:]
-
-
-def _padded(length: int) -> int:
-    return -(-length // PAD_TO_MULTIPLE) * PAD_TO_MULTIPLE
 
 
 class _Decoding:
@@ -208,15 +190,14 @@ class _Decoding:
         self, input_ids: list[Sequence[int]], forced: torch.Tensor
     ) -> tuple[Decoder, torch.Tensor]:
         """Encode inputs; give the float32 logits after the start token and each forced one."""
-        batch = self._tokenizer.pad(
-            {"input_ids": [list(ids) for ids in input_ids]},
-            pad_to_multiple_of=PAD_TO_MULTIPLE,
-            return_tensors="pt",
-        ).to(self._model.device)
-        states = self._model.get_encoder()(**batch).last_hidden_state
+        device = self._model.device
+        tokens, attended = pad(input_ids, self._pad).to(device), mask(input_ids).to(device)
+        states = self._model.get_encoder()(
+            input_ids=tokens, attention_mask=attended
+        ).last_hidden_state
         room = max(self._max_new_tokens, forced.shape[1] + 1)
-        decoder = Decoder(self._model, states, batch["attention_mask"], room)
-        start = torch.full_like(batch["input_ids"][:, :1], self._start)
+        decoder = Decoder(self._model, states, attended, room)
+        start = torch.full_like(tokens[:, :1], self._start)
         logits = decoder(torch.cat([start, forced], dim=1)).float()
         decoder.rewind(1)
         return decoder, logits

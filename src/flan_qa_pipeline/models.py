@@ -125,6 +125,7 @@ def load_base_model(model: ModelParameters, *, to_shard: bool = False) -> PreTra
     automatic = model.dequantize == "auto" and not to_shard
     if model.dequantize is True or (automatic and _fits_dequantized(base)):
         base = dequantize(base)
+        base.keep_activations()
     return base.requires_grad_(False).eval()
 
 

@@ -81,9 +81,9 @@ class ModelParameters(_Section):
     `name` is a folder or a hub id. `revision` is the commit or tag of a hub id, or a mapping from
     hub ids to theirs, of which that of `name` remains. `compute_dtype: auto` is bfloat16 where the
     device multiplies it natively, else float32. `skip_modules` names linear layers that stay in it
-    (BitsAndBytesConfig's `llm_int8_skip_modules`). `dequantize` computes the same from weights that
-    are taken out of 4 bits once, not at every use; `auto` does where they are small beside the free
-    memory.
+    (BitsAndBytesConfig's `llm_int8_skip_modules`). `dequantize` computes the same faster, in
+    more memory: weights are taken out of 4 bits once, not at every use, and activations are kept;
+    `auto` does where the weights are small beside the free memory.
     """
 
     name: str

@@ -19,6 +19,11 @@ from transformers.models.t5.modeling_t5 import T5Attention, T5DenseGatedActDense
 LOSS_CHUNK = 256
 
 
+def _additive(mask: torch.Tensor, dtype: torch.dtype) -> torch.Tensor:
+    """Turn a mask, true where attention may go, into what is added to the scores."""
+    return torch.zeros_like(mask, dtype=dtype).masked_fill_(~mask, torch.finfo(dtype).min)
+
+
 class SharedMaskAttention(T5Attention):
     """Adds the mask to the position bias in a stack's first layer; the others share the sum.
 
@@ -36,10 +41,9 @@ class SharedMaskAttention(T5Attention):
         **kwargs: Any,
     ) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor | None]:
         if position_bias is None and mask is not None:
-            position_bias = mask
-            if mask.dtype == torch.bool:
-                position_bias = torch.zeros_like(mask, dtype=hidden_states.dtype)
-                position_bias.masked_fill_(~mask, torch.finfo(hidden_states.dtype).min)
+            position_bias = (
+                _additive(mask, hidden_states.dtype) if mask.dtype == torch.bool else mask
+            )
             if self.has_relative_attention_bias:
                 cached = past_key_values is not None
                 seen = past_key_values.get_seq_length(self.layer_idx) if cached else 0
@@ -54,13 +58,17 @@ class SharedMaskAttention(T5Attention):
 class RecomputedFeedForward(T5DenseGatedActDense):
     """Keeps the two inputs of the gate and its product for the gradient, nothing between them.
 
+    With `keeps_all`, what lies between is kept, too, and not computed again.
+
     Activations stay in their dtype: transformers casts them to that of `wo.weight`, which is uint8
     when bitsandbytes has packed it.
     """
 
+    keeps_all = False
+
     def forward(self, hidden_states: torch.Tensor) -> torch.Tensor:
         gate, linear = self.wi_0(hidden_states), self.wi_1(hidden_states)
-        if not torch.is_grad_enabled():
+        if self.keeps_all or not torch.is_grad_enabled():
             return self.wo(self._gated(gate, linear))
         return self.wo(checkpoint(self._gated, gate, linear, use_reentrant=False))
 
@@ -114,6 +122,12 @@ class QuantizableT5(T5ForConditionalGeneration):
         for module in self.modules():
             module.__class__ = _LEAN.get(type(module), type(module))
 
+    def keep_activations(self) -> None:
+        """Take more memory in training, and less time: compute no feed-forward layer twice."""
+        for module in self.modules():
+            if isinstance(module, RecomputedFeedForward):
+                module.keeps_all = True
+
     @wraps(T5ForConditionalGeneration.forward)
     def forward(
         self,
@@ -139,13 +153,23 @@ class QuantizableT5(T5ForConditionalGeneration):
                 inputs_embeds=inputs_embeds,
                 **kwargs,
             )
+        if decoder_input_ids is None:
+            start = labels.new_full((len(labels), 1), self.config.decoder_start_token_id)
+            said = labels.masked_fill(labels == -100, self.config.pad_token_id)
+            decoder_input_ids = torch.cat([start, said[:, :-1]], dim=1)
+        if attention_mask is None:
+            attention_mask = torch.ones_like(input_ids)
+        readable = _additive(attention_mask[:, None, None].bool(), self.dtype)
+        length = decoder_input_ids.shape[1]
+        past = torch.ones((1, 1, length, length), dtype=torch.bool, device=labels.device).tril()
         encoded = self.encoder(
-            input_ids=input_ids, attention_mask=attention_mask, inputs_embeds=inputs_embeds
+            input_ids=input_ids, attention_mask=readable, inputs_embeds=inputs_embeds
         ).last_hidden_state
         decoded = self.decoder(
-            input_ids=self._shift_right(labels) if decoder_input_ids is None else decoder_input_ids,
+            input_ids=decoder_input_ids,
+            attention_mask=_additive(past, self.dtype),
             encoder_hidden_states=encoded,
-            encoder_attention_mask=attention_mask,
+            encoder_attention_mask=readable,
             use_cache=False,
         ).last_hidden_state
         states, targets = (
@@ -153,7 +177,7 @@ class QuantizableT5(T5ForConditionalGeneration):
             labels.flatten().split(LOSS_CHUNK),
         )
         total = sum(
-            checkpoint(self._summed_loss, *chunk, use_reentrant=False)
+            checkpoint(self._summed_loss, *chunk, use_reentrant=False, preserve_rng_state=False)
             for chunk in zip(states, targets, strict=True)
         )
         count = labels.ne(-100).sum() if num_items_in_batch is None else num_items_in_batch
@@ -180,9 +204,7 @@ class Decoder:
         """Attend to the encoder's states (batch, length, d_model); mask (batch, length), 0 or 1."""
         self._stack, self._head = model.decoder, model.lm_head
         self.length = 0
-        lowest = torch.finfo(states.dtype).min
-        self._mask = torch.zeros_like(attention_mask, dtype=states.dtype)
-        self._mask = self._mask.masked_fill_(attention_mask == 0, lowest)[:, None, None]
+        self._mask = _additive(attention_mask[:, None, None].bool(), states.dtype)
         self._read: list[list[torch.Tensor]] = []
         self._written: list[list[torch.Tensor]] = []
         for block in self._stack.block:
@@ -192,8 +214,8 @@ class Decoder:
             self._written.append([states.new_zeros(own) for _ in range(2)])
         first = self._stack.block[0].layer[0].SelfAttention
         bias = first.compute_bias(max_tokens, max_tokens, states.device)
-        future = torch.full_like(bias[0, 0], lowest).triu(1)
-        self._bias = bias + future
+        past = torch.ones_like(bias[0, 0], dtype=torch.bool).tril()
+        self._bias = bias + _additive(past, states.dtype)
 
     def __call__(self, tokens: torch.Tensor) -> torch.Tensor:
         """Append tokens (batch, n); return logits (batch, n, vocabulary)."""

@@ -162,9 +162,13 @@ class BestAdapter(TrainerCallback):
 
 
 class StepTimer(TrainerCallback):
-    """Adds up the seconds of the training steps, evaluations and logs left out."""
+    """Adds up the seconds of training: steps, and batches; evaluations, logs, checkpoints left out.
+
+    A GPU is waited for only where the clock stops.
+    """
 
     seconds = 0.0
+    _started: float | None = None
 
     def state_dict(self) -> dict[str, float]:
         return {"seconds": self.seconds}
@@ -173,10 +177,22 @@ class StepTimer(TrainerCallback):
         self.seconds = state["seconds"]
 
     def on_train_begin(self, args, state, control, **kwargs):
-        self.seconds = 0.0
+        self.seconds, self._started = 0.0, None
 
     def on_step_begin(self, args, state, control, **kwargs):
-        self._started = time.perf_counter()
+        if self._started is None:
+            self._started = time.perf_counter()
 
     def on_step_end(self, args, state, control, **kwargs):
-        self.seconds += time.perf_counter() - self._started
+        if control.should_log or control.should_evaluate or control.should_save:
+            self._stop()
+
+    def on_epoch_end(self, args, state, control, **kwargs):
+        self._stop()
+
+    def _stop(self) -> None:
+        if self._started is not None:
+            if torch.accelerator.is_available():
+                torch.accelerator.synchronize()
+            self.seconds += time.perf_counter() - self._started
+            self._started = None

@@ -14,7 +14,6 @@ from datasets import Dataset, DatasetDict
 from peft import LoraConfig, PeftModel, get_peft_model
 from torch.nn import Linear
 from transformers import (
-    DataCollatorForSeq2Seq,
     PreTrainedModel,
     PreTrainedTokenizerBase,
     Seq2SeqTrainingArguments,
@@ -23,6 +22,7 @@ from transformers import (
 from transformers.trainer_callback import ProgressCallback
 
 from flan_qa_pipeline.adapter import Adapter, attach_adapter, extract_adapter, provenance_of
+from flan_qa_pipeline.batches import collate
 from flan_qa_pipeline.costs import base_weights, peak_memory
 from flan_qa_pipeline.errors import InputError
 from flan_qa_pipeline.fingerprint import (
@@ -182,6 +182,8 @@ def train_adapter(
         gradient_checkpointing_kwargs={"use_reentrant": False},
         label_names=["labels"],
         dataloader_pin_memory=torch.cuda.is_available(),
+        accelerator_config={"non_blocking": True},
+        logging_nan_inf_filter=False,
         ddp_find_unused_parameters=False,
         report_to="tensorboard",
     )
@@ -192,7 +194,7 @@ def train_adapter(
         train_dataset=tokenized_questions["train"],
         eval_dataset=held_out if evaluates else None,
         processing_class=tokenizer,
-        data_collator=DataCollatorForSeq2Seq(tokenizer, model=lora_model, pad_to_multiple_of=8),
+        data_collator=partial(collate, pad_token_id=tokenizer.pad_token_id),
         answer_questions=partial(
             answer_sample,
             tokenizer=tokenizer,

@@ -79,10 +79,14 @@ def load_baseline_model(model: ModelParameters, fsdp: bool = False) -> PreTraine
 def load_finetuned_model(
     model: ModelParameters, prompt: PromptParameters, adapter: Adapter, fsdp: bool = False
 ) -> PeftModel:
-    """Load the base model again and attach the trained adapter."""
+    """Load the base model again with the trained adapter, added to weights that are not packed."""
     base = load_base_model(model, to_shard=fsdp)
     qa_model = attach_adapter(base, adapter, provenance_of(model, prompt))
-    return shard(qa_model) if fsdp else qa_model
+    if fsdp:
+        return shard(qa_model)
+    if not getattr(base, "is_quantized", False):
+        qa_model.merge_adapter()
+    return qa_model
 
 
 def predict(
