@@ -1,5 +1,6 @@
 """Batched greedy answers against the models' own one-by-one ones."""
 
+import logging
 from collections import Counter
 
 import pytest
@@ -26,10 +27,11 @@ def input_ids(texts, tokenizer):
     return [tokenizer(text)["input_ids"] for text in texts]
 
 
-@pytest.fixture(params=["float32", "nf4"])
+@pytest.fixture(params=["float32", "nf4", "dequantized"])
 def model(request, model_parameters, input_ids):
     """The tiny base, its end token made as likely as its favourite token, so that answers end."""
-    changes = {"compute_dtype": "float32", "load_in_4bit": request.param == "nf4"}
+    changes = {"compute_dtype": "float32", "load_in_4bit": request.param != "float32"}
+    changes["dequantize"] = request.param == "dequantized"
     model = load_base_model(model_parameters.model_copy(update=changes))
     favourites = Counter(token for ids in input_ids for token in one_by_one(model, ids))
     favourites.pop(model.config.eos_token_id, None)
@@ -144,3 +146,27 @@ def test_answers_do_not_depend_on_batches_or_repetition(model, tokenizer, input_
 def test_nothing_to_answer(model_parameters, tokenizer):
     model = load_base_model(model_parameters.model_copy(update={"load_in_4bit": False}))
     assert answer(model, tokenizer, []) == []
+
+
+def test_a_batch_that_does_not_fit_in_memory_is_answered_in_halves(
+    model, tokenizer, input_ids, monkeypatch, caplog
+):
+    expected = answer(model, tokenizer, input_ids)
+    forward = type(model.encoder).forward
+    sizes = []
+
+    def full_above_two(self, input_ids=None, **kwargs):
+        sizes.append(len(input_ids))
+        if len(input_ids) > 2:
+            raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 1 GiB.")
+        return forward(self, input_ids=input_ids, **kwargs)
+
+    monkeypatch.setattr(type(model.encoder), "forward", full_above_two)
+    with caplog.at_level(logging.INFO, logger="flan_qa_pipeline"):
+        found = answer(model, tokenizer, input_ids)
+    assert max(sizes) > 2
+    assert "windows do not fit in memory; answering them in halves." in caplog.text
+    assert [said.text for said in found] == [said.text for said in expected]
+    assert [said.score for said in found] == pytest.approx(
+        [said.score for said in expected], abs=1e-3
+    )

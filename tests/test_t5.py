@@ -129,6 +129,19 @@ def test_little_is_kept_for_the_gradient(both, batch):
         assert after[BATCH, HEADS, LENGTH, LENGTH] <= 1
 
 
+def test_activations_kept_change_no_gradient(both, batch):
+    _, ours = both
+    weight = ours.encoder.block[0].layer[0].SelfAttention.q.weight
+    gradients = []
+    for kept in (2 * LAYERS, 3 * LAYERS):
+        ours.zero_grad()
+        ours(**batch).loss.backward()
+        gradients.append(weight.grad)
+        assert kept_shapes(ours, batch)[BATCH, LENGTH, D_FF] == kept
+        ours.keep_activations()
+    assert torch.equal(*gradients)
+
+
 def test_activations_keep_their_dtype_whatever_holds_the_weights(both):
     """A packed weight is uint8; the layer, not the model, knows what it stands for."""
 

@@ -158,7 +158,8 @@ class QuantizableT5(T5ForConditionalGeneration):
             said = labels.masked_fill(labels == -100, self.config.pad_token_id)
             decoder_input_ids = torch.cat([start, said[:, :-1]], dim=1)
         if attention_mask is None:
-            attention_mask = torch.ones_like(input_ids)
+            given = inputs_embeds if input_ids is None else input_ids
+            attention_mask = given.new_ones(given.shape[:2])
         readable = _additive(attention_mask[:, None, None].bool(), self.dtype)
         length = decoder_input_ids.shape[1]
         past = torch.ones((1, 1, length, length), dtype=torch.bool, device=labels.device).tril()

@@ -1,0 +1,39 @@
+"""Batches hold every sequence once, as transformers' collator pads them."""
+
+import pytest
+import torch
+from hypothesis import given
+from hypothesis import strategies as st
+from transformers import DataCollatorForSeq2Seq
+
+from flan_qa_pipeline.batches import collate, length_batches, round_up
+
+WINDOWS = [
+    {"id": "a", "input_ids": [17, 45, 101, 1], "labels": [5, 1]},
+    {"id": "b", "input_ids": list(range(3, 14)), "labels": [7, 8, 9, 10, 11, 12, 13, 14, 1]},
+]
+
+
+def test_windows_are_padded_as_by_transformers(tokenizer):
+    rows = [{name: window[name] for name in ("input_ids", "labels")} for window in WINDOWS]
+    expected = DataCollatorForSeq2Seq(tokenizer, pad_to_multiple_of=8)(rows)
+    found = collate(WINDOWS, tokenizer.pad_token_id)
+    assert found.keys() == expected.keys()
+    for name, tensor in found.items():
+        assert tensor.dtype == torch.int64
+        assert torch.equal(tensor, expected[name])
+
+
+@given(st.lists(st.integers(1, 60)), st.integers(1, 300))
+def test_batches_hold_all_and_not_too_much(lengths, batch_tokens):
+    batches = list(length_batches(lengths, batch_tokens))
+    assert sorted(i for batch in batches for i in batch) == list(range(len(lengths)))
+    longest = [[lengths[i] for i in batch] for batch in batches]
+    assert [n for batch in longest for n in batch] == sorted(lengths, reverse=True)
+    for batch in longest:
+        assert len(batch) == 1 or len(batch) * round_up(batch[0]) <= batch_tokens
+
+
+@pytest.mark.parametrize(("length", "rounded"), [(1, 8), (8, 8), (9, 16)])
+def test_lengths_are_rounded_up(length, rounded):
+    assert round_up(length) == rounded
