@@ -182,7 +182,7 @@ def train_adapter(
         gradient_checkpointing_kwargs={"use_reentrant": False},
         label_names=["labels"],
         dataloader_pin_memory=torch.cuda.is_available(),
-        accelerator_config={"non_blocking": True},
+        accelerator_config={"non_blocking": torch.cuda.is_available()},
         logging_nan_inf_filter=False,
         ddp_find_unused_parameters=False,
         report_to="tensorboard",
