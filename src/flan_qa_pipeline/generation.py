@@ -14,13 +14,15 @@ from peft import PeftModel
 from tqdm.auto import tqdm
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
-from flan_qa_pipeline.batches import length_batches, mask, pad
+from flan_qa_pipeline.batches import length_batches, mask, pad, round_up
 from flan_qa_pipeline.parameters import GenerationParameters, PromptParameters
 from flan_qa_pipeline.sharding import whole_decoder
 from flan_qa_pipeline.t5 import Decoder
 from flan_qa_pipeline.windows import WindowAnswer, is_abstention, merge_windows
 
 logger = logging.getLogger(__name__)
+
+ROWS_MULTIPLE = 16  # of a batch that shrinks: a CPU keeps a kernel for every shape it has met
 
 
 @dataclass(frozen=True)
@@ -208,7 +210,7 @@ class _Decoding:
         """Texts and log-probabilities of greedy outputs whose first token has these logits.
 
         An output that is `suppressed` begins neither with the abstention nor with its end. Rows
-        that have ended leave the batch as soon as they are half of it.
+        that have ended leave the batch when half of it can go, in `ROWS_MULTIPLE`s.
         """
         n_rows, end = len(logits), self._end
         begin = logits.clone()
@@ -228,8 +230,9 @@ class _Decoding:
             remaining = int(going.sum())
             if remaining == 0 or step + 1 == self._max_new_tokens:
                 break
-            if remaining <= len(rows) // 2:
-                kept = going.nonzero().squeeze(1)
+            size = round_up(remaining, ROWS_MULTIPLE)
+            if size <= len(rows) // 2:
+                kept = going.long().argsort(descending=True, stable=True)[:size]
                 decoder.keep(kept)
                 rows, chosen, going = rows[kept], chosen[kept], going[kept]
             logits = decoder(chosen[:, None])[:, 0].float()
