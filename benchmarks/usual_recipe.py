@@ -66,6 +66,16 @@ SQUAD_LENGTHS = {"mean": 5.21, "sigma": 0.35}  # of the logarithm: 196 tokens in
 NEW_TOKENS = 6
 
 
+def measures(samples: int, seconds: float) -> dict[str, Any]:
+    """A result's columns; the peak is the GPU's since it was last counted anew."""
+    return {
+        "samples": samples,
+        "seconds": seconds,
+        "per second": samples / seconds,
+        "peak MiB": torch.cuda.max_memory_allocated() / MIB if CUDA else None,
+    }
+
+
 def starter_questions(parameters: Parameters) -> dict[str, Any]:
     """The embedded corpus through the nodes of data engineering."""
     data: dict[str, Any] = {}
@@ -181,10 +191,7 @@ class UsualRecipe:
         trainer.add_callback(timer)
         trainer.train()
         return {
-            "samples": len(windows),
-            "seconds": timer.seconds,
-            "per second": len(windows) / timer.seconds,
-            "peak MiB": torch.cuda.max_memory_allocated() / MIB if CUDA else None,
+            **measures(len(windows), timer.seconds),
             "curve": loss_curve(trainer.state.log_history, USUAL_BATCH),
         }
 
@@ -204,12 +211,7 @@ class UsualRecipe:
             )
             self.tokenizer.decode(output[0], skip_special_tokens=True)
         seconds = time.perf_counter() - started
-        return {
-            "samples": len(windows),
-            "seconds": seconds,
-            "per second": len(windows) / seconds,
-            "peak MiB": torch.cuda.max_memory_allocated() / MIB if CUDA else None,
-        }
+        return measures(len(windows), seconds)
 
 
 def train_by_project(parameters: Parameters, data: dict[str, Any]) -> dict[str, Any]:
@@ -219,10 +221,7 @@ def train_by_project(parameters: Parameters, data: dict[str, Any]) -> dict[str, 
         run_node(MODELING, parameters, data, name)
     record = data["adapter"].training
     return {
-        "samples": record["samples"],
-        "seconds": record["seconds"],
-        "per second": record["samples"] / record["seconds"],
-        "peak MiB": torch.cuda.max_memory_allocated() / MIB if CUDA else None,
+        **measures(record["samples"], record["seconds"]),
         "curve": loss_curve(
             record["log"], record["batch_size"] * record["gradient_accumulation_steps"]
         ),
@@ -236,12 +235,7 @@ def answer_by_project(parameters: Parameters, data: dict[str, Any]) -> dict[str,
     run_node(REPORTING, parameters, data, "predict_finetuned")
     seconds = time.perf_counter() - started
     n = sum(len(data["tokenized_questions"][name]) for name in ("validation", "calibration"))
-    return {
-        "samples": n,
-        "seconds": seconds,
-        "per second": n / seconds,
-        "peak MiB": torch.cuda.max_memory_allocated() / MIB if CUDA else None,
-    }
+    return measures(n, seconds)
 
 
 def loss_curve(log: list[dict[str, Any]], batch: int) -> list[tuple[int, float]]:

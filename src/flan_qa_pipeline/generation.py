@@ -16,7 +16,7 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from flan_qa_pipeline.batches import length_batches, mask, pad, round_up
 from flan_qa_pipeline.parameters import GenerationParameters, PromptParameters
-from flan_qa_pipeline.sharding import whole_decoder
+from flan_qa_pipeline.sharding import base_of, whole_decoder
 from flan_qa_pipeline.t5 import Decoder
 from flan_qa_pipeline.windows import WindowAnswer, is_abstention, merge_windows
 
@@ -126,7 +126,7 @@ class _Decoding:
         abstention: str,
         max_new_tokens: int,
     ):
-        self._model = model.get_base_model() if isinstance(model, PeftModel) else model
+        self._model = base_of(model)
         self._tokenizer, self._abstention = tokenizer, abstention
         self._max_new_tokens = max_new_tokens
         self._start = model.config.decoder_start_token_id

@@ -31,7 +31,7 @@ def shard(model: PreTrainedModel | PeftModel) -> PreTrainedModel | PeftModel:
     Raises:
         InputError: the adapter has weights outside of blocks.
     """
-    base = _base(model)
+    base = base_of(model)
     outside = [base.shared, base.lm_head]
     for stack in (base.encoder, base.decoder):
         outside.append(stack.final_layer_norm)
@@ -54,7 +54,7 @@ def shard(model: PreTrainedModel | PeftModel) -> PreTrainedModel | PeftModel:
 @contextmanager
 def whole_decoder(model: PreTrainedModel | PeftModel) -> Iterator[None]:
     """Gather a sharded model's decoder, which writes many tokens, once for all of them."""
-    blocks = _base(model).decoder.block
+    blocks = base_of(model).decoder.block
     for block in blocks:
         block.unshard()
     try:
@@ -64,7 +64,8 @@ def whole_decoder(model: PreTrainedModel | PeftModel) -> Iterator[None]:
             block.reshard()
 
 
-def _base(model: PreTrainedModel | PeftModel) -> PreTrainedModel:
+def base_of(model: PreTrainedModel | PeftModel) -> PreTrainedModel:
+    """The model under an adapter, or the model itself."""
     return model.get_base_model() if isinstance(model, PeftModel) else model
 
 
