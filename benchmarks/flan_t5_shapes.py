@@ -206,6 +206,7 @@ def parameters_for(folder: Path, work: Path, options: argparse.Namespace) -> Par
                 "cache_dir": str(work / "cache"),
             },
             "tokenization": {"max_source_length": options.max_source_length},
+            "lora": {"target_modules": options.target_modules},
             "training": {
                 "output_dir": str(work / "checkpoints"),
                 "logging_dir": str(work / "tensorboard"),
@@ -249,6 +250,10 @@ def main() -> None:
     parser.add_argument("--batch-size", type=int, default=8)
     parser.add_argument("--steps", type=int, default=5)
     parser.add_argument("--max-source-length", type=int, default=512, help="of every window")
+    parser.add_argument("--target-modules", default="q+v", help="of LoRA; all-linear, or names")
+    parser.add_argument(
+        "--only-here", action="store_true", help="leave out what only serves to compare"
+    )
     options = parser.parse_args()
     logging.set_verbosity_error()
     logging.disable_progress_bar()
@@ -257,6 +262,7 @@ def main() -> None:
         "batch size": options.batch_size,
         "steps": options.steps,
         "source tokens": options.max_source_length,
+        "LoRA targets": options.target_modules,
     }
     results: list[dict[str, Any]] = []
     table = ""
@@ -286,9 +292,11 @@ def main() -> None:
                 parameters, "training", gradient_checkpointing=True, optim="paged_adamw_8bit"
             )
             keep(size, "NF4 here", by_this_project, parameters, data, work / "adapter")
+            keep(size, SAVING, by_this_project, saving, data, None)
+            if options.only_here:
+                continue
             keep(size, "NF4 here, head too", by_this_project, whole, data, None)
             keep(size, "NF4 here, dequantized once", by_this_project, unpacked, data, None)
-            keep(size, SAVING, by_this_project, saving, data, None)
             tokenizer, tokenized = load_tokenizer(parameters.model), data["tokenized_questions"]
             for form in ("NF4 by the libraries", "bfloat16", "float32"):
                 keep(size, form, by_libraries, form, snapshot, parameters, tokenized, tokenizer)

@@ -41,7 +41,10 @@ SHAPES = {
 
 
 def write_snapshot(size: str, folder: Path) -> None:
-    """Save a model of random bfloat16 weights with a tokenizer that has fewer ids."""
+    """Save a model of random bfloat16 weights, whose loss is near chance, and a tokenizer.
+
+    The tokenizer has fewer ids than the model.
+    """
     AutoTokenizer.from_pretrained(STARTER).save_pretrained(folder)
     config = T5Config(
         vocab_size=32128,
@@ -55,6 +58,7 @@ def write_snapshot(size: str, folder: Path) -> None:
     torch.set_default_dtype(torch.bfloat16)
     with torch.device(DEVICE):
         model = QuantizableT5(config)
+    model.lm_head.weight.data /= config.d_model**0.5  # of unit variance, for a tied head
     torch.set_default_dtype(torch.float32)
     model.save_pretrained(folder)
 

@@ -7,13 +7,12 @@ same base model, questions, LoRA targets, rank and learning rate, and run in one
 
 `--size starter` (the default) takes the embedded model and corpus; a FLAN-T5 size takes random
 weights of its shape and random tokens of SQuAD 2.0's lengths (mean 196). The project trains twice:
-what the first training adds is loading and compiling. Answers of the project are checked against
-greedy decoding of one question at a time.
+first on the recipe's samples, for the two curves of the loss, then on more of them. Answers of the
+project are checked against greedy decoding of one question at a time.
 """
 
 import argparse
 import json
-import math
 import tempfile
 import time
 from collections import Counter
@@ -56,12 +55,14 @@ from flan_qa_pipeline.models import load_tokenizer
 from flan_qa_pipeline.parameters import Parameters
 from flan_qa_pipeline.pipelines import data_engineering, modeling, reporting
 from flan_qa_pipeline.training import StepTimer
+from flan_qa_pipeline.windows import is_abstention
 
 DATA, MODELING, REPORTING = (
     package.create_pipeline() for package in (data_engineering, modeling, reporting)
 )
 MIB = 2**20
 USUAL_BATCH, USUAL_LENGTH = 8, 243
+SAMPLES_LOGGED = 512  # between two losses of a curve
 SQUAD_LENGTHS = {"mean": 5.21, "sigma": 0.35}  # of the logarithm: 196 tokens in the mean
 NEW_TOKENS = 6
 
@@ -175,7 +176,7 @@ class UsualRecipe:
                 gradient_checkpointing_kwargs={"use_reentrant": True},
                 fp16=CUDA,
                 use_cpu=not CUDA,
-                logging_steps=1,
+                logging_steps=SAMPLES_LOGGED // USUAL_BATCH,
                 save_strategy="no",
                 report_to="none",
                 disable_tqdm=True,
@@ -271,10 +272,10 @@ def differences(
         source = torch.tensor([ids], device=DEVICE)
         output = model.generate(input_ids=source, generation_config=greedy)
         text = tokenizer.decode(output[0], skip_special_tokens=True).strip()
-        given = answers[id_] or abstention
-        if text == given:
+        if answers[id_] == ("" if is_abstention(text, abstention) else text):
             continue
-        target = torch.tensor([tokenizer(given)["input_ids"][:max_new_tokens]], device=DEVICE)
+        given = tokenizer(answers[id_] or abstention)["input_ids"][:max_new_tokens]
+        target = torch.tensor([given], device=DEVICE)
         start = torch.full_like(target[:, :1], model.config.decoder_start_token_id)
         logits = model(
             input_ids=source, decoder_input_ids=torch.cat([start, target[:, :-1]], dim=1)
@@ -290,28 +291,23 @@ def differences(
 
 
 def curves(usual: list[tuple[int, float]], here: list[tuple[int, float]]) -> list[dict[str, Any]]:
-    """Both mean losses of the same eight parts of the training."""
-    end = min(usual[-1][0], here[-1][0])
-    rows = []
-    for part in range(8):
-        low, high = end * part // 8, end * (part + 1) // 8
-        means = [
-            float(np.mean(losses)) if losses else math.nan
-            for losses in (
-                [loss for samples, loss in curve if low < samples <= high]
-                for curve in (usual, here)
-            )
-        ]
-        rows.append({"samples": high, "loss, usual": means[0], "loss, here": means[1]})
-    return rows
+    """Both losses, each the mean of the `SAMPLES_LOGGED` samples before."""
+    return [
+        {"samples": samples, "loss, usual": loss, "loss, here": dict(here)[samples]}
+        for samples, loss in usual
+        if samples in dict(here)
+    ]
 
 
 def parameters_for(options: argparse.Namespace, model: Path, work: Path) -> Parameters:
     """The parameters that both share: an environment's, without evaluation during training."""
     starter = options.size == "starter"
     generation = {} if starter else {"max_new_tokens": NEW_TOKENS}
+    environment = "base" if starter else "squad"
+    configured = load_parameters(environment, {}).training
+    batch = configured.per_device_train_batch_size * configured.gradient_accumulation_steps
     return load_parameters(
-        "base" if starter else "squad",
+        environment,
         {
             "model": {"name": str(model)},
             "data": {"cache_dir": str(work / "cache")},
@@ -321,7 +317,7 @@ def parameters_for(options: argparse.Namespace, model: Path, work: Path) -> Para
                 "output_dir": str(work / "checkpoints"),
                 "logging_dir": str(work / "tensorboard"),
                 "num_train_epochs": 1,
-                "logging_steps": 1,
+                "logging_steps": SAMPLES_LOGGED // batch,
                 "eval_strategy": "no",
                 "save_strategy": "no",
                 "load_best_model_at_end": False,
@@ -360,7 +356,6 @@ def main() -> None:
         data["run_record"] = {"versions": package_versions()}
         windows = data["tokenized_questions"]
         train = windows["train"].shuffle(seed=0)
-        windows["train"] = train.select(range(min(options.samples, len(train))))
         results: list[dict[str, Any]] = []
         found: dict[str, Any] = {}
 
@@ -372,13 +367,16 @@ def main() -> None:
             print(json.dumps(results[-1]), flush=True)
 
         usual = UsualRecipe(parameters)
-        keep("training", "usual", usual.train(train.select(range(options.usual_samples)), work))
+        same_samples = train.select(range(options.usual_samples))
+        keep("training", "usual", usual.train(same_samples, work))
         asked = windows["validation"].select(range(options.usual_questions))
         new_tokens = parameters.generation.max_new_tokens
         keep("evaluation", "usual", usual.answer(asked, new_tokens))
         del usual
-        keep("training", "here, first time", train_by_project(parameters, data))
+        windows["train"] = same_samples
+        keep("training", "here, the same samples", train_by_project(parameters, data))
         data.pop("lora_model"), data.pop("base_model")
+        windows["train"] = train.select(range(min(options.samples, len(train))))
         keep("training", "here", train_by_project(parameters, data))
         data.pop("lora_model"), data.pop("base_model")
         run_node(REPORTING, parameters, data, "load_finetuned_model")
@@ -396,7 +394,7 @@ def main() -> None:
             new_tokens,
         )
         print(json.dumps(checked), flush=True)
-        both = curves(found["training, usual"], found["training, here"])
+        both = curves(found["training, usual"], found["training, here, the same samples"])
         given = facts() | {"size": options.size, "LoRA targets": options.target_modules} | checked
         given["losses"] = both
         print(write_results(options.output, f"usual_recipe_{options.size}", given, results))

@@ -6,6 +6,7 @@ from tensorboard.backend.event_processing.event_accumulator import EventAccumula
 from transformers import TrainerState
 
 from flan_qa_pipeline.adapter import attach_adapter
+from flan_qa_pipeline.batches import round_up
 from flan_qa_pipeline.models import load_base_model
 from flan_qa_pipeline.pipelines.modeling.nodes import answer_sample
 from flan_qa_pipeline.progress import LossInProgressBar
@@ -94,6 +95,14 @@ def test_the_record_says_what_training_took(long_run, training, windows):
     assert record["trainable_parameters"] == trainable
     assert record["weights_bytes"] == model.get_memory_footprint()
     assert record["peak_memory"]["process"] > record["weights_bytes"]
+
+
+def test_operations_are_counted_as_by_transformers(long_run, windows):
+    model, adapter, _ = long_run
+    lengths = [len(ids) for ids in windows["train"]["input_ids"]]
+    per_token = 6 * model.num_parameters(exclude_embeddings=True)
+    tokens = adapter.training["log"][-1]["total_flos"] / per_token
+    assert 12 * sum(lengths) <= tokens <= 12 * len(lengths) * round_up(max(lengths))
 
 
 def test_early_stopping_ends_the_training(train, training):

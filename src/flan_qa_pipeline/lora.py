@@ -18,7 +18,10 @@ from torch.nn.functional import linear
 
 
 class _Product(torch.autograd.Function):
-    """x Wᵀ + s d Aᵀ Bᵀ for a frozen W; d is x after LoRA's dropout, None without one."""
+    """x Wᵀ + s d Aᵀ Bᵀ for a frozen W; d is x after LoRA's dropout, None without one.
+
+    A and B may be float32: they are cast here, B with its scaling s, in as few passes as can be.
+    """
 
     @staticmethod
     def forward(
@@ -30,24 +33,31 @@ class _Product(torch.autograd.Function):
         lora_b: torch.Tensor,
         scaling: float,
     ) -> torch.Tensor:
-        narrow = (x if dropped is None else dropped) @ lora_a.t()
-        ctx.save_for_backward(x if dropped is None else dropped, narrow, weight, lora_a, lora_b)
-        ctx.scaling, ctx.drops = scaling, dropped is not None
-        return (x @ weight.t()).addmm_(narrow, lora_b.t(), alpha=scaling)
+        given = x if dropped is None else dropped
+        ctx.scaling, ctx.drops, ctx.dtype = scaling, dropped is not None, lora_a.dtype
+        lora_a, lora_b = lora_a.to(x.dtype), _scaled(lora_b, scaling, x.dtype)
+        narrow = given @ lora_a.t()
+        ctx.save_for_backward(given, narrow, weight, lora_a, lora_b)
+        return (x @ weight.t()).addmm_(narrow, lora_b.t())
 
     @staticmethod
     def backward(ctx: Any, grad: torch.Tensor) -> tuple[torch.Tensor | None, ...]:
         given, narrow, weight, lora_a, lora_b = ctx.saved_tensors
-        of_narrow = (grad @ lora_b) * ctx.scaling
+        of_narrow = grad @ lora_b
         of_x = grad @ weight if ctx.needs_input_grad[0] else None
         of_dropped = None
         if ctx.drops:
             of_dropped = of_narrow @ lora_a if ctx.needs_input_grad[1] else None
         elif of_x is not None:
             of_x.addmm_(of_narrow, lora_a)
-        of_a = of_narrow.t() @ given
-        of_b = (grad.t() @ narrow) * ctx.scaling
+        of_a = (of_narrow.t() @ given).to(ctx.dtype)
+        of_b = _scaled(grad.t() @ narrow, ctx.scaling, ctx.dtype)
         return of_x, of_dropped, None, of_a, of_b, None
+
+
+def _scaled(part: torch.Tensor, scaling: float, dtype: torch.dtype) -> torch.Tensor:
+    """Scale and cast in one pass."""
+    return torch.mul(part, scaling, out=torch.empty_like(part, dtype=dtype))
 
 
 class _Fused:
@@ -67,15 +77,15 @@ class _Fused:
             return super().forward(x, *args, **kwargs)
         dropout = self.lora_dropout[name]
         drops = self.training and not isinstance(dropout, nn.Identity)
-        lora_a, lora_b = (part[name].weight.to(x.dtype) for part in (self.lora_A, self.lora_B))
+        lora_a, lora_b = (part[name].weight for part in (self.lora_A, self.lora_B))
         rows = x.flatten(0, -2)
         dropped = dropout(rows) if drops else None
         layer, scaling = self.base_layer, self.scaling[name]
         if type(layer) is nn.Linear and layer.bias is None:
             result = _Product.apply(rows, dropped, layer.weight, lora_a, lora_b, scaling)
         else:
-            narrow = linear(rows if dropped is None else dropped, lora_a)
-            result = torch.addmm(layer(rows), narrow, lora_b.t(), alpha=scaling)
+            narrow = linear(rows if dropped is None else dropped, lora_a.to(x.dtype))
+            result = torch.addmm(layer(rows), narrow, lora_b.to(x.dtype).t(), alpha=scaling)
         return result.unflatten(0, x.shape[:-1])
 
 

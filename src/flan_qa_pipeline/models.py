@@ -151,7 +151,8 @@ def dequantize(base: PreTrainedModel) -> PreTrainedModel:
 def free_memory(device: torch.device) -> int:
     """Bytes that may still be allocated: of the GPU, or this process's share of the machine's."""
     if device.type == "cuda":
-        return torch.cuda.mem_get_info(device)[0]
+        unused = torch.cuda.memory_reserved(device) - torch.cuda.memory_allocated(device)
+        return torch.cuda.mem_get_info(device)[0] + unused
     return get_max_memory()["cpu"] // int(os.environ.get("LOCAL_WORLD_SIZE", 1))
 
 
@@ -177,6 +178,7 @@ def as_transformers_t5(model: PreTrainedModel) -> T5ForConditionalGeneration:
     """The same weights under transformers' own class, whose saved folder any program reads."""
     config = deepcopy(model.config)
     config.tie_word_embeddings = True  # embeddings of encoder and decoder; the head is not
+    config._attn_implementation = "eager"
     with torch.device("meta"):
         plain = T5ForConditionalGeneration(config)
     plain.all_tied_weights_keys.pop("lm_head.weight")

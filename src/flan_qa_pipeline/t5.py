@@ -10,9 +10,15 @@ from functools import wraps
 from typing import Any
 
 import torch
-from torch.nn.functional import cross_entropy, rms_norm, softmax
+from torch.nn.functional import cross_entropy, dropout, rms_norm, softmax
 from torch.utils.checkpoint import checkpoint
-from transformers import T5Config, T5ForConditionalGeneration
+from transformers import (
+    AttentionInterface,
+    AttentionMaskInterface,
+    T5Config,
+    T5ForConditionalGeneration,
+)
+from transformers.masking_utils import eager_mask
 from transformers.modeling_outputs import Seq2SeqLMOutput
 from transformers.models.t5.modeling_t5 import T5Attention, T5DenseGatedActDense, T5LayerNorm
 
@@ -28,8 +34,10 @@ class SharedMaskAttention(T5Attention):
     """Adds the mask to the position bias in a stack's first layer; the others share the sum.
 
     transformers adds them in every layer, and each sum of shape (batch, heads, length, length) is
-    kept for the gradient.
+    kept for the gradient. With `keeps_all` what `lean_attention` makes of the scores is kept, too.
     """
+
+    keeps_all = False
 
     def forward(
         self,
@@ -53,6 +61,46 @@ class SharedMaskAttention(T5Attention):
         return super().forward(
             hidden_states, None, key_value_states, position_bias, past_key_values, **kwargs
         )
+
+
+def _weigh(
+    query: torch.Tensor,
+    key: torch.Tensor,
+    value: torch.Tensor,
+    bias: torch.Tensor,
+    p: float = 0.0,
+) -> torch.Tensor:
+    """Attend from queries (batch, heads, n, d_kv); T5 does not scale the scores."""
+    weights = softmax((query @ key.transpose(2, 3)).add_(bias), dim=-1)
+    return dropout(weights, p) @ value
+
+
+def lean_attention(
+    module: SharedMaskAttention,
+    query: torch.Tensor,
+    key: torch.Tensor,
+    value: torch.Tensor,
+    attention_mask: torch.Tensor | None,
+    *,
+    position_bias: torch.Tensor,
+    dropout: float = 0.0,
+    **kwargs: Any,
+) -> tuple[torch.Tensor, None]:
+    """T5's attention in fewer passes over the scores (transformers multiplies them by 1).
+
+    The scores are computed again for the gradient unless the module `keeps_all`.
+    """
+    bias = position_bias if attention_mask is None else position_bias + attention_mask
+    if module.keeps_all or not torch.is_grad_enabled():
+        states = _weigh(query, key, value, bias, dropout)
+    else:
+        states = checkpoint(_weigh, query, key, value, bias, dropout, use_reentrant=False)
+    return states.transpose(1, 2), None
+
+
+LEAN = "lean"  # how transformers knows this attention
+AttentionInterface.register(LEAN, lean_attention)
+AttentionMaskInterface.register(LEAN, eager_mask)
 
 
 class RecomputedFeedForward(T5DenseGatedActDense):
@@ -117,15 +165,17 @@ class QuantizableT5(T5ForConditionalGeneration):
         config = deepcopy(config)
         if config.dense_act_fn == "gelu_new":
             config.dense_act_fn = "gelu_pytorch_tanh"  # the same function, one kernel
+        if config._attn_implementation == "eager":
+            config._attn_implementation = LEAN
         super().__init__(config)
         self._keep_in_fp32_modules = set()
         for module in self.modules():
             module.__class__ = _LEAN.get(type(module), type(module))
 
     def keep_activations(self) -> None:
-        """Take more memory in training, and less time: compute no feed-forward layer twice."""
+        """Take more memory in training, and less time: compute nothing twice but the logits."""
         for module in self.modules():
-            if isinstance(module, RecomputedFeedForward):
+            if isinstance(module, SharedMaskAttention | RecomputedFeedForward):
                 module.keeps_all = True
 
     @wraps(T5ForConditionalGeneration.forward)
@@ -265,5 +315,4 @@ def _attend(
     bias: torch.Tensor,
 ) -> torch.Tensor:
     query = _heads(attention, attention.q(normed))
-    weights = softmax(query @ key.transpose(2, 3) + bias, dim=-1)
-    return attention.o((weights @ value).transpose(1, 2).flatten(2))
+    return attention.o(_weigh(query, key, value, bias).transpose(1, 2).flatten(2))

@@ -4,6 +4,7 @@ import logging
 import math
 import time
 from collections.abc import Callable
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
@@ -72,6 +73,14 @@ class AnsweringTrainer(CheckpointingTrainer):
             self._reduce_batch_size()
             set_adapter_weights(self.model, start)
             set_seed(self.args.seed)
+
+    @cached_property
+    def _n_parameters(self) -> int:
+        return self.model.num_parameters(exclude_embeddings=True)
+
+    def floating_point_ops(self, inputs: dict[str, torch.Tensor]) -> int:
+        """As transformers estimates it, which counts the model's parameters at every step."""
+        return 6 * inputs["input_ids"].numel() * self._n_parameters
 
     def _get_train_sampler(self, *args: Any, **kwargs: Any) -> Sampler | None:
         sampler = super()._get_train_sampler(*args, **kwargs)
