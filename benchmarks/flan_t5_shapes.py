@@ -16,7 +16,6 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
-import datasets
 import torch
 from accelerate.utils import extract_model_from_parallel
 from datasets import DatasetDict
@@ -29,6 +28,7 @@ from harness import (
     free,
     load_parameters,
     run_node,
+    silence,
     write_results,
     write_snapshot,
 )
@@ -39,7 +39,6 @@ from transformers import (
     Seq2SeqTrainer,
     Seq2SeqTrainingArguments,
     T5ForConditionalGeneration,
-    logging,
 )
 from transformers.trainer_callback import PrinterCallback, ProgressCallback
 
@@ -255,9 +254,7 @@ def main() -> None:
         "--only-here", action="store_true", help="leave out what only serves to compare"
     )
     options = parser.parse_args()
-    logging.set_verbosity_error()
-    logging.disable_progress_bar()
-    datasets.disable_progress_bars()
+    silence()
     given = facts() | {
         "batch size": options.batch_size,
         "steps": options.steps,

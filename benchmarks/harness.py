@@ -13,8 +13,10 @@ from operator import attrgetter
 from pathlib import Path
 from typing import Any
 
+import datasets
 import pandas as pd
 import torch
+import transformers
 from kedro.config import OmegaConfigLoader
 from kedro.io import DataCatalog, MemoryDataset
 from kedro.pipeline import Pipeline
@@ -38,6 +40,13 @@ SHAPES = {
     "large": {"d_model": 1024, "d_kv": 64, "d_ff": 2816, "num_layers": 24, "num_heads": 16},
     "xl": {"d_model": 2048, "d_kv": 64, "d_ff": 5120, "num_layers": 24, "num_heads": 32},
 }
+
+
+def silence() -> None:
+    """Leave the terminal to the results."""
+    transformers.logging.set_verbosity_error()
+    transformers.logging.disable_progress_bar()
+    datasets.disable_progress_bars()
 
 
 def write_snapshot(size: str, folder: Path) -> None:

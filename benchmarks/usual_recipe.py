@@ -19,7 +19,6 @@ from collections import Counter
 from pathlib import Path
 from typing import Any
 
-import datasets
 import numpy as np
 import torch
 from datasets import Dataset, DatasetDict
@@ -33,6 +32,7 @@ from harness import (
     free,
     load_parameters,
     run_node,
+    silence,
     write_results,
     write_snapshot,
 )
@@ -45,7 +45,6 @@ from transformers import (
     Seq2SeqTrainer,
     Seq2SeqTrainingArguments,
     T5ForConditionalGeneration,
-    logging,
     set_seed,
 )
 from transformers.trainer_callback import PrinterCallback, ProgressCallback
@@ -337,9 +336,7 @@ def main() -> None:
     parser.add_argument("--compared", type=int, default=200, help="decoded one at a time, too")
     parser.add_argument("--target-modules", default="q+v", help="of LoRA; all-linear, or names")
     options = parser.parse_args()
-    logging.set_verbosity_error()
-    logging.disable_progress_bar()
-    datasets.disable_progress_bars()
+    silence()
     with tempfile.TemporaryDirectory() as folder:
         work = Path(folder)
         model = STARTER
