@@ -32,20 +32,15 @@ from harness import (
     write_results,
     write_snapshot,
 )
-from peft import LoraConfig, get_peft_model, prepare_model_for_kbit_training
-from transformers import (
-    BitsAndBytesConfig,
-    DataCollatorForSeq2Seq,
-    Seq2SeqTrainer,
-    Seq2SeqTrainingArguments,
-    T5ForConditionalGeneration,
-)
+from peft import LoraConfig, get_peft_model
+from transformers import DataCollatorForSeq2Seq, Seq2SeqTrainer, Seq2SeqTrainingArguments
 from transformers.trainer_callback import PrinterCallback, ProgressCallback
 
 from flan_qa_pipeline.adapter import AdapterDataset
 from flan_qa_pipeline.fingerprint import package_versions
+from flan_qa_pipeline.memory import load_by_libraries, prepare_by_libraries
 from flan_qa_pipeline.models import load_tokenizer
-from flan_qa_pipeline.parameters import Parameters
+from flan_qa_pipeline.parameters import Format, Parameters
 from flan_qa_pipeline.pipelines import data_engineering, modeling, reporting
 from flan_qa_pipeline.training import StepTimer
 
@@ -83,32 +78,21 @@ def measured(row: dict[str, Any]) -> Iterator[None]:
 
 
 def by_libraries(
-    form: str, folder: Path, parameters: Parameters, tokenized: DatasetDict, tokenizer: Any
+    form: Format, parameters: Parameters, tokenized: DatasetDict, tokenizer: Any
 ) -> dict[str, Any]:
     """Train with transformers, bitsandbytes and peft as their documentation does."""
     row: dict[str, Any] = {}
     with measured(row):
         before = held()
-        dtype = torch.float32 if form == "float32" else torch.bfloat16
-        nf4 = BitsAndBytesConfig(
-            load_in_4bit=True,
-            bnb_4bit_quant_type="nf4",
-            bnb_4bit_use_double_quant=True,
-            bnb_4bit_compute_dtype=dtype,
-        )
-        model = T5ForConditionalGeneration.from_pretrained(
-            folder,
-            dtype=dtype,
-            quantization_config=nf4 if form.startswith("NF4") else None,
-            device_map={"": 0 if CUDA else "cpu"},
-        )
+        base = load_by_libraries(form, parameters.model)
         free()
         row["weights MB"] = (held() - before) / MB
-        if form.startswith("NF4"):
-            model = prepare_model_for_kbit_training(model, use_gradient_checkpointing=False)
+        training = parameters.training
+        dtype = base.dtype
+        base = prepare_by_libraries(base, training)
         lora = parameters.lora
         model = get_peft_model(
-            model,
+            base,
             LoraConfig(
                 task_type="SEQ_2_SEQ_LM",
                 target_modules=lora.target_modules,
@@ -117,7 +101,6 @@ def by_libraries(
                 lora_dropout=lora.dropout,
             ),
         )
-        training = parameters.training
         trainer = Seq2SeqTrainer(
             model=model,
             args=Seq2SeqTrainingArguments(
@@ -296,7 +279,7 @@ def main() -> None:
             keep(size, "NF4 here, dequantized once", by_this_project, unpacked, data, None)
             tokenizer, tokenized = load_tokenizer(parameters.model), data["tokenized_questions"]
             for form in ("NF4 by the libraries", "bfloat16", "float32"):
-                keep(size, form, by_libraries, form, snapshot, parameters, tokenized, tokenizer)
+                keep(size, form, by_libraries, form, parameters, tokenized, tokenizer)
         finally:
             shutil.rmtree(work, ignore_errors=True)
     print(f"\n{table}")

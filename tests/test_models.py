@@ -15,7 +15,7 @@ from transformers import T5ForConditionalGeneration
 import flan_qa_pipeline.models
 from flan_qa_pipeline.costs import base_weights
 from flan_qa_pipeline.errors import InputError
-from flan_qa_pipeline.memory import held_bytes, load_by_libraries
+from flan_qa_pipeline.memory import held_bytes, load_by_libraries, prepare_by_libraries
 from flan_qa_pipeline.models import (
     PretrainedDataset,
     load_base_model,
@@ -271,5 +271,7 @@ def test_calculated_weights_are_those_in_memory(
     assert sizes["bfloat16"] == whole.get_memory_footprint()
     assert sizes["float32"] == 2 * sizes["bfloat16"]
     assert sizes["NF4 here"] <= sizes["NF4 by the libraries"] < sizes["bfloat16"]
-    by_libraries = load_by_libraries("NF4 by the libraries", bfloat16, parameters.training)
+    loaded = load_by_libraries("NF4 by the libraries", bfloat16)
+    assert sizes["NF4 by the libraries"] == held_bytes(loaded)
+    by_libraries = prepare_by_libraries(loaded, parameters.training)
     assert weights["in training"]["NF4 by the libraries"] == held_bytes(by_libraries)

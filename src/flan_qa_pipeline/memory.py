@@ -69,10 +69,8 @@ def training_peaks(
     return peaks
 
 
-def load_by_libraries(
-    form: Format, model: ModelParameters, training: TrainingParameters
-) -> PreTrainedModel:
-    """Load the base for training as transformers, bitsandbytes and peft document it."""
+def load_by_libraries(form: Format, model: ModelParameters) -> PreTrainedModel:
+    """Load the base as transformers and bitsandbytes document it."""
     quantized = form.startswith("NF4")
     dtype = resolve_compute_dtype(model.compute_dtype) if quantized else getattr(torch, form)
     nf4 = BitsAndBytesConfig(
@@ -81,7 +79,7 @@ def load_by_libraries(
         bnb_4bit_use_double_quant=True,
         bnb_4bit_compute_dtype=dtype,
     )
-    base = T5ForConditionalGeneration.from_pretrained(
+    return T5ForConditionalGeneration.from_pretrained(
         model.name,
         revision=model.revision,
         dtype=dtype,
@@ -89,13 +87,17 @@ def load_by_libraries(
         device_map={"": 0 if torch.cuda.is_available() else "cpu"},
         use_safetensors=True,
     )
-    if quantized:
-        base = prepare_model_for_kbit_training(
-            base,
-            use_gradient_checkpointing=training.gradient_checkpointing,
-            gradient_checkpointing_kwargs={"use_reentrant": False},
-        )
-    return base
+
+
+def prepare_by_libraries(base: PreTrainedModel, training: TrainingParameters) -> PreTrainedModel:
+    """Prepare a loaded base for training as peft documents it."""
+    if not getattr(base, "is_quantized", False):
+        return base
+    return prepare_model_for_kbit_training(
+        base,
+        use_gradient_checkpointing=training.gradient_checkpointing,
+        gradient_checkpointing_kwargs={"use_reentrant": False},
+    )
 
 
 def _training_peak(
@@ -116,7 +118,8 @@ def _training_peak(
         peft_model = get_peft_model(load_base_model(packed), lora)
         autocasts = not fuse(peft_model)
     else:
-        peft_model = get_peft_model(load_by_libraries(form, model, training), lora)
+        base = prepare_by_libraries(load_by_libraries(form, model), training)
+        peft_model = get_peft_model(base, lora)
         autocasts = True
     on_gpu = torch.cuda.is_available()
     tokenizer = load_tokenizer(model)
