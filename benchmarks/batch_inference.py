@@ -1,8 +1,8 @@
 """Memory of answering files of questions: python benchmarks/batch_inference.py OUTPUT_FOLDER
 
-An adapter is trained for one step on the starter model; then files of few and of many questions, of
-every kind, are answered by a run of the pipeline `inference` in a process of its own each.
-`harness.measured` says what is counted. Needs Linux.
+An adapter is trained on the starter corpus, as configured; then files of few and of many of its
+questions, drawn at random, are answered by a run of the pipeline `inference` in a process of its
+own each. `harness.measured` says what is counted. Needs Linux.
 """
 
 import argparse
@@ -17,16 +17,28 @@ from harness import MIB, PROJECT, STARTER, facts, measured, write_results
 
 from flan_qa_pipeline.fingerprint import git_commit, package_versions
 
+RAW = PROJECT / "data/01_raw"
+CORPUS = {name: RAW / f"starter_{name}.json" for name in ("train", "validation")}
+FILES = [
+    ".csv=1000,10000,100000",
+    *(f"{kind}=1000,10000" for kind in (".json", ".jsonl", ".parquet")),
+]
+
+
+def starter_questions() -> list[dict[str, str]]:
+    return [
+        {"context": paragraph["context"], "question": question["question"]}
+        for path in CORPUS.values()
+        for article in json.loads(path.read_text(encoding="utf-8"))["data"]
+        for paragraph in article["paragraphs"]
+        for question in paragraph["qas"]
+    ]
+
 
 def write_questions(folder: Path, kind: str, n: int) -> Path:
-    """Write a file of n short questions, each about a context of its own."""
-    context = "Town number {0} has {0} wells and lies on a river that has no name. "
-    frame = pd.DataFrame(
-        {
-            "context": [context.format(i) * 3 for i in range(n)],
-            "question": [f"How many wells has town number {i}?" for i in range(n)],
-        }
-    )
+    """Write a file of n questions of the starter corpus, some of which come more than once."""
+    corpus = pd.DataFrame(starter_questions())
+    frame = corpus.sample(n, replace=True, random_state=0, ignore_index=True)
     path = folder / f"questions{kind}"
     if kind == ".csv":
         frame.to_csv(path, index=False)
@@ -38,33 +50,27 @@ def write_questions(folder: Path, kind: str, n: int) -> Path:
 
 
 def kedro_run(pipeline: str, *params: str) -> list[str]:
-    base = f"model.name={STARTER},generation.max_new_tokens=4"
     return [
         *(sys.executable, "-m", "flan_qa_pipeline", f"--conf-source={PROJECT / 'conf'}"),
-        *(f"--pipelines={pipeline}", f"--params={','.join((base, *params))}"),
+        *(f"--pipelines={pipeline}", f"--params={','.join((f'model.name={STARTER}', *params))}"),
     ]
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.partition("\n")[0])
     parser.add_argument("output", type=Path)
-    parser.add_argument("--questions", default="10000,40000")
-    parser.add_argument("--files", default=".csv,.json,.jsonl,.parquet")
+    parser.add_argument("--files", nargs="+", default=FILES, metavar="KIND=ROWS,…")
     options = parser.parse_args()
     options.output.mkdir(parents=True, exist_ok=True)
     given = facts() | {"versions": package_versions(), "git": git_commit(PROJECT)}
     rows: list[dict[str, Any]] = []
     with tempfile.TemporaryDirectory(prefix="inference_", dir=options.output) as folder:
         work = Path(folder)
-        raw = PROJECT / "data/01_raw"
-        files = [f"data.{name}_file={raw}/starter_{name}.json" for name in ("train", "validation")]
-        training = [
-            f"training.{change}"
-            for change in ("max_steps=1", "eval_strategy=no", "save_strategy=no")
-        ]
+        files = [f"data.{name}_file={path}" for name, path in CORPUS.items()]
+        training = ["training.eval_strategy=no", "training.save_strategy=no"]
         measured(kedro_run("data_engineering,modeling", *files, *training), work)
-        for kind in options.files.split(","):
-            for n in map(int, options.questions.split(",")):
+        for kind, numbers in (file.split("=") for file in options.files):
+            for n in map(int, numbers.split(",")):
                 path = write_questions(work, kind, n)
                 run = measured(kedro_run("inference", f"inference.questions_file={path}"), work)
                 rows.append({"file": kind, "questions": n, "MiB": path.stat().st_size / MIB} | run)

@@ -1,10 +1,12 @@
 """Batched greedy answers against the models' own one-by-one ones."""
 
 import logging
+import random
 from collections import Counter
 
 import pytest
 import torch
+from torch.utils._python_dispatch import TorchDispatchMode
 
 from flan_qa_pipeline.generation import generate_answers
 from flan_qa_pipeline.models import load_base_model
@@ -169,4 +171,52 @@ def test_a_batch_that_does_not_fit_in_memory_is_answered_in_halves(
     assert [said.text for said in found] == [said.text for said in expected]
     assert [said.score for said in found] == pytest.approx(
         [said.score for said in expected], abs=1e-3
+    )
+
+
+class Products(TorchDispatchMode):
+    """Collects the shapes that matrix products are called with."""
+
+    def __init__(self):
+        super().__init__()
+        self.shapes = set()
+
+    def __torch_dispatch__(self, func, types, args=(), kwargs=None):
+        name = func.overloadpacket.__name__
+        if name in {"linear", "matmul", "mm", "bmm", "addmm"}:
+            self.shapes.add((name, *(tuple(arg.shape) for arg in args[:3] if arg is not None)))
+        return func(*args, **(kwargs or {}))
+
+
+def test_a_long_stream_brings_few_new_shapes(model_parameters, tokenizer):
+    """A CPU keeps a kernel for every shape of a product that it has met."""
+    model = load_base_model(model_parameters.model_copy(update={"load_in_4bit": False}))
+    rng = random.Random(0)
+    chunks = [
+        [[rng.randrange(3, 99)] * rng.randint(30, 100) for _ in range(rng.randint(90, 110))]
+        for _ in range(30)
+    ]
+    known = []
+    with Products() as products:
+        for chunk in chunks:
+            answer(model, tokenizer, chunk, batch_tokens=2048)
+            known.append(len(products.shapes))
+    assert known[-1] <= 1.1 * known[9]
+
+
+def test_an_abstention_in_other_tokens_is_answered_as_alone(model, tokenizer, input_ids):
+    usual = answer(model, tokenizer, input_ids)
+    said = Counter(found.text for found in usual if found.text).most_common(1)[0][0]
+    abstention = said.swapcase()
+    first = tokenizer(abstention)["input_ids"][0]
+    assert first != tokenizer(said)["input_ids"][0]
+    answers = answer(model, tokenizer, input_ids, abstention=abstention)
+    alone = answer(model, tokenizer, input_ids, batch_tokens=1, abstention=abstention)
+    assert sum(found.text == said for found in answers) > 1
+    for field in ("text", "answer"):
+        assert [getattr(found, field) for found in answers] == [
+            getattr(found, field) for found in alone
+        ]
+    assert [found.answer_score for found in answers] == pytest.approx(
+        [found.answer_score for found in alone], abs=1e-3
     )

@@ -14,15 +14,13 @@ from peft import PeftModel
 from tqdm.auto import tqdm
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
-from flan_qa_pipeline.batches import length_batches, mask, pad, round_up
+from flan_qa_pipeline.batches import MIN_ROWS, coarse_length, fill_up, length_batches, mask, pad
 from flan_qa_pipeline.parameters import GenerationParameters, PromptParameters
 from flan_qa_pipeline.sharding import base_of, whole_decoder
 from flan_qa_pipeline.t5 import Decoder
 from flan_qa_pipeline.windows import WindowAnswer, is_abstention, merge_windows
 
 logger = logging.getLogger(__name__)
-
-ROWS_MULTIPLE = 16  # of a batch that shrinks: a CPU keeps a kernel for every shape it has met
 
 
 @dataclass(frozen=True)
@@ -81,7 +79,7 @@ def generate_answers(
 ) -> list[GeneratedAnswer]:
     """Decode every input greedily; return the answers in the order of the inputs.
 
-    Inputs are batched from the longest to the shortest, `batch_tokens` at a time, padding
+    Inputs are batched from the longest to the shortest, at most `batch_tokens` at a time, padding
     included, so that a batch has little padding and one that does not fit in memory fails first;
     it is then answered in halves. Each input is encoded once. Without a `description` there is no
     bar.
@@ -108,8 +106,8 @@ def generate_answers(
         ) as progress,
     ):
         for rows in own:
-            said = decoding.answer([input_ids[i] for i in rows])
-            answers |= zip(rows, said, strict=True)
+            batch = fill_up([input_ids[i] for i in rows], len(batches[0]))
+            answers |= zip(rows, decoding.answer(batch)[: len(rows)], strict=True)
             progress.update(len(rows))
     if not sharded:
         answers = dict(gather_object(list(answers.items())))
@@ -175,11 +173,11 @@ class _Decoding:
             if not quiet and is_abstention(greedy[i][0], self._abstention)
         ]
         if unforeseen:
-            again = [input_ids[i] for i in unforeseen]
-            decoder, logits = self._begin(again, forced[: len(again), :0])
+            again = fill_up([input_ids[i] for i in unforeseen], len(input_ids))
+            decoder, logits = self._begin(again, forced[:1, :0].expand(len(again), -1))
             suppressed = torch.ones(len(again), dtype=torch.bool, device=forced.device)
             others = self._decode(decoder, logits[:, 0], suppressed)
-            for i, other in zip(unforeseen, zip(*others, strict=True), strict=True):
+            for i, other in zip(unforeseen, zip(*others, strict=True), strict=False):
                 best[i] = other
         return [
             GeneratedAnswer(text, score, answer, answer_score, log_prob - answer_score)
@@ -193,7 +191,9 @@ class _Decoding:
     ) -> tuple[Decoder, torch.Tensor]:
         """Encode inputs; give the float32 logits after the start token and each forced one."""
         device = self._model.device
-        tokens, attended = pad(input_ids, self._pad).to(device), mask(input_ids).to(device)
+        length = coarse_length(max(map(len, input_ids)))
+        tokens = pad(input_ids, self._pad, length).to(device)
+        attended = mask(input_ids, length).to(device)
         states = self._model.get_encoder()(
             input_ids=tokens, attention_mask=attended
         ).last_hidden_state
@@ -210,7 +210,7 @@ class _Decoding:
         """Texts and log-probabilities of greedy outputs whose first token has these logits.
 
         An output that is `suppressed` begins neither with the abstention nor with its end. Rows
-        that have ended leave the batch when half of it can go, in `ROWS_MULTIPLE`s.
+        that have ended leave the batch when half of it can go; a power of two stays, or `MIN_ROWS`.
         """
         n_rows, end = len(logits), self._end
         begin = logits.clone()
@@ -230,7 +230,7 @@ class _Decoding:
             remaining = int(going.sum())
             if remaining == 0 or step + 1 == self._max_new_tokens:
                 break
-            size = round_up(remaining, ROWS_MULTIPLE)
+            size = max(MIN_ROWS, 1 << (remaining - 1).bit_length())
             if size <= len(rows) // 2:
                 kept = going.long().argsort(descending=True, stable=True)[:size]
                 decoder.keep(kept)

@@ -242,7 +242,8 @@ class Decoder:
     """A T5's decoder that writes to a batch of encoded inputs, token by token.
 
     Keys and values of the encoder's states are made once, and laid out as products read them;
-    those of tokens go into room for `max_tokens`. Results are those of the model itself.
+    those of tokens go into room for `max_tokens`, of which all is attended to at every step, since
+    a CPU keeps a kernel for each shape of a product. Results are those of the model itself.
     """
 
     def __init__(
@@ -271,7 +272,7 @@ class Decoder:
     def __call__(self, tokens: torch.Tensor) -> torch.Tensor:
         """Append tokens (batch, n); return logits (batch, n, vocabulary)."""
         start, self.length = self.length, self.length + tokens.shape[1]
-        bias = self._bias[:, :, start : self.length, : self.length]
+        bias = self._bias[:, :, start : self.length]
         hidden = self._stack.embed_tokens(tokens)
         for block, read, written in zip(self._stack.block, self._read, self._written, strict=True):
             own, other, feed_forward = block.layer
@@ -279,8 +280,7 @@ class Decoder:
             attention = own.SelfAttention
             for kept, part in zip(written, _key_value(attention), strict=True):
                 kept[:, :, start : self.length] = _heads(attention, part(normed))
-            past = [kept[:, :, : self.length] for kept in written]
-            hidden = hidden + _attend(attention, normed, *past, bias)
+            hidden = hidden + _attend(attention, normed, *written, bias)
             normed = other.layer_norm(hidden)
             hidden = hidden + _attend(other.EncDecAttention, normed, *read, self._mask)
             hidden = feed_forward(hidden)
