@@ -316,7 +316,7 @@ def parameters_for(options: argparse.Namespace, model: Path, work: Path) -> Para
                 "output_dir": str(work / "checkpoints"),
                 "logging_dir": str(work / "tensorboard"),
                 "num_train_epochs": 1,
-                "logging_steps": SAMPLES_LOGGED // batch,
+                "logging_steps": max(1, SAMPLES_LOGGED // batch),
                 "eval_strategy": "no",
                 "save_strategy": "no",
                 "load_best_model_at_end": False,
@@ -364,7 +364,7 @@ def main() -> None:
             print(json.dumps(results[-1]), flush=True)
 
         usual = UsualRecipe(parameters)
-        same_samples = train.select(range(options.usual_samples))
+        same_samples = train.select(range(min(options.usual_samples, len(train))))
         keep("training", "usual", usual.train(same_samples, work))
         asked = windows["validation"].select(range(options.usual_questions))
         new_tokens = parameters.generation.max_new_tokens

@@ -18,6 +18,7 @@ from flan_qa_pipeline.errors import InputError
 from flan_qa_pipeline.memory import held_bytes, load_by_libraries, prepare_by_libraries
 from flan_qa_pipeline.models import (
     PretrainedDataset,
+    free_memory,
     load_base_model,
     load_tokenizer,
     resolve_compute_dtype,
@@ -131,6 +132,12 @@ def test_weights_are_dequantized_only_where_they_are_small_beside_the_free_memor
             base = load_base_model(automatic)
         assert any(isinstance(module, Linear4bit) for module in base.modules()) is packed
         assert ("stay packed" in caplog.text) is packed
+
+
+def test_what_torch_holds_unused_on_a_gpu_is_free(monkeypatch):
+    for name, size in (("mem_get_info", (70, 80)), ("memory_reserved", 9), ("memory_allocated", 4)):
+        monkeypatch.setattr(torch.cuda, name, lambda device, size=size: size)
+    assert free_memory(torch.device("cuda")) == 75
 
 
 def dequantized(linear):

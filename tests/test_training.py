@@ -97,7 +97,7 @@ def test_the_record_says_what_training_took(long_run, training, windows):
     assert record["peak_memory"]["process"] > record["weights_bytes"]
 
 
-def test_operations_are_counted_as_by_transformers(long_run, windows):
+def test_operations_are_counted_for_every_token(long_run, windows):
     model, adapter, _ = long_run
     lengths = [len(ids) for ids in windows["train"]["input_ids"]]
     per_token = 6 * model.num_parameters(exclude_embeddings=True)

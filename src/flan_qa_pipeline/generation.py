@@ -92,6 +92,7 @@ def generate_answers(
     batches = list(length_batches([len(ids) for ids in input_ids], batch_tokens))
     own = batches if sharded else batches[process.process_index :: process.num_processes]
     decoding = _Decoding(model, tokenizer, abstention, max_new_tokens)
+    compiles_shapes = model.device.type == "cpu"
     answers: dict[int, GeneratedAnswer] = {}
     with (
         # a sharded model keeps what it allocates here, and may be trained with it afterwards
@@ -106,7 +107,9 @@ def generate_answers(
         ) as progress,
     ):
         for rows in own:
-            batch = fill_up([input_ids[i] for i in rows], len(batches[0]))
+            batch = [input_ids[i] for i in rows]
+            if compiles_shapes:
+                batch = fill_up(batch, len(batches[0]))
             answers |= zip(rows, decoding.answer(batch)[: len(rows)], strict=True)
             progress.update(len(rows))
     if not sharded:
@@ -173,7 +176,7 @@ class _Decoding:
             if not quiet and is_abstention(greedy[i][0], self._abstention)
         ]
         if unforeseen:
-            again = fill_up([input_ids[i] for i in unforeseen], len(input_ids))
+            again = fill_up([input_ids[i] for i in unforeseen], len(input_ids))[: len(input_ids)]
             decoder, logits = self._begin(again, forced[:1, :0].expand(len(again), -1))
             suppressed = torch.ones(len(again), dtype=torch.bool, device=forced.device)
             others = self._decode(decoder, logits[:, 0], suppressed)
@@ -210,7 +213,8 @@ class _Decoding:
         """Texts and log-probabilities of greedy outputs whose first token has these logits.
 
         An output that is `suppressed` begins neither with the abstention nor with its end. Rows
-        that have ended leave the batch when half of it can go; a power of two stays, or `MIN_ROWS`.
+        that have ended leave the batch when half of it can go; a power of two stays, at least
+        `MIN_ROWS`.
         """
         n_rows, end = len(logits), self._end
         begin = logits.clone()

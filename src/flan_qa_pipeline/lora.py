@@ -21,6 +21,7 @@ class _Product(torch.autograd.Function):
     """x Wᵀ + s d Aᵀ Bᵀ for a frozen W; d is x after LoRA's dropout, None without one.
 
     A and B may be float32: they are cast here, B with its scaling s, in as few passes as can be.
+    Under autocast x must have its dtype.
     """
 
     @staticmethod
@@ -56,7 +57,7 @@ class _Product(torch.autograd.Function):
 
 
 def _scaled(part: torch.Tensor, scaling: float, dtype: torch.dtype) -> torch.Tensor:
-    """Scale and cast in one pass."""
+    """Scale and cast, on a GPU in one pass."""
     return torch.mul(part, scaling, out=torch.empty_like(part, dtype=dtype))
 
 

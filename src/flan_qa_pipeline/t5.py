@@ -80,7 +80,7 @@ def lean_attention(
     query: torch.Tensor,
     key: torch.Tensor,
     value: torch.Tensor,
-    attention_mask: torch.Tensor | None,
+    attention_mask: None,
     *,
     position_bias: torch.Tensor,
     dropout: float = 0.0,
@@ -88,13 +88,14 @@ def lean_attention(
 ) -> tuple[torch.Tensor, None]:
     """T5's attention in fewer passes over the scores (transformers multiplies them by 1).
 
-    The scores are computed again for the gradient unless the module `keeps_all`.
+    The scores are computed again for the gradient unless the module `keeps_all`. The mask is in the
+    position bias; weights are not given back.
     """
-    bias = position_bias if attention_mask is None else position_bias + attention_mask
     if module.keeps_all or not torch.is_grad_enabled():
-        states = _weigh(query, key, value, bias, dropout)
+        states = _weigh(query, key, value, position_bias, dropout)
     else:
-        states = checkpoint(_weigh, query, key, value, bias, dropout, use_reentrant=False)
+        given = (query, key, value, position_bias, dropout)
+        states = checkpoint(_weigh, *given, use_reentrant=False)
     return states.transpose(1, 2), None
 
 
@@ -150,6 +151,8 @@ class QuantizableT5(T5ForConditionalGeneration):
     transformers ties the language-model head to the embeddings of every T5, but these have a head
     of their own. It also keeps T5's feed-forward `wo` out of quantization, because float16
     overflows there; in bfloat16 and float32, the dtypes used here, it does not.
+
+    Eager attention is `lean_attention`, which gives no attention weights.
 
     With `labels` the output holds the loss alone. Logits are made `LOSS_CHUNK` target tokens at a
     time, in float32, and made again for the gradient, so that neither they nor a float32 copy of

@@ -79,7 +79,7 @@ class AnsweringTrainer(CheckpointingTrainer):
         return self.model.num_parameters(exclude_embeddings=True)
 
     def floating_point_ops(self, inputs: dict[str, torch.Tensor]) -> int:
-        """As transformers estimates it, which counts the model's parameters at every step."""
+        """transformers' own estimate; its method counts the parameters anew at every step."""
         return 6 * inputs["input_ids"].numel() * self._n_parameters
 
     def _get_train_sampler(self, *args: Any, **kwargs: Any) -> Sampler | None:
