@@ -9,6 +9,7 @@ import argparse
 import json
 import sys
 import tempfile
+from itertools import chain
 from pathlib import Path
 from typing import Any
 
@@ -16,6 +17,7 @@ import pandas as pd
 from harness import MIB, PROJECT, STARTER, facts, measured, write_results
 
 from flan_qa_pipeline.fingerprint import git_commit, package_versions
+from flan_qa_pipeline.squad import flatten
 
 RAW = PROJECT / "data/01_raw"
 CORPUS = {name: RAW / f"starter_{name}.json" for name in ("train", "validation")}
@@ -25,19 +27,15 @@ FILES = [
 ]
 
 
-def starter_questions() -> list[dict[str, str]]:
-    return [
-        {"context": paragraph["context"], "question": question["question"]}
-        for path in CORPUS.values()
-        for article in json.loads(path.read_text(encoding="utf-8"))["data"]
-        for paragraph in article["paragraphs"]
-        for question in paragraph["qas"]
-    ]
+def starter_questions() -> pd.DataFrame:
+    records = chain.from_iterable(
+        flatten(json.loads(path.read_text(encoding="utf-8")), str(path)) for path in CORPUS.values()
+    )
+    return pd.DataFrame(records, columns=["context", "question"])
 
 
-def write_questions(folder: Path, kind: str, n: int) -> Path:
-    """Write a file of n questions of the starter corpus, some of which come more than once."""
-    corpus = pd.DataFrame(starter_questions())
+def write_questions(corpus: pd.DataFrame, folder: Path, kind: str, n: int) -> Path:
+    """Write a file of n questions of the corpus, some of which come more than once."""
     frame = corpus.sample(n, replace=True, random_state=0, ignore_index=True)
     path = folder / f"questions{kind}"
     if kind == ".csv":
@@ -63,6 +61,7 @@ def main() -> None:
     options = parser.parse_args()
     options.output.mkdir(parents=True, exist_ok=True)
     given = facts() | {"versions": package_versions(), "git": git_commit(PROJECT)}
+    corpus = starter_questions()
     rows: list[dict[str, Any]] = []
     with tempfile.TemporaryDirectory(prefix="inference_", dir=options.output) as folder:
         work = Path(folder)
@@ -71,7 +70,7 @@ def main() -> None:
         measured(kedro_run("data_engineering,modeling", *files, *training), work)
         for kind, numbers in (file.split("=") for file in options.files):
             for n in map(int, numbers.split(",")):
-                path = write_questions(work, kind, n)
+                path = write_questions(corpus, work, kind, n)
                 run = measured(kedro_run("inference", f"inference.questions_file={path}"), work)
                 rows.append({"file": kind, "questions": n, "MiB": path.stat().st_size / MIB} | run)
                 print(json.dumps(rows[-1]), flush=True)

@@ -27,12 +27,13 @@ from harness import (
     facts,
     free,
     load_parameters,
+    lora_config,
     run_node,
     silence,
     write_results,
     write_snapshot,
 )
-from peft import LoraConfig, get_peft_model
+from peft import get_peft_model
 from transformers import DataCollatorForSeq2Seq, Seq2SeqTrainer, Seq2SeqTrainingArguments
 from transformers.trainer_callback import PrinterCallback, ProgressCallback
 
@@ -90,17 +91,7 @@ def by_libraries(
         training = parameters.training
         dtype = base.dtype
         base = prepare_by_libraries(base, training)
-        lora = parameters.lora
-        model = get_peft_model(
-            base,
-            LoraConfig(
-                task_type="SEQ_2_SEQ_LM",
-                target_modules=lora.target_modules,
-                r=lora.r,
-                lora_alpha=lora.alpha,
-                lora_dropout=lora.dropout,
-            ),
-        )
+        model = get_peft_model(base, lora_config(parameters.lora))
         trainer = Seq2SeqTrainer(
             model=model,
             args=Seq2SeqTrainingArguments(

@@ -21,9 +21,10 @@ from kedro.config import OmegaConfigLoader
 from kedro.io import DataCatalog, MemoryDataset
 from kedro.pipeline import Pipeline
 from kedro.runner import SequentialRunner
+from peft import LoraConfig
 from transformers import AutoTokenizer, T5Config, set_seed
 
-from flan_qa_pipeline.parameters import Parameters
+from flan_qa_pipeline.parameters import LoraParameters, Parameters
 from flan_qa_pipeline.t5 import QuantizableT5
 
 PROJECT = Path(__file__).resolve().parents[1]
@@ -82,6 +83,17 @@ def load_parameters(environment: str, changes: dict[str, Any]) -> Parameters:
         runtime_params=changes,
     )
     return Parameters.model_validate(loader["parameters"])
+
+
+def lora_config(lora: LoraParameters) -> LoraConfig:
+    """LoRA as tutorials configure it."""
+    return LoraConfig(
+        task_type="SEQ_2_SEQ_LM",
+        target_modules=lora.target_modules,
+        r=lora.r,
+        lora_alpha=lora.alpha,
+        lora_dropout=lora.dropout,
+    )
 
 
 def run_node(pipeline: Pipeline, parameters: Parameters, data: dict[str, Any], name: str) -> None:

@@ -31,12 +31,13 @@ from harness import (
     facts,
     free,
     load_parameters,
+    lora_config,
     run_node,
     silence,
     write_results,
     write_snapshot,
 )
-from peft import LoraConfig, PeftModel, get_peft_model, prepare_model_for_kbit_training
+from peft import PeftModel, get_peft_model, prepare_model_for_kbit_training
 from transformers import (
     BitsAndBytesConfig,
     DataCollatorForSeq2Seq,
@@ -138,18 +139,8 @@ class UsualRecipe:
         base = prepare_model_for_kbit_training(
             base, gradient_checkpointing_kwargs={"use_reentrant": True}
         )
-        lora = parameters.lora
         set_seed(parameters.training.seed)
-        self.model = get_peft_model(
-            base,
-            LoraConfig(
-                task_type="SEQ_2_SEQ_LM",
-                target_modules=lora.target_modules,
-                r=lora.r,
-                lora_alpha=lora.alpha,
-                lora_dropout=lora.dropout,
-            ),
-        )
+        self.model = get_peft_model(base, lora_config(parameters.lora))
 
     def _pad(self, row: dict[str, Any]) -> dict[str, Any]:
         ids = row["input_ids"][:USUAL_LENGTH]
@@ -291,10 +282,11 @@ def differences(
 
 def curves(usual: list[tuple[int, float]], here: list[tuple[int, float]]) -> list[dict[str, Any]]:
     """Both losses, each the mean of the `SAMPLES_LOGGED` samples before."""
+    losses = dict(here)
     return [
-        {"samples": samples, "loss, usual": loss, "loss, here": dict(here)[samples]}
+        {"samples": samples, "loss, usual": loss, "loss, here": losses[samples]}
         for samples, loss in usual
-        if samples in dict(here)
+        if samples in losses
     ]
 
 

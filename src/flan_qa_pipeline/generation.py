@@ -92,7 +92,6 @@ def generate_answers(
     batches = list(length_batches([len(ids) for ids in input_ids], batch_tokens))
     own = batches if sharded else batches[process.process_index :: process.num_processes]
     decoding = _Decoding(model, tokenizer, abstention, max_new_tokens)
-    compiles_shapes = model.device.type == "cpu"
     answers: dict[int, GeneratedAnswer] = {}
     with (
         # a sharded model keeps what it allocates here, and may be trained with it afterwards
@@ -107,9 +106,7 @@ def generate_answers(
         ) as progress,
     ):
         for rows in own:
-            batch = [input_ids[i] for i in rows]
-            if compiles_shapes:
-                batch = fill_up(batch, len(batches[0]))
+            batch = decoding.fill_up([input_ids[i] for i in rows], len(batches[0]))
             answers |= zip(rows, decoding.answer(batch)[: len(rows)], strict=True)
             progress.update(len(rows))
     if not sharded:
@@ -135,6 +132,10 @@ class _Decoding:
         abstaining = tokenizer(abstention)["input_ids"]
         self._abstaining = torch.tensor(abstaining, device=model.device)
         self._abstention_text = tokenizer.decode(abstaining, skip_special_tokens=True)
+
+    def fill_up(self, rows: list[Sequence[int]], batch_size: int) -> list[Sequence[int]]:
+        """Fill up a batch on a CPU, which keeps a kernel for every shape."""
+        return fill_up(rows, batch_size) if self._model.device.type == "cpu" else rows
 
     def answer(self, input_ids: list[Sequence[int]]) -> list[GeneratedAnswer]:
         """Answer one batch; halve it where it does not fit in memory."""
@@ -176,8 +177,9 @@ class _Decoding:
             if not quiet and is_abstention(greedy[i][0], self._abstention)
         ]
         if unforeseen:
-            again = fill_up([input_ids[i] for i in unforeseen], len(input_ids))[: len(input_ids)]
-            decoder, logits = self._begin(again, forced[:1, :0].expand(len(again), -1))
+            again = self.fill_up([input_ids[i] for i in unforeseen], len(input_ids))
+            again = again[: len(input_ids)]
+            decoder, logits = self._begin(again, forced[: len(again), :0])
             suppressed = torch.ones(len(again), dtype=torch.bool, device=forced.device)
             others = self._decode(decoder, logits[:, 0], suppressed)
             for i, other in zip(unforeseen, zip(*others, strict=True), strict=False):
