@@ -50,10 +50,10 @@ def silence() -> None:
     datasets.disable_progress_bars()
 
 
-def write_snapshot(size: str, folder: Path) -> None:
-    """Save a model of random bfloat16 weights, whose loss is near chance, and a tokenizer.
+def write_snapshot(size: str, folder: Path, *, learned: bool = False) -> None:
+    """Save a bfloat16 model of a FLAN-T5 shape and a tokenizer, which has fewer ids than it.
 
-    The tokenizer has fewer ids than the model.
+    Its weights are random, and its loss is near chance, or `learned`: those of the starter model.
     """
     AutoTokenizer.from_pretrained(STARTER).save_pretrained(folder)
     config = T5Config(
@@ -69,8 +69,37 @@ def write_snapshot(size: str, folder: Path) -> None:
     with torch.device(DEVICE):
         model = QuantizableT5(config)
     model.lm_head.weight.data /= config.d_model**0.5  # of unit variance, for a tied head
+    if learned:
+        put_inside(QuantizableT5.from_pretrained(STARTER, dtype=torch.bfloat16), model)
     torch.set_default_dtype(torch.float32)
     model.save_pretrained(folder)
+
+
+@torch.no_grad()
+def put_inside(small: QuantizableT5, large: QuantizableT5) -> None:
+    """Let a larger model compute what a small one does: its weights, and zeros around them.
+
+    Layers that the small model lacks add nothing. Norms divide by the root of the mean square,
+    which zeros make smaller: their weights make up for it. Ids that the small model lacks are as
+    probable as padding.
+    """
+    heads = {"q": 0, "k": 0, "v": 0, "o": 1}
+    given = small.state_dict()
+    for name, weight in large.named_parameters():
+        weight.zero_()
+        if name not in given:
+            continue
+        part = given[name].to(weight.device)
+        kind = name.split(".")[-2]
+        if kind in heads:  # each of its own width
+            dim = heads[kind]
+            weight = weight.unflatten(dim, (-1, large.config.d_kv))
+            part = part.unflatten(dim, (-1, small.config.d_kv))
+        elif "norm" in kind:
+            part = part * (small.config.d_model / large.config.d_model) ** 0.5
+        weight[tuple(slice(n) for n in part.shape)] = part
+        if kind == "lm_head":
+            weight[len(part) :] = weight[small.config.pad_token_id]
 
 
 def load_parameters(environment: str, changes: dict[str, Any]) -> Parameters:

@@ -3,12 +3,14 @@
 The usual recipe: Seq2SeqTrainer, batches of 8 padded to 243 tokens, NF4 without `wo`, float16
 autocast on a GPU (float32 on a CPU), reentrant gradient checkpointing, peft's upcasts; evaluation
 one question at a time, sampled. This project: its nodes as conf/ configures them. Both have the
-same base model, questions, LoRA targets, rank and learning rate, and run in one process.
+same base model, questions, LoRA targets and rank, and run in one process. The recipe's learning
+rate is the project's times the root of the batches' ratio.
 
 `--size starter` (the default) takes the embedded model and corpus; a FLAN-T5 size takes random
-weights of its shape and random tokens of SQuAD 2.0's lengths (mean 196). The project trains twice:
-first on the recipe's samples, for the two curves of the loss, then on more of them. Answers of the
-project are checked against greedy decoding of one question at a time.
+weights of its shape and random tokens of SQuAD 2.0's lengths (mean 196), or with `--learned` the
+starter model inside of that shape and its corpus. The project trains twice: first on the recipe's
+samples, for the two curves of the loss, then on more of them. Answers of the project are checked
+against greedy decoding of one question at a time.
 """
 
 import argparse
@@ -16,6 +18,7 @@ import json
 import tempfile
 import time
 from collections import Counter
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -50,6 +53,7 @@ from transformers import (
 )
 from transformers.trainer_callback import PrinterCallback, ProgressCallback
 
+from flan_qa_pipeline.batches import NO_LABEL, collate
 from flan_qa_pipeline.fingerprint import package_versions
 from flan_qa_pipeline.models import load_tokenizer
 from flan_qa_pipeline.parameters import Parameters
@@ -65,6 +69,7 @@ USUAL_BATCH, USUAL_LENGTH = 8, 243
 SAMPLES_LOGGED = 512  # between two losses of a curve
 SQUAD_LENGTHS = {"mean": 5.21, "sigma": 0.35}  # of the logarithm: 196 tokens in the mean
 NEW_TOKENS = 6
+HELD_OUT = 512  # validation windows whose loss is compared after training
 
 
 def measures(samples: int, seconds: float) -> dict[str, Any]:
@@ -154,14 +159,16 @@ class UsualRecipe:
         """One pass over the windows, in a random order."""
         free()
         timer = StepTimer()
+        training = self.parameters.training
+        batch = training.per_device_train_batch_size * training.gradient_accumulation_steps
         trainer = Seq2SeqTrainer(
             model=self.model,
             args=Seq2SeqTrainingArguments(
                 output_dir=str(work),
                 num_train_epochs=1,
                 per_device_train_batch_size=USUAL_BATCH,
-                learning_rate=self.parameters.training.learning_rate,
-                lr_scheduler_type=self.parameters.training.lr_scheduler_type,
+                learning_rate=training.learning_rate * (USUAL_BATCH / batch) ** 0.5,
+                lr_scheduler_type=training.lr_scheduler_type,
                 gradient_checkpointing=True,
                 gradient_checkpointing_kwargs={"use_reentrant": True},
                 fp16=CUDA,
@@ -227,6 +234,21 @@ def answer_by_project(parameters: Parameters, data: dict[str, Any]) -> dict[str,
     seconds = time.perf_counter() - started
     n = sum(len(data["tokenized_questions"][name]) for name in ("validation", "calibration"))
     return measures(n, seconds)
+
+
+@torch.inference_mode()
+def held_out_loss(model: PeftModel, windows: Dataset, pad_token_id: int) -> float:
+    """Mean loss of a target token, without dropout."""
+    model.eval()
+    total = count = 0
+    rows = windows.to_list()
+    for start in range(0, len(rows), USUAL_BATCH):
+        batch = collate(rows[start : start + USUAL_BATCH], pad_token_id)
+        tokens = batch["labels"].ne(NO_LABEL).sum().item()
+        loss = model(**{name: part.to(DEVICE) for name, part in batch.items()}).loss
+        total += tokens * loss.item()
+        count += tokens
+    return total / count
 
 
 def loss_curve(log: list[dict[str, Any]], batch: int) -> list[tuple[int, float]]:
@@ -321,6 +343,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.partition("\n")[0])
     parser.add_argument("output", type=Path)
     parser.add_argument("--size", default="starter", choices=["starter", *SHAPES])
+    parser.add_argument("--learned", action="store_true", help="weights and corpus of the starter")
     parser.add_argument("--usual-samples", type=int, default=1024, help="trained on by the recipe")
     parser.add_argument("--samples", type=int, default=8192, help="trained on by the project")
     parser.add_argument("--usual-questions", type=int, default=64, help="answered by the recipe")
@@ -334,17 +357,19 @@ def main() -> None:
         model = STARTER
         if options.size != "starter":
             model = work / "snapshot"
-            write_snapshot(options.size, model)
+            write_snapshot(options.size, model, learned=options.learned)
         parameters = parameters_for(options, model, work)
         length = parameters.tokenization.max_source_length
         data = (
             starter_questions(parameters)
-            if options.size == "starter"
+            if options.size == "starter" or options.learned
             else random_questions(options.samples, options.questions, length)
         )
         data["run_record"] = {"versions": package_versions()}
         windows = data["tokenized_questions"]
         train = windows["train"].shuffle(seed=0)
+        held_out = windows["validation"].filter(bool, input_columns="labels")
+        held_out = held_out.select(range(min(HELD_OUT, len(held_out))))
         results: list[dict[str, Any]] = []
         found: dict[str, Any] = {}
 
@@ -356,14 +381,21 @@ def main() -> None:
             print(json.dumps(results[-1]), flush=True)
 
         usual = UsualRecipe(parameters)
+        loss_of = partial(
+            held_out_loss, windows=held_out, pad_token_id=usual.tokenizer.pad_token_id
+        )
         same_samples = train.select(range(min(options.usual_samples, len(train))))
-        keep("training", "usual", usual.train(same_samples, work))
+        trained = usual.train(same_samples, work)
+        trained["loss held out"] = loss_of(usual.model)
+        keep("training", "usual", trained)
         asked = windows["validation"].select(range(options.usual_questions))
         new_tokens = parameters.generation.max_new_tokens
         keep("evaluation", "usual", usual.answer(asked, new_tokens))
         del usual
         windows["train"] = same_samples
-        keep("training", "here, the same samples", train_by_project(parameters, data))
+        trained = train_by_project(parameters, data)
+        trained["loss held out"] = loss_of(data["lora_model"])
+        keep("training", "here, the same samples", trained)
         data.pop("lora_model"), data.pop("base_model")
         windows["train"] = train.select(range(min(options.samples, len(train))))
         keep("training", "here", train_by_project(parameters, data))
@@ -386,7 +418,8 @@ def main() -> None:
         both = curves(found["training, usual"], found["training, here, the same samples"])
         given = facts() | {"size": options.size, "LoRA targets": options.target_modules} | checked
         given["losses"] = both
-        print(write_results(options.output, f"usual_recipe_{options.size}", given, results))
+        name = f"usual_recipe_{options.size}" + ("_learned" if options.learned else "")
+        print(write_results(options.output, name, given, results))
         print(json.dumps(both))
 
 

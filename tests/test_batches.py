@@ -24,6 +24,14 @@ def test_windows_are_padded_as_by_transformers(tokenizer):
         assert torch.equal(tensor, expected[name])
 
 
+def test_windows_are_padded_as_told(tokenizer):
+    window = {"input_ids": [5] * 129, "labels": [7, 1]}
+    found = collate([window], tokenizer.pad_token_id, coarse_length)
+    assert found["input_ids"].shape == found["attention_mask"].shape == (1, 144)
+    assert found["attention_mask"].sum() == 129
+    assert found["labels"].shape == (1, 8)
+
+
 @given(st.lists(st.integers(1, 300)), st.integers(1, 9000))
 def test_batches_hold_all_and_not_too_much(lengths, batch_tokens):
     batches = list(length_batches(lengths, batch_tokens))

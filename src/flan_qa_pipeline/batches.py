@@ -1,10 +1,11 @@
 """Batches of token sequences: of similar lengths, padded to the longest.
 
 Batches to answer have few shapes, whatever comes in a long stream: in bfloat16 on a CPU, oneDNN
-compiles every product of a batch for its shape, and keeps up to 1,024 of them, 0.5 MiB each.
+compiles every product of a batch for its shape, and keeps up to 1,024 of them, 0.5 MiB each. So
+have batches to train on where a CUDA graph is captured for every shape.
 """
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 
 import numpy as np
 import torch
@@ -56,15 +57,18 @@ def mask(rows: Sequence[Sequence[int]], length: int) -> torch.Tensor:
 
 
 def collate(
-    windows: Sequence[Mapping[str, Sequence[int]]], pad_token_id: int
+    windows: Sequence[Mapping[str, Sequence[int]]],
+    pad_token_id: int,
+    padded: Callable[[int], int] = round_up,
 ) -> dict[str, torch.Tensor]:
     """Batch tokenized windows for training; other columns than input_ids and labels are left out.
 
+    `padded` maps the length of the longest to the batch's, such as `coarse_length`.
     (transformers' collator pads by way of Python lists, which takes longer than a GPU trains.)
     """
     input_ids = [window["input_ids"] for window in windows]
     labels = [window["labels"] for window in windows]
-    length, labels_length = (round_up(max(map(len, rows))) for rows in (input_ids, labels))
+    length, labels_length = (padded(max(map(len, rows))) for rows in (input_ids, labels))
     return {
         "input_ids": pad(input_ids, pad_token_id, length),
         "attention_mask": mask(input_ids, length),

@@ -155,6 +155,7 @@ class TrainingParameters(_Section):
     evaluations without an F1 that is higher by `early_stopping_threshold` points end the training.
     `resume: auto` goes on from the last checkpoint of an interrupted training with the same
     parameters, data, base and library versions; `never` starts anew.
+    `cuda_graphs: auto` captures steps as CUDA graphs where that is possible (see `cuda_graphs`).
     """
 
     output_dir: str
@@ -172,6 +173,7 @@ class TrainingParameters(_Section):
     max_grad_norm: Annotated[float, Field(ge=0)]
     optim: Annotated[str, AfterValidator(lambda name: OptimizerNames(name).value)]
     gradient_checkpointing: bool
+    cuda_graphs: Literal["auto"] | bool
     train_sampling_strategy: Literal["group_by_length", "random", "sequential"]
     logging_steps: Positive
     eval_strategy: Strategy

@@ -163,6 +163,7 @@ class QuantizableT5(T5ForConditionalGeneration):
         "encoder.embed_tokens.weight": "shared.weight",
         "decoder.embed_tokens.weight": "shared.weight",
     }
+    keeps_activations = False
 
     def __init__(self, config: T5Config):
         config = deepcopy(config)
@@ -177,6 +178,7 @@ class QuantizableT5(T5ForConditionalGeneration):
 
     def keep_activations(self) -> None:
         """Take more memory in training, and less time: compute nothing twice but the logits."""
+        self.keeps_activations = True
         for module in self.modules():
             if isinstance(module, SharedMaskAttention | RecomputedFeedForward):
                 module.keeps_all = True

@@ -19,6 +19,7 @@ from transformers.trainer_utils import TrainOutput
 
 from flan_qa_pipeline.checkpoints import CheckpointingTrainer
 from flan_qa_pipeline.costs import MIB, peak_memory
+from flan_qa_pipeline.cuda_graphs import GraphedPasses
 from flan_qa_pipeline.sharding import adapter_weights, set_adapter_weights
 
 logger = logging.getLogger(__name__)
@@ -36,6 +37,8 @@ class AnsweringTrainer(CheckpointingTrainer):
 
     Several processes see in a step the examples that one process sees at the same effective batch;
     only the last batch of an epoch is filled up, with the epoch's first examples.
+
+    With `cuda_graphs` forward and backward pass of a step are one CUDA graph (see `cuda_graphs`).
     """
 
     def __init__(
@@ -43,11 +46,13 @@ class AnsweringTrainer(CheckpointingTrainer):
         *args: Any,
         answer_questions: Callable[[PeftModel], dict[str, float | str]] | None,
         find_batch_size: bool = False,
+        cuda_graphs: bool = False,
         **kwargs: Any,
     ):
         super().__init__(*args, **kwargs)
         self._answer_questions = answer_questions
         self._find_batch_size = find_batch_size
+        self._graphed_passes = GraphedPasses(self.model) if cuda_graphs else None
 
     def train(self, resume_from_checkpoint: str | None = None) -> TrainOutput:
         if not self._find_batch_size:
@@ -109,7 +114,39 @@ class AnsweringTrainer(CheckpointingTrainer):
         self.args.gradient_accumulation_steps = effective // size
         self._train_batch_size = self.args.train_batch_size
 
+    def training_step(
+        self,
+        model: PeftModel,
+        inputs: dict[str, torch.Tensor],
+        num_items_in_batch: torch.Tensor | int | None = None,
+    ) -> torch.Tensor:
+        if self._graphed_passes is None:
+            return super().training_step(model, inputs, num_items_in_batch)
+        if not model.training:
+            model.train()
+        return self._graphed_passes(
+            {**self._prepare_inputs(inputs), "num_items_in_batch": num_items_in_batch}
+        )
+
+    def _inner_training_loop(self, *args: Any, **kwargs: Any) -> TrainOutput:
+        try:
+            return super()._inner_training_loop(*args, **kwargs)
+        finally:
+            self._clear_graphs()
+
+    def _clear_graphs(self) -> None:
+        if self._graphed_passes is not None:
+            self._graphed_passes.clear()
+
+    def _leave_room_to_answer(self) -> None:
+        """Capture again after an evaluation what holds more than half of a GPU."""
+        if self._graphed_passes is not None:
+            free, total = torch.cuda.mem_get_info()
+            if free < total / 2:
+                self._graphed_passes.clear()
+
     def evaluation_loop(self, *args: Any, metric_key_prefix: str = "eval", **kwargs: Any):
+        self._leave_room_to_answer()
         output = super().evaluation_loop(*args, metric_key_prefix=metric_key_prefix, **kwargs)
         if self._answer_questions:
             found = self._answer_questions(self.model)

@@ -22,7 +22,7 @@ from transformers import (
 from transformers.trainer_callback import ProgressCallback
 
 from flan_qa_pipeline.adapter import Adapter, attach_adapter, extract_adapter, provenance_of
-from flan_qa_pipeline.batches import collate
+from flan_qa_pipeline.batches import coarse_length, collate, round_up
 from flan_qa_pipeline.costs import base_weights, peak_memory
 from flan_qa_pipeline.errors import InputError
 from flan_qa_pipeline.fingerprint import (
@@ -60,6 +60,7 @@ OWN_OPTIONS = {
     "output_dir",
     "logging_dir",
     "auto_find_batch_size",
+    "cuda_graphs",
     "eval_strategy",
     "eval_questions",
     "load_best_model_at_end",
@@ -151,6 +152,8 @@ def train_adapter(
             "as one may run out of memory alone; set it to false and lower "
             "training.per_device_train_batch_size."
         )
+    autocasts = _autocasts(lora_model)
+    cuda_graphs = _captures_graphs(lora_model, training, processes, autocasts)
     tokenizer = load_tokenizer(model)
     held_out = tokenized_questions["dev"].filter(bool, input_columns="labels")
     evaluates = training.eval_strategy != "no" and len(held_out) > 0
@@ -178,7 +181,7 @@ def train_adapter(
         output_dir=str(Path(training.output_dir) / same_training),
         eval_strategy=training.eval_strategy if evaluates else "no",
         use_cpu=lora_model.device.type == "cpu",
-        bf16=_autocasts(lora_model),
+        bf16=autocasts,
         gradient_checkpointing_kwargs={"use_reentrant": False},
         label_names=["labels"],
         dataloader_pin_memory=torch.cuda.is_available(),
@@ -194,7 +197,11 @@ def train_adapter(
         train_dataset=tokenized_questions["train"],
         eval_dataset=held_out if evaluates else None,
         processing_class=tokenizer,
-        data_collator=partial(collate, pad_token_id=tokenizer.pad_token_id),
+        data_collator=partial(
+            collate,
+            pad_token_id=tokenizer.pad_token_id,
+            padded=coarse_length if cuda_graphs else round_up,
+        ),
         answer_questions=partial(
             answer_sample,
             tokenizer=tokenizer,
@@ -205,6 +212,7 @@ def train_adapter(
         if evaluates
         else None,
         find_batch_size=training.auto_find_batch_size,
+        cuda_graphs=cuda_graphs,
     )
     trainer.remove_callback(ProgressCallback)
     timer = StepTimer()
@@ -287,6 +295,34 @@ def merge_adapter(
 def _autocasts(model: PeftModel) -> bool:
     """Whether torch must cast an adapter in float32 on a base in bfloat16: DoRA's."""
     return model.get_base_model().dtype == torch.bfloat16 and not fuse(model)
+
+
+def _captures_graphs(
+    model: PeftModel, training: TrainingParameters, processes: int, autocasts: bool
+) -> bool:
+    """Whether steps are captured as CUDA graphs: where nothing stands in the way, unless told."""
+    if training.cuda_graphs is False:
+        return False
+    on_gpu = model.device.type == "cuda"
+    obstacles = {
+        "there is no GPU": not on_gpu,
+        "several processes train": processes > 1,
+        "training.gradient_checkpointing is on": training.gradient_checkpointing,
+        "activations are computed again (see model.dequantize)": (
+            not model.get_base_model().keeps_activations
+        ),
+        "DoRA needs autocast": autocasts,
+    }
+    found = "; ".join(obstacle for obstacle, stands in obstacles.items() if stands)
+    if training.cuda_graphs is True and found:
+        raise InputError(
+            f"training.cuda_graphs: steps cannot be captured: {found}; set it to auto or false."
+        )
+    if on_gpu:
+        logger.info(
+            "training.cuda_graphs: steps are %s.", f"not captured: {found}" if found else "captured"
+        )
+    return not found
 
 
 def _sample(
