@@ -7,6 +7,7 @@ from flan_qa_pipeline.batches import collate
 from flan_qa_pipeline.cuda_graphs import GraphedPasses
 from flan_qa_pipeline.errors import InputError
 from flan_qa_pipeline.models import load_base_model
+from flan_qa_pipeline.pipelines.modeling import nodes
 from flan_qa_pipeline.pipelines.modeling.nodes import attach_lora
 
 needs_gpu = pytest.mark.skipif(not torch.cuda.is_available(), reason="only a GPU has CUDA graphs")
@@ -33,6 +34,12 @@ def batches(windows, tokenizer):
     ]
 
 
+def pass_both_ways(model, batch):
+    loss = model(**batch).loss
+    loss.backward()
+    return loss.detach()
+
+
 @needs_gpu
 def test_a_graph_gives_loss_and_gradients_of_the_model(model, batches):
     assert batches[0]["input_ids"].shape == batches[2]["input_ids"].shape
@@ -44,9 +51,7 @@ def test_a_graph_gives_loss_and_gradients_of_the_model(model, batches):
         losses = [passes(batch) for batch in accumulated]
         found = [weight.grad.clone() for weight in weights]
         model.zero_grad()
-        expected = [model(**batch).loss for batch in accumulated]
-        sum(expected).backward()
-        torch.testing.assert_close(losses, [loss.detach() for loss in expected])
+        torch.testing.assert_close(losses, [pass_both_ways(model, batch) for batch in accumulated])
         torch.testing.assert_close(found, [weight.grad for weight in weights])
         passes.clear()
         with torch.no_grad():
@@ -73,6 +78,39 @@ def test_training_on_graphs_ends_with_the_same_adapter(train, training, float32)
         _, adapter = train(short.model_copy(update={"cuda_graphs": graphs}), base)
         losses[graphs] = [entry["loss"] for entry in adapter.training["log"] if "loss" in entry]
     assert losses[True] == pytest.approx(losses[False], rel=1e-3)
+
+
+class EagerPasses:
+    """What graphs are captured of."""
+
+    def __init__(self, model):
+        self._model = model
+
+    def __call__(self, batch):
+        assert all(part.training for part in self._model.modules())
+        return pass_both_ways(self._model, batch)
+
+    def clear(self):
+        pass
+
+
+def test_the_trainer_hands_over_all_that_a_step_needs(train, training, monkeypatch):
+    """Evaluations between the steps, accumulation over two, padding to few shapes."""
+    accumulating = training.model_copy(
+        update={"per_device_train_batch_size": 2, "gradient_accumulation_steps": 2}
+    )
+    _, expected = train(accumulating)
+    monkeypatch.setattr("flan_qa_pipeline.training.GraphedPasses", EagerPasses)
+    monkeypatch.setattr(nodes, "_captures_graphs", lambda *args: True)
+    monkeypatch.setattr(torch.cuda, "mem_get_info", lambda: (1, 4))
+    _, found = train(accumulating)
+    losses = [
+        [(entry.get("loss"), entry.get("eval_loss")) for entry in adapter.training["log"]]
+        for adapter in (found, expected)
+    ]
+    assert losses[0] == losses[1]
+    for name, weight in expected.state_dict.items():
+        assert torch.equal(found.state_dict[name], weight)
 
 
 @pytest.mark.parametrize(

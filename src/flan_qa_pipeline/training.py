@@ -122,7 +122,7 @@ class AnsweringTrainer(CheckpointingTrainer):
     ) -> torch.Tensor:
         if self._graphed_passes is None:
             return super().training_step(model, inputs, num_items_in_batch)
-        if not model.training:
+        if not model.get_base_model().training:
             model.train()
         return self._graphed_passes(
             {**self._prepare_inputs(inputs), "num_items_in_batch": num_items_in_batch}
