@@ -3,7 +3,7 @@
 import logging
 from collections.abc import Sequence
 from contextlib import nullcontext
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 
 import torch
 from accelerate import PartialState
@@ -60,8 +60,10 @@ def answer_windows(
     )
     return merge_windows(
         (
-            WindowAnswer(id_, window=number, **asdict(said))
-            for id_, number, said in zip(windows["id"], windows["window"], generated, strict=True)
+            WindowAnswer(id_, window=number, **vars(said))
+            for id_, number, said in zip(
+                windows["id"][:], windows["window"][:], generated, strict=True
+            )
         ),
         prompt.abstention,
     )

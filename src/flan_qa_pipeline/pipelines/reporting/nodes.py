@@ -107,7 +107,7 @@ def predict(
         InputError: the tokenized questions are not those of `questions`.
     """
     for split in ("validation", "calibration"):
-        if set(questions[split]["id"]) != set(tokenized_questions[split]["id"]):
+        if set(questions[split]["id"][:]) != set(tokenized_questions[split]["id"][:]):
             raise InputError(
                 f"questions and tokenized_questions hold different {split} questions, so they are "
                 "of different runs; run kedro run --pipelines=data_engineering again, or name both "
@@ -129,7 +129,7 @@ def predict(
         ],
         columns=["id", "prediction_text", "score", "answer_text", "no_answer_score"],
     )
-    validates = frame["id"].isin(set(validation["id"]))
+    validates = frame["id"].isin(set(validation["id"][:]))
     return frame[validates], frame[~validates].reset_index(drop=True)
 
 
