@@ -1,6 +1,6 @@
 """What the benchmarks share: FLAN-T5 snapshots, the project's nodes one by one, the results' files.
 
-Weights are random, so nothing is said of quality; memory and speed do not depend on their values.
+Where weights are random nothing is said of quality; memory and speed do not depend on values.
 """
 
 import gc
@@ -53,7 +53,7 @@ def silence() -> None:
 def write_snapshot(size: str, folder: Path, *, learned: bool = False) -> None:
     """Save a bfloat16 model of a FLAN-T5 shape and a tokenizer, which has fewer ids than it.
 
-    Its weights are random, and its loss is near chance, or `learned`: those of the starter model.
+    The weights are random, and the loss near chance, or `learned`: those of the starter model.
     """
     AutoTokenizer.from_pretrained(STARTER).save_pretrained(folder)
     config = T5Config(
@@ -162,10 +162,14 @@ def write_results(
     content = json.dumps({**given, "results": results}, indent=2)
     (folder / f"{name}.json").write_text(content + "\n", encoding="utf-8")
     frame = pd.DataFrame(results).astype(object)
-    shown = frame.map(lambda value: f"{value:,.1f}" if isinstance(value, float) else value)
+    shown = frame.map(lambda value: _rounded(value) if isinstance(value, float) else value)
     table = shown.where(frame.notna(), "").to_markdown(index=False, disable_numparse=True)
     (folder / f"{name}.md").write_text(f"{table}\n\n{json.dumps(given)}\n", encoding="utf-8")
     return table
+
+
+def _rounded(value: float) -> str:
+    return f"{value:,.1f}" if abs(value) >= 10 else f"{value:.3g}"
 
 
 def measured(command: list[str], folder: Path) -> dict[str, float]:

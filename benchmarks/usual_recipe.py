@@ -351,6 +351,8 @@ def main() -> None:
     parser.add_argument("--compared", type=int, default=200, help="decoded one at a time, too")
     parser.add_argument("--target-modules", default="q+v", help="of LoRA; all-linear, or names")
     options = parser.parse_args()
+    if options.learned and options.size in ("starter", "tiny"):
+        parser.error("--learned: give a --size larger than the starter model")
     silence()
     with tempfile.TemporaryDirectory() as folder:
         work = Path(folder)

@@ -20,6 +20,7 @@ from transformers.trainer_utils import TrainOutput
 from flan_qa_pipeline.checkpoints import CheckpointingTrainer
 from flan_qa_pipeline.costs import MIB, peak_memory
 from flan_qa_pipeline.cuda_graphs import GraphedPasses
+from flan_qa_pipeline.models import free_memory
 from flan_qa_pipeline.sharding import adapter_weights, set_adapter_weights
 
 logger = logging.getLogger(__name__)
@@ -65,7 +66,7 @@ class AnsweringTrainer(CheckpointingTrainer):
             try:
                 output = super().train(resume_from_checkpoint)
             except RuntimeError as error:
-                if not should_reduce_batch_size(error) or self._train_batch_size == 1:
+                if not _out_of_memory(error) or self._train_batch_size == 1:
                     raise
             else:
                 logger.info(
@@ -139,10 +140,10 @@ class AnsweringTrainer(CheckpointingTrainer):
             self._graphed_passes.clear()
 
     def _leave_room_to_answer(self) -> None:
-        """Capture again after an evaluation what holds more than half of a GPU."""
+        """Give up the graphs for an evaluation unless half of the GPU is free beside them."""
+        device = self.args.device
         if self._graphed_passes is not None:
-            free, total = torch.cuda.mem_get_info()
-            if free < total / 2:
+            if free_memory(device) < torch.cuda.get_device_properties(device).total_memory / 2:
                 self._graphed_passes.clear()
 
     def evaluation_loop(self, *args: Any, metric_key_prefix: str = "eval", **kwargs: Any):
@@ -158,6 +159,11 @@ class AnsweringTrainer(CheckpointingTrainer):
         for place, size in peak_memory().items():
             logs[f"{prefix}peak_memory_mib_{place.lower()}"] = size / MIB
         super().log(logs, start_time)
+
+
+def _out_of_memory(error: RuntimeError) -> bool:
+    """Whether torch, or the driver as it makes a graph, has too little memory."""
+    return should_reduce_batch_size(error) or "CUDA error: out of memory" in str(error)
 
 
 class BestAdapter(TrainerCallback):

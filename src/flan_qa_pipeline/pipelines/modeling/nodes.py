@@ -70,6 +70,7 @@ OWN_OPTIONS = {
 }
 NOT_IN_FINGERPRINT = {"output_dir", "logging_dir", "save_total_limit", "resume"}
 ANSWERS_SHOWN = 20
+NOT_ON_GRAPHS = ("lomo", "layerwise", "schedule_free")  # optimizers that a step must do more for
 
 
 def quantize_base_model(model: ModelParameters, fsdp: bool = False) -> PreTrainedModel:
@@ -152,8 +153,7 @@ def train_adapter(
             "as one may run out of memory alone; set it to false and lower "
             "training.per_device_train_batch_size."
         )
-    autocasts = _autocasts(lora_model)
-    cuda_graphs = _captures_graphs(lora_model, training, processes, autocasts)
+    cuda_graphs = _captures_graphs(lora_model, training, processes)
     tokenizer = load_tokenizer(model)
     held_out = tokenized_questions["dev"].filter(bool, input_columns="labels")
     evaluates = training.eval_strategy != "no" and len(held_out) > 0
@@ -181,7 +181,7 @@ def train_adapter(
         output_dir=str(Path(training.output_dir) / same_training),
         eval_strategy=training.eval_strategy if evaluates else "no",
         use_cpu=lora_model.device.type == "cpu",
-        bf16=autocasts,
+        bf16=_autocasts(lora_model),
         gradient_checkpointing_kwargs={"use_reentrant": False},
         label_names=["labels"],
         dataloader_pin_memory=torch.cuda.is_available(),
@@ -297,9 +297,7 @@ def _autocasts(model: PeftModel) -> bool:
     return model.get_base_model().dtype == torch.bfloat16 and not fuse(model)
 
 
-def _captures_graphs(
-    model: PeftModel, training: TrainingParameters, processes: int, autocasts: bool
-) -> bool:
+def _captures_graphs(model: PeftModel, training: TrainingParameters, processes: int) -> bool:
     """Whether steps are captured as CUDA graphs: where nothing stands in the way, unless told."""
     if training.cuda_graphs is False:
         return False
@@ -308,10 +306,13 @@ def _captures_graphs(
         "there is no GPU": not on_gpu,
         "several processes train": processes > 1,
         "training.gradient_checkpointing is on": training.gradient_checkpointing,
+        f"training.optim is {training.optim}": any(
+            name in training.optim for name in NOT_ON_GRAPHS
+        ),
         "activations are computed again (see model.dequantize)": (
             not model.get_base_model().keeps_activations
         ),
-        "DoRA needs autocast": autocasts,
+        "lora.use_dora is on": model.peft_config["default"].use_dora,
     }
     found = "; ".join(obstacle for obstacle, stands in obstacles.items() if stands)
     if training.cuda_graphs is True and found:
