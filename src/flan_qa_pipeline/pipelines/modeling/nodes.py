@@ -294,7 +294,11 @@ def merge_adapter(
 
 def _autocasts(model: PeftModel) -> bool:
     """Whether torch must cast an adapter in float32 on a base in bfloat16: DoRA's."""
-    return model.get_base_model().dtype == torch.bfloat16 and not fuse(model)
+    return model.get_base_model().dtype == torch.bfloat16 and _uses_dora(model)
+
+
+def _uses_dora(model: PeftModel) -> bool:
+    return model.peft_config["default"].use_dora
 
 
 def _captures_graphs(model: PeftModel, training: TrainingParameters, processes: int) -> bool:
@@ -312,7 +316,7 @@ def _captures_graphs(model: PeftModel, training: TrainingParameters, processes: 
         "activations are computed again (see model.dequantize)": (
             not model.get_base_model().keeps_activations
         ),
-        "lora.use_dora is on": model.peft_config["default"].use_dora,
+        "lora.use_dora is on": _uses_dora(model),
     }
     found = "; ".join(obstacle for obstacle, stands in obstacles.items() if stands)
     if training.cuda_graphs is True and found:
