@@ -123,7 +123,9 @@ class AnsweringTrainer(CheckpointingTrainer):
     ) -> torch.Tensor:
         if self._graphed_passes is None:
             return super().training_step(model, inputs, num_items_in_batch)
-        if not model.get_base_model().training:
+        if (
+            not model.get_base_model().training
+        ):  # the base is loaded to evaluate, peft's part is not
             model.train()
         return self._graphed_passes(
             {**self._prepare_inputs(inputs), "num_items_in_batch": num_items_in_batch}
