@@ -56,7 +56,7 @@ from transformers.trainer_callback import PrinterCallback, ProgressCallback
 from flan_qa_pipeline.batches import NO_LABEL, collate
 from flan_qa_pipeline.fingerprint import package_versions
 from flan_qa_pipeline.models import load_tokenizer
-from flan_qa_pipeline.parameters import Parameters
+from flan_qa_pipeline.parameters import Parameters, TrainingParameters
 from flan_qa_pipeline.pipelines import data_engineering, modeling, reporting
 from flan_qa_pipeline.training import StepTimer
 from flan_qa_pipeline.windows import is_abstention
@@ -80,6 +80,11 @@ def measures(samples: int, seconds: float) -> dict[str, Any]:
         "per second": samples / seconds,
         "peak MiB": torch.cuda.max_memory_allocated() / MIB if CUDA else None,
     }
+
+
+def effective_batch(training: TrainingParameters) -> int:
+    """Samples that the optimizer sees in a step."""
+    return training.per_device_train_batch_size * training.gradient_accumulation_steps
 
 
 def starter_questions(parameters: Parameters) -> dict[str, Any]:
@@ -160,14 +165,14 @@ class UsualRecipe:
         free()
         timer = StepTimer()
         training = self.parameters.training
-        batch = training.per_device_train_batch_size * training.gradient_accumulation_steps
         trainer = Seq2SeqTrainer(
             model=self.model,
             args=Seq2SeqTrainingArguments(
                 output_dir=str(work),
                 num_train_epochs=1,
                 per_device_train_batch_size=USUAL_BATCH,
-                learning_rate=training.learning_rate * (USUAL_BATCH / batch) ** 0.5,
+                learning_rate=training.learning_rate
+                * (USUAL_BATCH / effective_batch(training)) ** 0.5,
                 lr_scheduler_type=training.lr_scheduler_type,
                 gradient_checkpointing=True,
                 gradient_checkpointing_kwargs={"use_reentrant": True},
@@ -317,8 +322,7 @@ def parameters_for(options: argparse.Namespace, model: Path, work: Path) -> Para
     starter = options.size == "starter"
     generation = {} if starter else {"max_new_tokens": NEW_TOKENS}
     environment = "base" if starter else "squad"
-    configured = load_parameters(environment, {}).training
-    batch = configured.per_device_train_batch_size * configured.gradient_accumulation_steps
+    batch = effective_batch(load_parameters(environment, {}).training)
     return load_parameters(
         environment,
         {

@@ -120,6 +120,20 @@ class EagerPasses:
         type(self).n_cleared += 1
 
 
+@pytest.fixture
+def captures_eagerly(monkeypatch):
+    """Let the trainer take its steps with `EagerPasses`."""
+    monkeypatch.setattr(EagerPasses, "lengths", set())
+    monkeypatch.setattr(EagerPasses, "n_cleared", 0)
+    monkeypatch.setattr("flan_qa_pipeline.training.GraphedPasses", EagerPasses)
+    monkeypatch.setattr(
+        nodes,
+        "_captures_graphs",
+        lambda model, training, processes: training.cuda_graphs is not False,
+    )
+
+
+@pytest.mark.usefixtures("captures_eagerly")
 @pytest.mark.parametrize(("free", "n_cleared"), [(3, 1), (1, 3)])
 def test_the_trainer_hands_over_all_that_a_step_needs(
     train, training, monkeypatch, free, n_cleared
@@ -129,14 +143,11 @@ def test_the_trainer_hands_over_all_that_a_step_needs(
         update={
             "per_device_train_batch_size": 2,
             "gradient_accumulation_steps": 2,
-            "cuda_graphs": False,
             "save_strategy": "no",
         }
     )
-    _, expected = train(accumulating)
-    monkeypatch.setattr(EagerPasses, "n_cleared", 0)
-    monkeypatch.setattr("flan_qa_pipeline.training.GraphedPasses", EagerPasses)
-    monkeypatch.setattr(nodes, "_captures_graphs", lambda *args: True)
+    _, expected = train(accumulating.model_copy(update={"cuda_graphs": False}))
+    assert EagerPasses.lengths == set()
     monkeypatch.setattr("flan_qa_pipeline.training.free_memory", lambda device: free)
     whole = SimpleNamespace(total_memory=4)
     monkeypatch.setattr(torch.cuda, "get_device_properties", lambda device: whole)
@@ -151,11 +162,9 @@ def test_the_trainer_hands_over_all_that_a_step_needs(
     assert EagerPasses.n_cleared == n_cleared
 
 
+@pytest.mark.usefixtures("captures_eagerly")
 def test_batches_to_capture_have_few_lengths(train, training, monkeypatch):
-    monkeypatch.setattr("flan_qa_pipeline.training.GraphedPasses", EagerPasses)
-    monkeypatch.setattr(nodes, "_captures_graphs", lambda *args: True)
     monkeypatch.setattr(nodes, "coarse_length", lambda length: 64)
-    monkeypatch.setattr(EagerPasses, "lengths", set())
     train(training.model_copy(update={"eval_strategy": "no", "save_strategy": "no"}))
     assert EagerPasses.lengths == {64}
 

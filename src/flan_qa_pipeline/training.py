@@ -123,9 +123,8 @@ class AnsweringTrainer(CheckpointingTrainer):
     ) -> torch.Tensor:
         if self._graphed_passes is None:
             return super().training_step(model, inputs, num_items_in_batch)
-        if (
-            not model.get_base_model().training
-        ):  # the base is loaded to evaluate, peft's part is not
+        # peft's wrapper is in training mode when its base is still as it was loaded
+        if not model.get_base_model().training:
             model.train()
         return self._graphed_passes(
             {**self._prepare_inputs(inputs), "num_items_in_batch": num_items_in_batch}
@@ -135,18 +134,16 @@ class AnsweringTrainer(CheckpointingTrainer):
         try:
             return super()._inner_training_loop(*args, **kwargs)
         finally:
-            self._clear_graphs()
-
-    def _clear_graphs(self) -> None:
-        if self._graphed_passes is not None:
-            self._graphed_passes.clear()
+            if self._graphed_passes is not None:
+                self._graphed_passes.clear()
 
     def _leave_room_to_answer(self) -> None:
         """Give up the graphs for an evaluation unless half of the GPU is free beside them."""
+        if self._graphed_passes is None:
+            return
         device = self.args.device
-        if self._graphed_passes is not None:
-            if free_memory(device) < torch.cuda.get_device_properties(device).total_memory / 2:
-                self._graphed_passes.clear()
+        if free_memory(device) < torch.cuda.get_device_properties(device).total_memory / 2:
+            self._graphed_passes.clear()
 
     def evaluation_loop(self, *args: Any, metric_key_prefix: str = "eval", **kwargs: Any):
         self._leave_room_to_answer()

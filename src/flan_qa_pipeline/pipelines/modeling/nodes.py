@@ -70,7 +70,11 @@ OWN_OPTIONS = {
 }
 NOT_IN_FINGERPRINT = {"output_dir", "logging_dir", "save_total_limit", "resume"}
 ANSWERS_SHOWN = 20
-NOT_ON_GRAPHS = ("lomo", "layerwise", "schedule_free")  # optimizers that a step must do more for
+NOT_ON_GRAPHS = (
+    "lomo",
+    "layerwise",
+    "schedule_free",
+)  # optimizers whose step is more than one call
 
 
 def quantize_base_model(model: ModelParameters, fsdp: bool = False) -> PreTrainedModel:
@@ -336,9 +340,9 @@ def _sample(
     """Draw the dev questions that are answered during training, with their windows."""
     pool = questions["dev"]
     drawn = pool.shuffle(seed=training.seed).select(range(min(training.eval_questions, len(pool))))
-    ids = set(drawn["id"])
+    ids = set(drawn["id"][:])
     windows = tokenized_questions["dev"]
-    kept = [i for i, id_ in enumerate(windows["id"]) if id_ in ids]
+    kept = [i for i, id_ in enumerate(windows["id"][:]) if id_ in ids]
     return {"questions": list(drawn), "windows": windows.select(kept)}
 
 
