@@ -70,11 +70,7 @@ OWN_OPTIONS = {
 }
 NOT_IN_FINGERPRINT = {"output_dir", "logging_dir", "save_total_limit", "resume"}
 ANSWERS_SHOWN = 20
-NOT_ON_GRAPHS = (
-    "lomo",
-    "layerwise",
-    "schedule_free",
-)  # optimizers whose step is more than one call
+NOT_ON_GRAPHS = ("lomo", "layerwise", "schedule_free")  # their step is more than one call
 
 
 def quantize_base_model(model: ModelParameters, fsdp: bool = False) -> PreTrainedModel:
