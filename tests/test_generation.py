@@ -29,11 +29,12 @@ def input_ids(texts, tokenizer):
     return [tokenizer(text)["input_ids"] for text in texts]
 
 
-@pytest.fixture(params=["float32", "nf4", "dequantized"])
+@pytest.fixture(params=["float32", "nf4", "dequantized", "sdpa"])
 def model(request, model_parameters, input_ids):
     """The tiny base, its end token made as likely as its favourite token, so that answers end."""
-    changes = {"compute_dtype": "float32", "load_in_4bit": request.param != "float32"}
+    changes = {"compute_dtype": "float32", "load_in_4bit": request.param in ("nf4", "dequantized")}
     changes["dequantize"] = request.param == "dequantized"
+    changes["attn_implementation"] = "sdpa" if request.param == "sdpa" else "eager"
     model = load_base_model(model_parameters.model_copy(update=changes))
     favourites = Counter(token for ids in input_ids for token in one_by_one(model, ids))
     favourites.pop(model.config.eos_token_id, None)

@@ -21,6 +21,7 @@ from flan_qa_pipeline.models import (
     free_memory,
     load_base_model,
     load_tokenizer,
+    resolve_attention,
     resolve_compute_dtype,
 )
 from flan_qa_pipeline.pipelines.modeling.nodes import attach_lora
@@ -207,6 +208,13 @@ def test_compute_dtype_auto_on_a_gpu(monkeypatch, native, expected):
 
 def test_compute_dtype_by_name():
     assert resolve_compute_dtype("float16") == torch.float16
+
+
+@pytest.mark.parametrize(("on_gpu", "expected"), [(False, "eager"), (True, "sdpa")])
+def test_attention_auto(monkeypatch, on_gpu, expected):
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: on_gpu)
+    assert resolve_attention("auto") == expected
+    assert resolve_attention("eager") == "eager"
 
 
 @pytest.mark.parametrize("load", [load_base_model, load_tokenizer])

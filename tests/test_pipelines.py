@@ -248,6 +248,7 @@ def test_evaluate_repeats_the_scores_without_training(project, full_run, tiny_ru
     before = versions(project)
     again = run(project, tiny_run, "evaluate")
     assert caplog.text.count("Compute dtype auto: torch.") == 1
+    assert caplog.text.count("Attention auto: ") == 1
     after = versions(project)
     assert after["adapter"] == before["adapter"]
     assert after["tokenized_questions"] == before["tokenized_questions"]

@@ -5,6 +5,7 @@ from collections import Counter
 import pytest
 import torch
 from torch.autograd.graph import saved_tensors_hooks
+from torch.nn.attention import SDPBackend, sdpa_kernel
 from transformers import T5Config, T5ForConditionalGeneration, set_seed
 from transformers.models.t5.modeling_t5 import T5Attention
 
@@ -74,6 +75,30 @@ def test_logits_are_those_of_transformers(both, batch):
         expected = theirs(**inputs(batch), decoder_input_ids=targets).logits
         found = ours(**inputs(batch), decoder_input_ids=targets).logits
     torch.testing.assert_close(found, expected, rtol=1e-4, atol=1e-4)
+
+
+def test_bias_is_laid_out_as_the_scores_are(both, batch):
+    given = []
+    for stack in (both[1].encoder, both[1].decoder):
+        for block in stack.block:
+            block.layer[0].SelfAttention.register_forward_hook(
+                lambda module, args, output: given.append(output[1])
+            )
+    both[1](**batch)
+    assert len(given) == 2 * LAYERS
+    assert all(bias.is_contiguous() for bias in given)
+
+
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="kernels of a GPU")
+def test_sdpa_trains_by_the_kernel_that_keeps_no_scores():
+    ours = QuantizableT5(config("sdpa")).to("cuda", torch.bfloat16).requires_grad_(False)
+    weight = ours.encoder.block[0].layer[0].SelfAttention.q.weight.requires_grad_()
+    tokens = torch.randint(2, VOCABULARY, (BATCH, 24), device="cuda")
+    drop_weights(ours, 0.1)
+    with sdpa_kernel(SDPBackend.EFFICIENT_ATTENTION):  # an error if it cannot be used
+        ours(input_ids=tokens, attention_mask=tokens.ne(2), labels=tokens[:, :8]).loss.backward()
+    assert weight.grad.isfinite().all()
+    assert weight.grad.any()
 
 
 def test_generation_is_that_of_transformers(both, batch):

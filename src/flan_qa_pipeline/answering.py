@@ -85,7 +85,7 @@ class QuestionAnswerer:
         base_model: str | None = None,
         dequantize: Literal["auto"] | bool = "auto",
         compute_dtype: Literal["auto", "float32", "bfloat16"] = "auto",
-        attn_implementation: Literal["eager", "sdpa"] = "eager",
+        attn_implementation: Literal["auto", "eager", "sdpa"] = "auto",
         fsdp: bool = False,
     ):
         """Load the adapter's base model and attach the adapter.

@@ -27,7 +27,7 @@ from flan_qa_pipeline.costs import node_times, peak_memory
 from flan_qa_pipeline.errors import InputError
 from flan_qa_pipeline.fingerprint import git_commit, package_versions
 from flan_qa_pipeline.hub import require_reachable
-from flan_qa_pipeline.models import resolve_compute_dtype
+from flan_qa_pipeline.models import resolve_attention, resolve_compute_dtype
 from flan_qa_pipeline.parameters import DistributedParameters, Parameters
 from flan_qa_pipeline.processes import DistributedRunner, is_one_of_several, join
 from flan_qa_pipeline.storage import VersionNotSavedError
@@ -47,7 +47,7 @@ class ProjectHooks:
         parameters = check_parameters(context.config_loader["parameters"])
         leads = not is_one_of_several() or join(parameters.distributed).is_main_process
         self._parameters, self._project_path = parameters, context.project_path
-        self._compute_dtype = parameters.model.compute_dtype
+        self._told_choices = False
         self._raw_files = {
             "raw_train": parameters.data.train_file,
             "raw_validation": parameters.data.validation_file,
@@ -114,16 +114,24 @@ class ProjectHooks:
 
     @hook_impl
     def before_node_run(self, node: Node) -> None:
-        """Note when the node starts; tell the compute dtype before the base is first loaded."""
+        """Note when the node starts; tell what the device decides before the base is loaded."""
         self._node_costs[node.name] = {"started": time.perf_counter()}
-        if self._compute_dtype == "auto" and node.tags & {"quantize", "predict"}:
-            self._compute_dtype = resolve_compute_dtype("auto")
+        if not self._told_choices and node.tags & {"quantize", "predict"}:
+            self._told_choices = True
+            self._tell_choices()
+
+    def _tell_choices(self) -> None:
+        device = "GPU" if torch.cuda.is_available() else "CPU"
+        if self._parameters.model.compute_dtype == "auto":
+            dtype = resolve_compute_dtype("auto")
             logger.info(
                 "Compute dtype auto: %s (this %s %s native bfloat16 matrix products).",
-                self._compute_dtype,
-                "GPU" if torch.cuda.is_available() else "CPU",
-                "has" if self._compute_dtype is torch.bfloat16 else "has no",
+                dtype,
+                device,
+                "has" if dtype is torch.bfloat16 else "has no",
             )
+        if self._parameters.model.attn_implementation == "auto":
+            logger.info("Attention auto: %s (on a %s).", resolve_attention("auto"), device)
 
     @hook_impl
     def after_node_run(self, node: Node, outputs: dict[str, Any]) -> None:

@@ -60,6 +60,17 @@ def resolve_compute_dtype(name: str) -> torch.dtype:
     return torch.bfloat16 if multiplies_bfloat16() else torch.float32
 
 
+def resolve_attention(name: str) -> str:
+    """Turn an `attn_implementation` parameter into what transformers calls it.
+
+    `auto` is torch's scaled dot product attention on a GPU, whose kernel never holds the scores,
+    and eager attention on a CPU, where that one is slower, most of all its backward pass.
+    """
+    if name != "auto":
+        return name
+    return "sdpa" if torch.cuda.is_available() else "eager"
+
+
 def load_tokenizer(model: ModelParameters) -> PreTrainedTokenizerBase:
     """Load the base model's tokenizer."""
     require_reachable(model)
@@ -103,7 +114,7 @@ def load_base_model(model: ModelParameters, *, to_shard: bool = False) -> PreTra
         dtype=dtype,
         quantization_config=quantization if model.load_in_4bit else None,
         device_map={"": PartialState().local_process_index if on_gpu else "cpu"},
-        attn_implementation=model.attn_implementation,
+        attn_implementation=resolve_attention(model.attn_implementation),
         use_safetensors=True,
         output_loading_info=True,
     )

@@ -94,7 +94,7 @@ class ModelParameters(_Section):
     skip_modules: Names
     dequantize: Literal["auto"] | bool
     compute_dtype: Literal["auto", "float32", "bfloat16"]
-    attn_implementation: Literal["eager", "sdpa"]
+    attn_implementation: Literal["auto", "eager", "sdpa"]
 
     @field_validator("revision", mode="before")
     @classmethod

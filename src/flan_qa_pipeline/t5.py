@@ -20,7 +20,13 @@ from transformers import (
 )
 from transformers.masking_utils import eager_mask
 from transformers.modeling_outputs import Seq2SeqLMOutput
-from transformers.models.t5.modeling_t5 import T5Attention, T5DenseGatedActDense, T5LayerNorm
+from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
+from transformers.models.t5.modeling_t5 import (
+    T5Attention,
+    T5DenseGatedActDense,
+    T5LayerNorm,
+    eager_attention_forward,
+)
 
 LOSS_CHUNK = 256
 
@@ -38,6 +44,14 @@ class SharedMaskAttention(T5Attention):
     """
 
     keeps_all = False
+
+    def compute_bias(self, *args: Any, **kwargs: Any) -> torch.Tensor:
+        """The position bias in the layout of the scores.
+
+        transformers leaves the heads innermost: slow to add to the scores, and what keeps
+        scaled_dot_product_attention off the GPU's kernels that hold no scores.
+        """
+        return super().compute_bias(*args, **kwargs).contiguous()
 
     def forward(
         self,
@@ -248,7 +262,8 @@ class Decoder:
 
     Keys and values of the encoder's states are made once, and laid out as products read them;
     those of tokens go into room for `max_tokens`, of which all is attended to at every step, since
-    a CPU keeps a kernel for each shape of a product. Results are those of the model itself.
+    a CPU keeps a kernel for each shape of a product; a multiple of 8 suits the kernels of
+    scaled_dot_product_attention. Results are those of the model itself.
     """
 
     def __init__(
@@ -320,4 +335,10 @@ def _attend(
     bias: torch.Tensor,
 ) -> torch.Tensor:
     query = _heads(attention, attention.q(normed))
-    return attention.o(_weigh(query, key, value, bias).transpose(1, 2).flatten(2))
+    attend = ALL_ATTENTION_FUNCTIONS.get_interface(
+        attention.config._attn_implementation, eager_attention_forward
+    )
+    states, _ = attend(
+        attention, query, key, value, None, position_bias=bias, scaling=1.0, is_causal=False
+    )
+    return attention.o(states.flatten(2))
