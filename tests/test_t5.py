@@ -5,7 +5,7 @@ from collections import Counter
 import pytest
 import torch
 from torch.autograd.graph import saved_tensors_hooks
-from torch.nn.attention import SDPBackend, sdpa_kernel
+from torch.utils._python_dispatch import TorchDispatchMode
 from transformers import T5Config, T5ForConditionalGeneration, set_seed
 from transformers.models.t5.modeling_t5 import T5Attention
 
@@ -89,14 +89,28 @@ def test_bias_is_laid_out_as_the_scores_are(both, batch):
     assert all(bias.is_contiguous() for bias in given)
 
 
+class Called(TorchDispatchMode):
+    def __init__(self):
+        super().__init__()
+        self.names = []
+
+    def __torch_dispatch__(self, func, types, args=(), kwargs=None):
+        self.names.append(str(func))
+        return func(*args, **(kwargs or {}))
+
+
 @pytest.mark.skipif(not torch.cuda.is_available(), reason="kernels of a GPU")
-def test_sdpa_trains_by_the_kernel_that_keeps_no_scores():
+@pytest.mark.parametrize("rows", [BATCH, 1])
+def test_sdpa_trains_by_the_kernel_that_keeps_no_scores(rows):
     ours = QuantizableT5(config("sdpa")).to("cuda", torch.bfloat16).requires_grad_(False)
     weight = ours.encoder.block[0].layer[0].SelfAttention.q.weight.requires_grad_()
-    tokens = torch.randint(2, VOCABULARY, (BATCH, 24), device="cuda")
+    tokens = torch.randint(2, VOCABULARY, (rows, 24), device="cuda")
     drop_weights(ours, 0.1)
-    with sdpa_kernel(SDPBackend.EFFICIENT_ATTENTION):  # an error if it cannot be used
+    with Called() as called:
         ours(input_ids=tokens, attention_mask=tokens.ne(2), labels=tokens[:, :8]).loss.backward()
+    kernels = [name for name in called.names if "scaled_dot_product" in name]
+    assert len(kernels) == 2 * 3 * LAYERS
+    assert all("efficient" in name for name in kernels)
     assert weight.grad.isfinite().all()
     assert weight.grad.any()
 
