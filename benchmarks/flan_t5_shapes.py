@@ -264,10 +264,10 @@ def main() -> None:
             )
             keep(size, "NF4 here", by_this_project, parameters, data, work / "adapter")
             keep(size, SAVING, by_this_project, saving, data, None)
+            keep(size, "NF4 here, dequantized once", by_this_project, unpacked, data, None)
             if options.only_here:
                 continue
             keep(size, "NF4 here, head too", by_this_project, whole, data, None)
-            keep(size, "NF4 here, dequantized once", by_this_project, unpacked, data, None)
             tokenizer, tokenized = load_tokenizer(parameters.model), data["tokenized_questions"]
             for form in ("NF4 by the libraries", "bfloat16", "float32"):
                 keep(size, form, by_libraries, form, parameters, tokenized, tokenizer)

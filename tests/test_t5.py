@@ -109,7 +109,7 @@ def test_sdpa_trains_by_the_kernel_that_keeps_no_scores(rows):
     with Called() as called:
         ours(input_ids=tokens, attention_mask=tokens.ne(2), labels=tokens[:, :8]).loss.backward()
     kernels = [name for name in called.names if "scaled_dot_product" in name]
-    assert len(kernels) == 2 * 3 * LAYERS
+    assert len(kernels) == 2 * 3 * LAYERS - 1  # nothing trained reaches the first of the decoder
     assert all("efficient" in name for name in kernels)
     assert weight.grad.isfinite().all()
     assert weight.grad.any()
