@@ -55,7 +55,7 @@ from transformers.trainer_callback import PrinterCallback, ProgressCallback
 
 from flan_qa_pipeline.batches import NO_LABEL, collate
 from flan_qa_pipeline.fingerprint import package_versions
-from flan_qa_pipeline.models import load_tokenizer
+from flan_qa_pipeline.models import load_tokenizer, resolve_attention
 from flan_qa_pipeline.parameters import Parameters, TrainingParameters
 from flan_qa_pipeline.pipelines import data_engineering, modeling, reporting
 from flan_qa_pipeline.training import StepTimer
@@ -422,8 +422,13 @@ def main() -> None:
         )
         print(json.dumps(checked), flush=True)
         both = curves(found["training, usual"], found["training, here, the same samples"])
-        given = facts() | {"size": options.size, "LoRA targets": options.target_modules} | checked
-        given["losses"] = both
+        given = facts() | {
+            "size": options.size,
+            "LoRA targets": options.target_modules,
+            "attention": resolve_attention(parameters.model.attn_implementation),
+            **checked,
+            "losses": both,
+        }
         name = f"usual_recipe_{options.size}" + ("_learned" if options.learned else "")
         print(write_results(options.output, name, given, results))
         print(json.dumps(both))
