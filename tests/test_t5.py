@@ -10,6 +10,7 @@ from transformers import T5Config, T5ForConditionalGeneration, set_seed
 from transformers.models.t5.modeling_t5 import T5Attention
 
 import flan_qa_pipeline.t5
+from flan_qa_pipeline.models import load_base_model
 from flan_qa_pipeline.t5 import QuantizableT5
 
 BATCH, LENGTH, TARGET, VOCABULARY, HEADS, D_FF = 3, 17, 6, 601, 4, 130
@@ -99,17 +100,33 @@ class Called(TorchDispatchMode):
         return func(*args, **(kwargs or {}))
 
 
+@pytest.fixture
+def cudnn_as_before():
+    enabled = torch.backends.cuda.cudnn_sdp_enabled()
+    yield
+    torch.backends.cuda.enable_cudnn_sdp(enabled)
+
+
+@pytest.mark.usefixtures("cudnn_as_before")
+@pytest.mark.parametrize("attention", ["eager", "sdpa"])
+def test_only_sdpa_switches_off_the_kernel_compiled_for_every_shape(model_parameters, attention):
+    torch.backends.cuda.enable_cudnn_sdp(True)
+    load_base_model(model_parameters.model_copy(update={"attn_implementation": attention}))
+    assert torch.backends.cuda.cudnn_sdp_enabled() == (attention == "eager")
+
+
 @pytest.mark.skipif(not torch.cuda.is_available(), reason="kernels of a GPU")
+@pytest.mark.usefixtures("cudnn_as_before")
 @pytest.mark.parametrize("rows", [BATCH, 1])
-def test_sdpa_trains_by_the_kernel_that_keeps_no_scores(rows):
-    ours = QuantizableT5(config("sdpa")).to("cuda", torch.bfloat16).requires_grad_(False)
-    weight = ours.encoder.block[0].layer[0].SelfAttention.q.weight.requires_grad_()
-    tokens = torch.randint(2, VOCABULARY, (rows, 24), device="cuda")
-    drop_weights(ours, 0.1)
+def test_sdpa_trains_by_the_kernel_that_keeps_no_scores(model_parameters, rows):
+    changes = {"attn_implementation": "sdpa", "compute_dtype": "bfloat16"}
+    ours = load_base_model(model_parameters.model_copy(update=changes)).train()
+    weight = ours.shared.weight.requires_grad_()
+    tokens = torch.randint(2, len(weight), (rows, 24), device="cuda")
     with Called() as called:
         ours(input_ids=tokens, attention_mask=tokens.ne(2), labels=tokens[:, :8]).loss.backward()
     kernels = [name for name in called.names if "scaled_dot_product" in name]
-    assert len(kernels) == 2 * 3 * LAYERS - 1  # nothing trained reaches the first of the decoder
+    assert len(kernels) == 2 * 3 * ours.config.num_layers
     assert all("efficient" in name for name in kernels)
     assert weight.grad.isfinite().all()
     assert weight.grad.any()

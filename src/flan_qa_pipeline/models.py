@@ -83,7 +83,8 @@ def load_base_model(model: ModelParameters, *, to_shard: bool = False) -> PreTra
     Embeddings, norms and `skip_modules` stay in the compute dtype. The packed weights are
     stored under it too (`bnb_4bit_quant_storage`), so that nobody who asks for their dtype takes
     them for integers, as the activation cast of transformers' T5 does. bitsandbytes may not repack
-    them for AVX512_BF16 at the first inference: no gradient passes repacked ones. A model
+    them for AVX512_BF16 at the first inference: no gradient passes repacked ones. For sdpa, cuDNN's
+    kernel is switched off in the process: it is compiled for every shape. A model
     `to_shard` (see `sharding`) is loaded to the machine's memory, where it stays packed.
 
     Raises:
@@ -106,6 +107,9 @@ def load_base_model(model: ModelParameters, *, to_shard: bool = False) -> PreTra
         bnb_4bit_quant_storage=dtype,
         llm_int8_skip_modules=model.skip_modules,
     )
+    attention = resolve_attention(model.attn_implementation)
+    if attention == "sdpa":
+        torch.backends.cuda.enable_cudnn_sdp(False)
     on_gpu = torch.cuda.is_available() and not to_shard
     base, loading = _from_hub_or_folder(
         QuantizableT5,
@@ -114,7 +118,7 @@ def load_base_model(model: ModelParameters, *, to_shard: bool = False) -> PreTra
         dtype=dtype,
         quantization_config=quantization if model.load_in_4bit else None,
         device_map={"": PartialState().local_process_index if on_gpu else "cpu"},
-        attn_implementation=resolve_attention(model.attn_implementation),
+        attn_implementation=attention,
         use_safetensors=True,
         output_loading_info=True,
     )

@@ -10,14 +10,7 @@ from functools import wraps
 from typing import Any
 
 import torch
-from torch.nn.attention import SDPBackend, sdpa_kernel
-from torch.nn.functional import (
-    cross_entropy,
-    dropout,
-    rms_norm,
-    scaled_dot_product_attention,
-    softmax,
-)
+from torch.nn.functional import cross_entropy, dropout, rms_norm, softmax
 from torch.utils.checkpoint import checkpoint
 from transformers import (
     AttentionInterface,
@@ -120,33 +113,9 @@ def lean_attention(
     return states.transpose(1, 2), None
 
 
-def fused_attention(
-    module: SharedMaskAttention,
-    query: torch.Tensor,
-    key: torch.Tensor,
-    value: torch.Tensor,
-    attention_mask: None,
-    *,
-    position_bias: torch.Tensor,
-    dropout: float = 0.0,
-    **kwargs: Any,
-) -> tuple[torch.Tensor, None]:
-    """T5's attention by torch's kernels that never hold the scores.
-
-    cuDNN's is left out: it is compiled for every shape, which takes longer than a batch of it.
-    """
-    with sdpa_kernel(KERNELS):
-        states = scaled_dot_product_attention(
-            query, key, value, attn_mask=position_bias, dropout_p=dropout, scale=1.0
-        )
-    return states.transpose(1, 2), None
-
-
-KERNELS = [SDPBackend.FLASH_ATTENTION, SDPBackend.EFFICIENT_ATTENTION, SDPBackend.MATH]
-OWN_ATTENTION = {"eager": lean_attention, "sdpa": fused_attention}
-for name, attention in OWN_ATTENTION.items():
-    AttentionInterface.register(f"t5_{name}", attention)
-    AttentionMaskInterface.register(f"t5_{name}", eager_mask)
+LEAN = "lean"  # how transformers knows this attention
+AttentionInterface.register(LEAN, lean_attention)
+AttentionMaskInterface.register(LEAN, eager_mask)
 
 
 class RecomputedFeedForward(T5DenseGatedActDense):
@@ -197,7 +166,7 @@ class QuantizableT5(T5ForConditionalGeneration):
     of their own. It also keeps T5's feed-forward `wo` out of quantization, because float16
     overflows there; in bfloat16 and float32, the dtypes used here, it does not.
 
-    Eager attention is `lean_attention`, sdpa `fused_attention`; neither gives attention weights.
+    Eager attention is `lean_attention`, which gives no attention weights.
 
     With `labels` the output holds the loss alone. Logits are made `LOSS_CHUNK` target tokens at a
     time, in float32, and made again for the gradient, so that neither they nor a float32 copy of
@@ -214,8 +183,8 @@ class QuantizableT5(T5ForConditionalGeneration):
         config = deepcopy(config)
         if config.dense_act_fn == "gelu_new":
             config.dense_act_fn = "gelu_pytorch_tanh"  # the same function, one kernel
-        if config._attn_implementation in OWN_ATTENTION:
-            config._attn_implementation = f"t5_{config._attn_implementation}"
+        if config._attn_implementation == "eager":
+            config._attn_implementation = LEAN
         super().__init__(config)
         self._keep_in_fp32_modules = set()
         for module in self.modules():
@@ -369,5 +338,7 @@ def _attend(
     attend = ALL_ATTENTION_FUNCTIONS.get_interface(
         attention.config._attn_implementation, eager_attention_forward
     )
-    states, _ = attend(attention, query, key, value, None, position_bias=bias, scaling=1.0)
+    states, _ = attend(
+        attention, query, key, value, None, position_bias=bias, scaling=1.0, is_causal=False
+    )
     return attention.o(states.flatten(2))
