@@ -40,7 +40,7 @@ from transformers.trainer_callback import PrinterCallback, ProgressCallback
 from flan_qa_pipeline.adapter import AdapterDataset
 from flan_qa_pipeline.fingerprint import package_versions
 from flan_qa_pipeline.memory import load_by_libraries, prepare_by_libraries
-from flan_qa_pipeline.models import load_tokenizer
+from flan_qa_pipeline.models import load_tokenizer, resolve_attention
 from flan_qa_pipeline.parameters import Format, Parameters
 from flan_qa_pipeline.pipelines import data_engineering, modeling, reporting
 from flan_qa_pipeline.training import StepTimer
@@ -171,7 +171,12 @@ def parameters_for(folder: Path, work: Path, options: argparse.Namespace) -> Par
     return load_parameters(
         "squad",
         {
-            "model": {"name": str(folder), "compute_dtype": "bfloat16", "dequantize": False},
+            "model": {
+                "name": str(folder),
+                "compute_dtype": "bfloat16",
+                "dequantize": False,
+                "attn_implementation": options.attention,
+            },
             "data": {
                 "max_train_questions": None,
                 "max_validation_questions": 8,
@@ -224,6 +229,7 @@ def main() -> None:
     parser.add_argument("--steps", type=int, default=5)
     parser.add_argument("--max-source-length", type=int, default=512, help="of every window")
     parser.add_argument("--target-modules", default="q+v", help="of LoRA; all-linear, or names")
+    parser.add_argument("--attention", default="auto", choices=["auto", "eager", "sdpa"])
     parser.add_argument(
         "--only-here", action="store_true", help="leave out what only serves to compare"
     )
@@ -234,6 +240,7 @@ def main() -> None:
         "steps": options.steps,
         "source tokens": options.max_source_length,
         "LoRA targets": options.target_modules,
+        "attention": resolve_attention(options.attention),
     }
     results: list[dict[str, Any]] = []
     table = ""

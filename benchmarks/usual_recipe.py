@@ -326,7 +326,7 @@ def parameters_for(options: argparse.Namespace, model: Path, work: Path) -> Para
     return load_parameters(
         environment,
         {
-            "model": {"name": str(model)},
+            "model": {"name": str(model), "attn_implementation": options.attention},
             "data": {"cache_dir": str(work / "cache")},
             "lora": {"target_modules": options.target_modules},
             "generation": generation,
@@ -354,6 +354,7 @@ def main() -> None:
     parser.add_argument("--questions", type=int, default=11873, help="answered by the project")
     parser.add_argument("--compared", type=int, default=200, help="decoded one at a time, too")
     parser.add_argument("--target-modules", default="q+v", help="of LoRA; all-linear, or names")
+    parser.add_argument("--attention", default="auto", choices=["auto", "eager", "sdpa"])
     options = parser.parse_args()
     if options.learned and options.size in ("starter", "tiny"):
         parser.error("--learned: give a --size larger than the starter model")
@@ -430,6 +431,7 @@ def main() -> None:
             "losses": both,
         }
         name = f"usual_recipe_{options.size}" + ("_learned" if options.learned else "")
+        name += "" if options.attention == "auto" else f"_{options.attention}"
         print(write_results(options.output, name, given, results))
         print(json.dumps(both))
 

@@ -83,7 +83,8 @@ class ModelParameters(_Section):
     device multiplies it natively, else float32. `skip_modules` names linear layers that stay in it
     (BitsAndBytesConfig's `llm_int8_skip_modules`). `dequantize` computes the same faster, in
     more memory: weights are taken out of 4 bits once, not at every use, and activations are kept;
-    `auto` does where the weights are small beside the free memory.
+    `auto` does where the weights are small beside the free memory. `attn_implementation: auto` is
+    sdpa on a GPU and eager on a CPU.
     """
 
     name: str

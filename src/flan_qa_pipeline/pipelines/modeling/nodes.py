@@ -38,6 +38,7 @@ from flan_qa_pipeline.models import (
     dequantize,
     load_base_model,
     load_tokenizer,
+    resolve_attention,
 )
 from flan_qa_pipeline.parameters import (
     GenerationParameters,
@@ -238,6 +239,7 @@ def train_adapter(
         "total_parameters": total,
         "base_weights": base_weights(lora_model.get_base_model(), model.skip_modules),
         "weights_bytes": lora_model.get_memory_footprint(),
+        "attention": resolve_attention(model.attn_implementation),
         "batch_size": trainer.args.per_device_train_batch_size,
         "gradient_accumulation_steps": trainer.args.gradient_accumulation_steps,
         "processes": processes,
