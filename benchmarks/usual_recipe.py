@@ -426,7 +426,7 @@ def main() -> None:
         given = facts() | {
             "size": options.size,
             "LoRA targets": options.target_modules,
-            "attention": resolve_attention(parameters.model.attn_implementation),
+            "attention": resolve_attention(options.attention),
             **checked,
             "losses": both,
         }

@@ -14,15 +14,7 @@ from peft import PeftModel
 from tqdm.auto import tqdm
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
-from flan_qa_pipeline.batches import (
-    MIN_ROWS,
-    coarse_length,
-    fill_up,
-    length_batches,
-    mask,
-    pad,
-    round_up,
-)
+from flan_qa_pipeline.batches import MIN_ROWS, coarse_length, fill_up, length_batches, mask, pad
 from flan_qa_pipeline.parameters import GenerationParameters, PromptParameters
 from flan_qa_pipeline.sharding import base_of, whole_decoder
 from flan_qa_pipeline.t5 import Decoder
@@ -212,7 +204,7 @@ class _Decoding:
         states = self._model.get_encoder()(
             input_ids=tokens, attention_mask=attended
         ).last_hidden_state
-        room = round_up(max(self._max_new_tokens, forced.shape[1] + 1))
+        room = max(self._max_new_tokens, forced.shape[1] + 1)
         decoder = Decoder(self._model, states, attended, room)
         start = torch.full_like(tokens[:, :1], self._start)
         logits = decoder(torch.cat([start, forced], dim=1)).float()

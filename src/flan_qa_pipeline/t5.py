@@ -28,6 +28,8 @@ from transformers.models.t5.modeling_t5 import (
     eager_attention_forward,
 )
 
+from flan_qa_pipeline.batches import round_up
+
 LOSS_CHUNK = 256
 
 
@@ -262,8 +264,8 @@ class Decoder:
 
     Keys and values of the encoder's states are made once, and laid out as products read them;
     those of tokens go into room for `max_tokens`, of which all is attended to at every step, since
-    a CPU keeps a kernel for each shape of a product; a multiple of 8 suits the kernels of
-    scaled_dot_product_attention. Results are those of the model itself.
+    a CPU keeps a kernel for each shape of a product. The room is rounded up to what the kernels of
+    scaled_dot_product_attention read at a time. Results are those of the model itself.
     """
 
     def __init__(
@@ -275,17 +277,17 @@ class Decoder:
     ):
         """Attend to the encoder's states (batch, length, d_model); mask (batch, length), 0 or 1."""
         self._stack, self._head = model.decoder, model.lm_head
-        self.length = 0
+        self.length, room = 0, round_up(max_tokens)
         self._mask = _additive(attention_mask[:, None, None].bool(), states.dtype)
         self._read: list[list[torch.Tensor]] = []
         self._written: list[list[torch.Tensor]] = []
         for block in self._stack.block:
             attention = block.layer[1].EncDecAttention
             self._read.append([_heads(attention, part(states)) for part in _key_value(attention)])
-            own = (len(states), attention.n_heads, max_tokens, attention.key_value_proj_dim)
+            own = (len(states), attention.n_heads, room, attention.key_value_proj_dim)
             self._written.append([states.new_zeros(own) for _ in range(2)])
         first = self._stack.block[0].layer[0].SelfAttention
-        bias = first.compute_bias(max_tokens, max_tokens, states.device)
+        bias = first.compute_bias(room, room, states.device)
         past = torch.ones_like(bias[0, 0], dtype=torch.bool).tril()
         self._bias = bias + _additive(past, states.dtype)
 
