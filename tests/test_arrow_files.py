@@ -1,6 +1,7 @@
 """Arrow files in place of memory: used again when whole, never when damaged, and not too many."""
 
 import os
+import shutil
 import tempfile
 import time
 from concurrent.futures import ThreadPoolExecutor
@@ -81,6 +82,22 @@ def test_a_damaged_result_is_made_again(keep, tmp_path, caplog, name, damage):
     damage(tmp_path / "kept/a" / name)
     assert list(keep("a")["train"]) == expected
     assert f"Numbers in {tmp_path / 'kept/a'} are damaged and are made again." in caplog.text
+    assert list(keep("a", again=True)["train"]) == expected
+
+
+def test_a_result_that_another_run_removed_meanwhile_is_not_called_damaged(
+    keep, tmp_path, caplog, monkeypatch
+):
+    expected = list(keep("a")["train"])
+
+    def removed_meanwhile(folder):
+        monkeypatch.undo()
+        shutil.rmtree(folder)
+        return {}
+
+    monkeypatch.setattr("flan_qa_pipeline.arrow_files._checksums", removed_meanwhile)
+    assert list(keep("a")["train"]) == expected
+    assert not caplog.text
     assert list(keep("a", again=True)["train"]) == expected
 
 

@@ -191,6 +191,23 @@ def test_of_two_that_write_the_same_version_at_once_one_fails(tmp_path):
     assert (tmp_path / "version/file").read_text() == "faster"
 
 
+def test_that_another_was_faster_is_told_though_its_folder_is_gone_by_then(tmp_path, monkeypatch):
+    folder = tmp_path / "version"
+    rename = Path.rename
+
+    def rename_then_lose(path, target):
+        try:
+            return rename(path, target)
+        finally:
+            shutil.rmtree(folder)
+
+    with pytest.raises(FileExistsError), written_aside(folder):
+        folder.mkdir()
+        (folder / "file").touch()
+        monkeypatch.setattr(Path, "rename", rename_then_lose)
+    assert not list(tmp_path.iterdir())
+
+
 def test_what_cannot_be_saved_is_named(tmp_path, catalog_config, monkeypatch):
     monkeypatch.chdir(tmp_path)
     catalog = AtomicCatalog.from_config(catalog_config, save_version=generate_timestamp())

@@ -124,11 +124,11 @@ def _kept(place: Path, splits: Iterable[str], name: str) -> DatasetDict | None:
         if wanted == _checksums(place):
             return _open(place, splits)
     except (OSError, ValueError, pa.ArrowException):
-        if not place.exists():
-            return None
-    logger.warning("%s in %s are damaged and are made again.", name, place)
-    with suppress(FileNotFoundError):  # another run removes it, too
-        remove_at_once(place)
+        pass
+    if place.exists():
+        logger.warning("%s in %s are damaged and are made again.", name, place)
+        with suppress(FileNotFoundError):  # another run removes it, too
+            remove_at_once(place)
     return None
 
 

@@ -3,6 +3,7 @@
 import shutil
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
+from errno import EEXIST, ENOTEMPTY
 from pathlib import Path
 from typing import Any
 from uuid import uuid4
@@ -36,7 +37,7 @@ def written_aside(folder: Path, beside: Path | None = None) -> Iterator[Path]:
         try:
             aside.rename(folder)
         except OSError as error:
-            if folder.exists():
+            if error.errno in (EEXIST, ENOTEMPTY):
                 raise FileExistsError(f"{folder} exists already") from error
             raise
     finally:
