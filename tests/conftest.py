@@ -7,10 +7,11 @@ import shutil
 from collections import Counter
 from pathlib import Path
 
+import hypothesis
 import pytest
 import torch
 import yaml
-from datasets import Dataset, DatasetDict
+from datasets import Dataset, DatasetDict, disable_caching
 from transformers import set_seed
 
 from flan_qa_pipeline import QuestionAnswerer
@@ -30,11 +31,17 @@ VOCAB_SIZE = 600
 QUESTIONS = ["Which club was defeated in the Final?", "Who was the referee?", "What is it?"]
 ANSWERS = ["Vera Dormore", "no answer", "27 July 1998"]
 
+disable_caching()  # as the project does: its files would be left in the temporary folder
+hypothesis.settings.register_profile("untimed", deadline=None)  # a busy machine is no failure
+hypothesis.settings.load_profile("untimed")
+
 
 def copy_project(root):
     """Copy what makes this a Kedro project, without data."""
     for name in ("conf", "src"):
-        shutil.copytree(REPOSITORY / name, root / name)
+        shutil.copytree(
+            REPOSITORY / name, root / name, ignore=shutil.ignore_patterns("__pycache__")
+        )
     for name in ("pyproject.toml", ".telemetry"):
         shutil.copy(REPOSITORY / name, root)
 

@@ -122,7 +122,7 @@ def test_pairing_makes_the_interval_of_a_constant_gain_a_point():
     assert interval.tolist() == [[7, 7], [7, 7]]
 
 
-@settings(max_examples=50, deadline=None)
+@settings(max_examples=50)
 @given(
     st.lists(st.floats(-100, 100), min_size=1, max_size=30),
     st.randoms(use_true_random=False),

@@ -13,7 +13,13 @@ import torch
 from safetensors.torch import load_file
 
 import flan_qa_pipeline.checkpoints
-from flan_qa_pipeline.checkpoints import pack, random_state, set_random_state, unpack
+from flan_qa_pipeline.checkpoints import (
+    discard_checkpoints,
+    pack,
+    random_state,
+    set_random_state,
+    unpack,
+)
 from flan_qa_pipeline.errors import InputError
 from flan_qa_pipeline.training import AnsweringTrainer, BestAdapter
 
@@ -180,6 +186,18 @@ def test_checkpoints_are_safetensors_and_json(stopped, float32):
     assert unpack(state, tensors)["scheduler"]["last_epoch"] == 4
 
 
+def folder_of(training):
+    (checkpoint,) = Path(training.output_dir).glob("*/checkpoint-4")
+    return checkpoint.parent
+
+
+def test_discarded_checkpoints_leave_nothing_behind(stopped):
+    folder = folder_of(stopped)
+    for _ in "12":
+        discard_checkpoints(folder)
+        assert not list(Path(stopped.output_dir).iterdir())
+
+
 @pytest.mark.parametrize(
     "change",
     [{"seed": 14}, {"learning_rate": 0.01}, {"max_steps": 11}, {"resume": "never"}],
@@ -224,6 +242,7 @@ def test_a_training_that_runs_already_is_not_disturbed(train, fresh):
             inner.append(True)
             with pytest.raises(InputError, match="already runs.*training.save_strategy=no"):
                 train(training)
+            discard_checkpoints(folder_of(training))
             train_until(2, train, training.model_copy(update={"save_strategy": "no"}))
             raise Killed
 

@@ -246,7 +246,7 @@ json_values = st.recursive(
 )
 
 
-@settings(max_examples=80, deadline=None, suppress_health_check=[HealthCheck.too_slow])
+@settings(max_examples=80, suppress_health_check=[HealthCheck.too_slow])
 @given(
     changes=st.lists(st.tuples(st.sampled_from(PLACES), json_values), min_size=1, max_size=3),
     on_invalid=st.sampled_from(["error", "skip"]),
@@ -266,7 +266,7 @@ def test_any_values_at_any_places_end_in_an_answer_or_in_one_clear_error(
     outcome(raw, on_invalid)
 
 
-@settings(max_examples=80, deadline=None)
+@settings(max_examples=80)
 @given(raw=json_values)
 def test_any_json_is_refused_in_one_clear_error(raw, outcome):
     assert isinstance(outcome(raw, "error"), str)
@@ -276,7 +276,7 @@ def test_any_json_is_refused_in_one_clear_error(raw, outcome):
 any_text = st.text(st.characters(), max_size=30) | st.sampled_from(list(TEXTS.values()))
 
 
-@settings(max_examples=200, deadline=None)
+@settings(max_examples=200)
 @given(
     golds=st.dictionaries(st.text(max_size=3), st.lists(any_text, max_size=3), min_size=1),
     said=st.lists(any_text, min_size=1, max_size=5),

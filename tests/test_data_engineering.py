@@ -357,6 +357,7 @@ def test_windows_are_made_anew_when_anything_they_depend_on_changes(
 
 def test_a_long_step_shows_one_bar_and_a_short_one_none(tokenize, capfd, monkeypatch):
     splits = as_splits(question("q", "A context that is short.", "short"))
+    monkeypatch.setitem(nodes.LATE_BAR, "delay", 600)
     tokenize(splits)
     assert "Tokenize" not in capfd.readouterr().err
     monkeypatch.setitem(nodes.LATE_BAR, "delay", 0)

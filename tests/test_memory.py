@@ -42,17 +42,26 @@ def test_a_measured_step_is_of_the_batch_given(given, peaks):
 
 
 def end_for_want_of_memory(form, *given):
-    if form == "float32":
-        raise torch.OutOfMemoryError("CUDA out of memory.")
-    os._exit(9)
+    match form:
+        case "float32":
+            raise torch.OutOfMemoryError("CUDA out of memory.")
+        case "bfloat16":
+            os._exit(9)
+    return 7
 
 
 def test_what_does_not_fit_is_left_out_and_told(monkeypatch, caplog):
     monkeypatch.setattr(flan_qa_pipeline.memory, "_training_peak", end_for_want_of_memory)
-    formats = ["float32", "NF4 here", "NF4 by the libraries"]
-    assert training_peaks(formats, None, None, None, []) == dict.fromkeys(formats)
-    for form in formats:
-        assert f"does not suffice for a training step in {form}." in caplog.text
+    formats = ["NF4 here", "float32", "bfloat16", "NF4 by the libraries"]
+    assert training_peaks(formats, None, None, None, []) == dict(
+        zip(formats, (7, None, None, 7), strict=True)
+    )
+    told = [record.message for record in caplog.records]
+    assert told == [
+        "Memory does not suffice for a training step in float32.",
+        "Memory does not suffice for a training step in bfloat16, it seems: its process was "
+        "killed.",
+    ]
 
 
 def test_table_shows_what_was_measured_and_leaves_the_rest_empty(given):

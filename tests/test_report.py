@@ -111,7 +111,7 @@ json_values = st.recursive(
 )
 
 
-@settings(max_examples=200, deadline=None)
+@settings(max_examples=200)
 @given(json_values | st.just(HOSTILE) | st.just("<!--<script>") | st.just("\u2028\ud800"))
 def test_json_comes_back_and_holds_nothing_that_ends_a_script(value):
     text = script_json(value)

@@ -26,7 +26,7 @@ needs_squad_v2 = pytest.mark.skipif(
     not SQUAD_V2_DIR.is_dir(),
     reason=f"SQuAD 2.0 is not at {SQUAD_V2_DIR}; set SQUAD_V2_DIR to the folder that holds it",
 )
-moderate = settings(max_examples=150, deadline=None)
+moderate = settings(max_examples=150)
 
 
 def read_json(name):

@@ -15,8 +15,8 @@ from dataclasses import asdict
 import httpx
 import pytest
 from click.testing import CliRunner
-from conftest import REPOSITORY
-from hypothesis import given, settings
+from conftest import copy_project
+from hypothesis import given
 from hypothesis import strategies as st
 from kedro.framework.startup import bootstrap_project
 from kedro.io.core import Version
@@ -218,7 +218,6 @@ def test_what_waits_is_answered_in_one_batch_and_an_error_reaches_all_of_it():
     assert sizes == [1, 5, 1]
 
 
-@settings(deadline=None)
 @given(
     context=st.text(min_size=4, max_size=20),
     spans=st.lists(
@@ -351,10 +350,7 @@ def test_markup_and_templates_in_a_context_stay_text(page, form, pairs):
 def project(tmp_path_factory, adapter):
     """A copy of the project that has an adapter and an environment of its own."""
     root = tmp_path_factory.mktemp("project")
-    for name in ("conf", "src"):
-        shutil.copytree(REPOSITORY / name, root / name)
-    for name in ("pyproject.toml", ".telemetry"):
-        shutil.copy(REPOSITORY / name, root)
+    copy_project(root)
     AdapterDataset(
         filepath=str(root / "data/06_models/adapter"), version=Version(None, "2026-01-01T00.00.00")
     ).save(adapter)
@@ -382,16 +378,19 @@ def test_kedro_serve_answers_until_it_is_interrupted(project, pairs, expected):
             base_url=f"http://127.0.0.1:{port}/gradio_api/call/", timeout=60, trust_env=False
         ) as client,
     ):
-        told = ""
-        while f"http://127.0.0.1:{port}/" not in told:
-            line = server.stdout.readline()
-            assert line, told
-            told += line
-        assert ask(client, *pairs[0]) == like(expected[0])
-        server.send_signal(signal.SIGINT)
-        rest = server.stdout.read()
-    assert server.returncode == 0, told + rest
-    assert "Traceback" not in told + rest
+        try:
+            told = ""
+            while f"http://127.0.0.1:{port}/" not in told:
+                line = server.stdout.readline()
+                assert line, told
+                told += line
+            assert ask(client, *pairs[0]) == like(expected[0])
+            server.send_signal(signal.SIGINT)
+            told += server.communicate(timeout=60)[0]
+        finally:
+            server.kill()
+    assert server.returncode == 0, told
+    assert "Traceback" not in told
 
 
 @pytest.mark.parametrize(

@@ -234,13 +234,13 @@ def valid_records(draw):
     }
 
 
-@settings(max_examples=100, deadline=None)
+@settings(max_examples=100)
 @given(record=valid_records())
 def test_offsets_cut_from_the_context_always_pass(record):
     list(check([record], "generated"))
 
 
-@settings(max_examples=100, deadline=None)
+@settings(max_examples=100)
 @given(record=valid_records(), shift=st.integers(-30, 30))
 def test_offset_passes_only_where_the_text_stands(record, shift):
     texts, starts = record["answers"]["text"], record["answers"]["answer_start"]
@@ -255,7 +255,7 @@ def test_offset_passes_only_where_the_text_stands(record, shift):
             list(check([record], "generated"))
 
 
-@settings(max_examples=100, deadline=None)
+@settings(max_examples=100)
 @given(
     titles=st.lists(st.text(max_size=3), min_size=1, max_size=40),
     fraction=st.floats(0, 1, exclude_max=True),

@@ -53,7 +53,7 @@ def read(text, size):
     return whole
 
 
-@settings(max_examples=300, deadline=None)
+@settings(max_examples=300)
 @given(text=documents, size=st.integers(1, 40))
 @example(text='{"data": [1234567, "\\ud83d\\ude00", "\\ud83d", -1.5e+10, {}], "b": [12]}', size=1)
 @example(text=' { "data" : [ ] } ', size=3)
@@ -62,7 +62,7 @@ def test_pieces_are_read_as_json_reads_the_whole(text, size):
     assert ascii(read(text, size)) == ascii(json.loads(text))
 
 
-@settings(max_examples=300, deadline=None)
+@settings(max_examples=300)
 @given(text=documents, cut=st.integers(0, 60), put=st.text("{}[],:\"\\ 1eu'", max_size=3))
 def test_what_json_refuses_is_refused(text, cut, put):
     broken = text[:cut] + put + text[cut + 1 :]

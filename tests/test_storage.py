@@ -173,6 +173,20 @@ def test_a_run_reads_what_it_saved_and_not_what_others_saved_meanwhile(
     assert AtomicCatalog.from_config(catalog_config).load("finetuned_scores") == {"exact": 2}
 
 
+def test_a_run_adds_to_and_reads_its_own_growing_file(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    config = yaml.safe_load((CONF / "catalog.yml").read_text(encoding="utf-8"))
+    ours, theirs = (
+        AtomicCatalog.from_config({"answers": config["answers"]}, save_version=version)
+        for version in (FIRST, SECOND)
+    )
+    for n, catalog in enumerate((ours, theirs, ours, theirs)):
+        catalog.save("answers", pd.DataFrame({"a": [n]}))
+    assert ours.load("answers")["a"].tolist() == [0, 2]
+    assert theirs.load("answers")["a"].tolist() == [1, 3]
+    assert FIRST in str(ours["answers"]._get_load_path())
+
+
 def test_a_version_is_never_overwritten(tmp_path, catalog_config, monkeypatch):
     monkeypatch.chdir(tmp_path)
     ours, theirs = (AtomicCatalog.from_config(catalog_config, save_version=FIRST) for _ in "12")

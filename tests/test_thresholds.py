@@ -18,7 +18,7 @@ from flan_qa_pipeline.thresholds import (
     precision_recall,
 )
 
-moderate = settings(max_examples=200, deadline=None)
+moderate = settings(max_examples=200)
 question = st.tuples(
     st.sampled_from([0.0, 0.25, 0.5, 2 / 3, 1.0]),
     st.sampled_from([0.0, 0.1, 0.2, 0.5, 0.9, 1.0]) | st.floats(0, 1),

@@ -13,7 +13,7 @@ from flan_qa_pipeline.windows import (
     window_spans,
 )
 
-many = settings(max_examples=200, deadline=None)
+many = settings(max_examples=200)
 
 
 @pytest.mark.parametrize(

@@ -127,8 +127,7 @@ def _kept(place: Path, splits: Iterable[str], name: str) -> DatasetDict | None:
         pass
     if place.exists():
         logger.warning("%s in %s are damaged and are made again.", name, place)
-        with suppress(FileNotFoundError):  # another run removes it, too
-            remove_at_once(place)
+        remove_at_once(place)
     return None
 
 
@@ -152,8 +151,7 @@ def _discard(folder: Path, keep: int) -> None:
             used[place] = place.stat().st_mtime
     results = [place for place in used if not place.name.startswith(".")]
     for place in sorted(results, key=used.get, reverse=True)[keep:]:
-        with suppress(FileNotFoundError):
-            remove_at_once(place)
+        remove_at_once(place)
     for place in used.keys() - set(results):
         if used[place] < time.time() - STALE:
             shutil.rmtree(place, ignore_errors=True)

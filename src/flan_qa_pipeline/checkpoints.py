@@ -11,7 +11,7 @@ import logging
 import random
 import shutil
 from collections.abc import Iterator, Mapping
-from contextlib import contextmanager, nullcontext
+from contextlib import contextmanager, nullcontext, suppress
 from pathlib import Path
 from typing import Any, Literal
 
@@ -112,9 +112,10 @@ def _claimed(folder: Path) -> Iterator[None]:
     Raises:
         InputError: another process trains with the same parameters on the same data.
     """
-    folder.mkdir(parents=True, exist_ok=True)
+    folder.parent.mkdir(parents=True, exist_ok=True)
     try:
         with FileLock(folder.with_suffix(".lock"), timeout=0):
+            folder.mkdir(exist_ok=True)
             for half in folder.glob(".checkpoint-*"):
                 shutil.rmtree(half, ignore_errors=True)
             yield
@@ -126,9 +127,12 @@ def _claimed(folder: Path) -> Iterator[None]:
 
 
 def discard_checkpoints(folder: Path) -> None:
-    """Remove the checkpoints of a training whose adapter is saved."""
-    remove_at_once(folder)
-    folder.with_suffix(".lock").unlink(missing_ok=True)
+    """Remove the checkpoints of a training whose adapter is saved, unless it runs once more."""
+    lock = folder.with_suffix(".lock")
+    if lock.exists():
+        with suppress(Timeout), FileLock(lock, timeout=0):
+            remove_at_once(folder)
+            lock.unlink()
 
 
 class CheckpointingTrainer(Seq2SeqTrainer):

@@ -88,7 +88,7 @@ def cost_rows(
         n_answered: questions that each `predict_...` node answered.
         adapter_bytes: size of the adapter's weights.
     """
-    ended = {name: cost for name, cost in node_costs.items() if "seconds" in cost}
+    ended = {name: cost for name, cost in list(node_costs.items()) if "seconds" in cost}
     share = training["trainable_parameters"] / training["total_parameters"]
     rows = [
         ("parameters", "trainable", training["trainable_parameters"], "parameters"),

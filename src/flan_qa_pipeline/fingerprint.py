@@ -78,7 +78,7 @@ def git_commit(folder: Path) -> dict[str, Any] | None:
     try:
         head, changes = (
             subprocess.run(  # noqa: S603
-                ["git", "-C", str(folder), *command],  # noqa: S607
+                ["git", "--no-optional-locks", "-C", str(folder), *command],  # noqa: S607
                 capture_output=True,
                 text=True,
                 check=True,

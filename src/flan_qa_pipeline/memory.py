@@ -53,19 +53,26 @@ def training_peaks(
     Args:
         batch: input_ids and labels of the step's windows.
     """
-    quietly = {"initializer": logging.disable, "initargs": (logging.WARNING,)}
-    with ProcessPoolExecutor(1, mp_context=get_context("spawn"), **quietly) as pool:
-        given = (model, lora, training, batch)
-        results = {form: pool.submit(_training_peak, form, *given) for form in formats}
     peaks: dict[Format, int | None] = {}
-    for form, result in results.items():
-        try:
-            peaks[form] = result.result()
-        except RuntimeError as error:
-            if not (isinstance(error, BrokenProcessPool) or should_reduce_batch_size(error)):
-                raise
-            logger.warning("Memory does not suffice for a training step in %s.", form)
-            peaks[form] = None
+    while waiting := [form for form in formats if form not in peaks]:
+        quietly = {"initializer": logging.disable, "initargs": (logging.WARNING,)}
+        with ProcessPoolExecutor(1, mp_context=get_context("spawn"), **quietly) as pool:
+            for form in waiting:
+                try:
+                    step = pool.submit(_training_peak, form, model, lora, training, batch)
+                    peaks[form] = step.result()
+                except RuntimeError as error:
+                    killed = isinstance(error, BrokenProcessPool)
+                    if not (killed or should_reduce_batch_size(error)):
+                        raise
+                    logger.warning(
+                        "Memory does not suffice for a training step in %s%s.",
+                        form,
+                        ", it seems: its process was killed" if killed else "",
+                    )
+                    peaks[form] = None
+                    if killed:
+                        break
     return peaks
 
 

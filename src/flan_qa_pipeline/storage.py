@@ -2,7 +2,7 @@
 
 import shutil
 from collections.abc import Iterable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from errno import EEXIST, ENOTEMPTY
 from pathlib import Path
 from typing import Any
@@ -45,8 +45,8 @@ def written_aside(folder: Path, beside: Path | None = None) -> Iterator[Path]:
 
 
 def remove_at_once(folder: Path) -> None:
-    """Remove a folder so that it is never seen half-removed."""
-    if folder.exists():
+    """Remove a folder, if there is one, so that it is never seen half-removed."""
+    with suppress(FileNotFoundError):
         aside = folder.rename(folder.with_name(f".{folder.name}.{uuid4().hex}"))
         shutil.rmtree(aside, ignore_errors=True)
 
@@ -97,15 +97,14 @@ class AtomicCatalog(DataCatalog):
         dataset = self[ds_name]
         if not (isinstance(dataset, MemoryDataset) or PartialState().is_main_process):
             return
-        if (
-            not isinstance(dataset, AbstractVersionedDataset)
-            or not dataset._version
-            or getattr(dataset, "grows", False)
-            or getattr(dataset, "_protocol", "file") != "file"
-        ):
+        if not (isinstance(dataset, AbstractVersionedDataset) and dataset._version):
             super().save(ds_name, data)
             return
         version = dataset.resolve_save_version()
+        if getattr(dataset, "grows", False) or getattr(dataset, "_protocol", "file") != "file":
+            dataset._version = Version(version, version)
+            super().save(ds_name, data)
+            return
         folder = Path(dataset._get_save_path()).parent
         filepath = Path(dataset._filepath)
         try:
