@@ -14,8 +14,9 @@ def call(*command, **kwargs):
     result = subprocess.run(  # noqa: S603
         [sys.executable, "-m", *map(str, command)], capture_output=True, text=True, **kwargs
     )
-    assert result.returncode == 0, result.stdout + result.stderr
-    return result.stdout
+    output = result.stdout + result.stderr
+    assert result.returncode == 0, output
+    return output
 
 
 @pytest.fixture(scope="module")
@@ -37,7 +38,8 @@ def installed(tmp_path_factory):
     return root / "site", conf
 
 
-def test_the_wheel_runs_in_an_empty_folder(installed, tiny_base, corpus, tmp_path):
+@pytest.mark.parametrize("unpacked", [False, True])
+def test_the_wheel_runs_in_an_empty_folder(installed, tiny_base, corpus, tmp_path, unpacked):
     site, conf = installed
     files = {}
     for name, articles in (("train", corpus["data"][:24]), ("validation", corpus["data"][24:])):
@@ -45,9 +47,11 @@ def test_the_wheel_runs_in_an_empty_folder(installed, tiny_base, corpus, tmp_pat
         files[name].write_text(json.dumps({"data": articles}), encoding="utf-8")
     empty = tmp_path / "empty"
     empty.mkdir()
+    if unpacked:
+        shutil.unpack_archive(conf, empty, filter="data")
     output = call(
         "flan_qa_pipeline",
-        f"--conf-source={conf}",
+        *([] if unpacked else [f"--conf-source={conf}"]),
         f"--params=model.name={tiny_base},data.train_file={files['train']},"
         f"data.validation_file={files['validation']},data.max_train_questions=64,"
         "data.max_validation_questions=20,reporting.memory_formats=[]",
@@ -55,6 +59,9 @@ def test_the_wheel_runs_in_an_empty_folder(installed, tiny_base, corpus, tmp_pat
         env=os.environ | {"PYTHONPATH": str(site)},
     )
     assert "| overall  | EM       |          20 |" in output
+    if unpacked:  # and with it the project's logging
+        assert "WARNING" not in output
+        assert "Running node" not in output
     assert list(empty.glob("data/06_models/adapter/*/adapter/adapter_model.safetensors"))
     (report,) = empty.glob("data/08_reporting/report.html/*/report.html")
     assert str(report) in output

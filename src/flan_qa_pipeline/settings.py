@@ -1,5 +1,9 @@
 """Project settings; see https://docs.kedro.org/en/stable/configure/configuration_basics/."""
 
+from pathlib import Path
+
+from kedro.utils import find_kedro_project
+
 from flan_qa_pipeline.hooks import ProjectHooks
 from flan_qa_pipeline.storage import AtomicCatalog
 
@@ -7,8 +11,11 @@ HOOKS = (ProjectHooks(),)
 
 DATA_CATALOG_CLASS = AtomicCatalog
 
-# .telemetry keeps the command line silent; a packaged run has no such file.
+# .telemetry keeps the command line silent; a packaged run has no such file, nor a project in which
+# kedro-viz could keep what it notes of a run.
 DISABLE_HOOKS_FOR_PLUGINS = ("kedro-telemetry",)
+if find_kedro_project(Path.cwd()) is None:
+    DISABLE_HOOKS_FOR_PLUGINS += ("kedro-viz",)
 
 CONFIG_LOADER_ARGS = {
     "base_env": "base",
