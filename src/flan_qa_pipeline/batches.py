@@ -6,6 +6,7 @@ have batches to train on where a CUDA graph is captured for every shape.
 """
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from typing import Any
 
 import numpy as np
 import torch
@@ -29,8 +30,8 @@ def coarse_length(length: int) -> int:
     return round_up(length, max(PAD_TO_MULTIPLE, 1 << length.bit_length() >> 4))
 
 
-def fill_up(rows: Sequence[Sequence[int]], batch_size: int) -> list[Sequence[int]]:
-    """Repeat the last of a few sequences, taken from batches of a size, until they are a batch.
+def fill_up(rows: Sequence[Any], batch_size: int) -> list[Any]:
+    """Repeat the last of a few rows, taken from batches of a size, until they are a batch.
 
     They are then a power of two or a multiple of 64, and at least 16 if `batch_size` is.
     """

@@ -4,7 +4,9 @@ import logging
 from collections.abc import Sequence
 from contextlib import nullcontext
 from dataclasses import dataclass
+from typing import Any
 
+import numpy as np
 import torch
 from accelerate import PartialState
 from accelerate.utils import gather_object, model_has_dtensor
@@ -30,7 +32,7 @@ class GeneratedAnswer:
     `text` is the greedy output and `score` its log-probability, end token included. `answer` is
     the text itself or, where that abstains, the greedy output that begins otherwise than the
     abstention, and `answer_score` its log-probability. `no_answer_score` is the log-probability
-    of the abstention minus that of `answer`.
+    of the abstention, also as the text says it, minus that of `answer`.
     """
 
     text: str
@@ -133,9 +135,10 @@ class _Decoding:
         self._end, self._pad = tokenizer.eos_token_id, tokenizer.pad_token_id
         abstaining = tokenizer(abstention)["input_ids"]
         self._abstaining = torch.tensor(abstaining, device=model.device)
+        self._beside_answers = [abstaining[0], *tokenizer.all_special_ids]
         self._abstention_text = tokenizer.decode(abstaining, skip_special_tokens=True)
 
-    def fill_up(self, rows: list[Sequence[int]], batch_size: int) -> list[Sequence[int]]:
+    def fill_up(self, rows: list[Any], batch_size: int) -> list[Any]:
         """Fill up a batch on a CPU, which keeps a kernel for every shape."""
         return fill_up(rows, batch_size) if self._model.device.type == "cpu" else rows
 
@@ -156,42 +159,54 @@ class _Decoding:
         """Tell abstentions by one pass, then decode all: what is abstained on, to another answer.
 
         The pass is over the abstention's own tokens. Where each of them is the most probable one,
-        the abstention is what greedy decoding would say.
+        the abstention is what greedy decoding would say. What turns out to abstain in other tokens
+        is decoded again, without those that it began with.
         """
         forced = self._abstaining.expand(len(input_ids), -1)
         decoder, logits = self._begin(input_ids, forced[:, :-1])
         log_probs = logits.log_softmax(-1)
         abstained = log_probs.gather(2, forced.unsqueeze(2)).sum((1, 2))
         says_it = (logits.argmax(-1) == forced).all(1) & (forced.shape[1] <= self._max_new_tokens)
-        says_nothing = logits[:, 0].argmax(-1) == self._end
+        begin = logits[:, 0]
+        silent = says_it | (begin.argmax(-1) == self._end)
         silence = torch.where(says_it, abstained, log_probs[:, 0, self._end])
-        said = self._decode(decoder, logits[:, 0], suppressed=says_it | says_nothing)
-        silent = says_it | says_nothing
-        rows = zip(*said, silent.tolist(), says_it.tolist(), silence.tolist(), strict=True)
+        banned = torch.zeros_like(begin, dtype=torch.bool)
+        banned[:, [self._abstaining[0], self._end]] = silent.unsqueeze(1)
+        first = begin.masked_fill(banned, -torch.inf).argmax(-1)
+        best = self._decode(decoder, begin, first)
+        rows = zip(best, silent.tolist(), says_it.tolist(), silence.tolist(), strict=True)
         greedy = [
-            ((self._abstention_text if says_it else "", silence) if silent else (text, score))
-            for text, score, silent, says_it, silence in rows
+            (self._abstention_text if says_it else "", silence) if silent else said
+            for said, silent, says_it, silence in rows
         ]
-        best = list(zip(*said, strict=True))
-        unforeseen = [
-            i
-            for i, quiet in enumerate(silent.tolist())
-            if not quiet and is_abstention(greedy[i][0], self._abstention)
+        while unforeseen := [i for i, (text, _) in enumerate(best) if self._abstains(text)]:
+            rows = self.fill_up(unforeseen, len(input_ids))[: len(input_ids)]
+            decoder, logits = self._begin([input_ids[i] for i in rows], forced[: len(rows), :0])
+            begin = logits[:, 0]
+            banned[rows, first[rows]] = True
+            banned[:, self._beside_answers] = True
+            first[rows] = begin.masked_fill(banned[rows], -torch.inf).argmax(-1)
+            for i, said in zip(rows, self._decode(decoder, begin, first[rows]), strict=True):
+                best[i] = said
+        in_other_tokens = [
+            self._abstains(text) and not says_it
+            for (text, _), says_it in zip(greedy, says_it.tolist(), strict=True)
         ]
-        if unforeseen:
-            again = self.fill_up([input_ids[i] for i in unforeseen], len(input_ids))
-            again = again[: len(input_ids)]
-            decoder, logits = self._begin(again, forced[: len(again), :0])
-            suppressed = torch.ones(len(again), dtype=torch.bool, device=forced.device)
-            others = self._decode(decoder, logits[:, 0], suppressed)
-            for i, other in zip(unforeseen, zip(*others, strict=True), strict=False):
-                best[i] = other
         return [
-            GeneratedAnswer(text, score, answer, answer_score, log_prob - answer_score)
-            for (text, score), (answer, answer_score), log_prob in zip(
-                greedy, best, abstained.tolist(), strict=True
+            GeneratedAnswer(
+                text,
+                score,
+                answer,
+                answer_score,
+                float(np.logaddexp(abstained, score) if other else abstained) - answer_score,
+            )
+            for (text, score), (answer, answer_score), abstained, other in zip(
+                greedy, best, abstained.tolist(), in_other_tokens, strict=True
             )
         ]
+
+    def _abstains(self, text: str) -> bool:
+        return is_abstention(text, self._abstention)
 
     def _begin(
         self, input_ids: list[Sequence[int]], forced: torch.Tensor
@@ -212,19 +227,14 @@ class _Decoding:
         return decoder, logits
 
     def _decode(
-        self, decoder: Decoder, logits: torch.Tensor, suppressed: torch.Tensor
-    ) -> tuple[list[str], list[float]]:
-        """Texts and log-probabilities of greedy outputs whose first token has these logits.
+        self, decoder: Decoder, logits: torch.Tensor, chosen: torch.Tensor
+    ) -> list[tuple[str, float]]:
+        """Texts and log-probabilities of greedy outputs that begin with the tokens chosen.
 
-        An output that is `suppressed` begins neither with the abstention nor with its end. Rows
-        that have ended leave the batch when half of it can go; a power of two stays, at least
-        `MIN_ROWS`.
+        Those have the logits given. Rows that have ended leave the batch when half of it can go; a
+        power of two stays, at least `MIN_ROWS`.
         """
         n_rows, end = len(logits), self._end
-        begin = logits.clone()
-        for token in (self._abstaining[0], end):
-            begin[:, token] = begin[:, token].masked_fill(suppressed, -torch.inf)
-        chosen = begin.argmax(-1)
         tokens = torch.full((n_rows, self._max_new_tokens), self._pad, device=logits.device)
         scores = logits.new_zeros(n_rows)
         rows = torch.arange(n_rows, device=logits.device)
@@ -245,4 +255,5 @@ class _Decoding:
                 rows, chosen, going = rows[kept], chosen[kept], going[kept]
             logits = decoder(chosen[:, None])[:, 0].float()
             chosen = logits.argmax(-1)
-        return self._tokenizer.batch_decode(tokens, skip_special_tokens=True), scores.tolist()
+        texts = self._tokenizer.batch_decode(tokens, skip_special_tokens=True)
+        return list(zip(texts, scores.tolist(), strict=True))
