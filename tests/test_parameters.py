@@ -53,6 +53,29 @@ def test_unknown_key_far_from_all_known_ones(raw_parameters):
     assert "Unknown parameter generation.xyz: known here: batch_tokens, max_new_tokens" in message
 
 
+def test_unknown_key_that_is_no_name(raw_parameters):
+    raw_parameters["data"]["max-train"] = 1
+    raw_parameters["serving"]["examples"][0]["con text"] = "a"
+    message = complaint(raw_parameters)
+    assert "Unknown parameter data.max-train: known here: train_file, " in message
+    assert "Unknown parameter serving.examples.0.con text: did you mean context?" in message
+
+
+@pytest.mark.parametrize(
+    ("section", "key", "kinds"),
+    [
+        ("model", "dequantize", "Input should be 'auto' or a valid boolean"),
+        ("training", "cuda_graphs", "Input should be 'auto' or a valid boolean"),
+        ("training", "max_steps", "Input should be -1 or a valid integer"),
+    ],
+)
+def test_a_value_of_no_possible_kind_is_told_once(raw_parameters, section, key, kinds):
+    raw_parameters[section][key] = "x"
+    message = complaint(raw_parameters)
+    assert f"Parameter {section}.{key} is 'x': {kinds}" in message
+    assert message.count(key) == 1
+
+
 def test_unknown_key_deep_inside(raw_parameters):
     raw_parameters["starter"]["architecture"]["d_modl"] = 1
     message = complaint(raw_parameters)
@@ -88,8 +111,11 @@ def test_wrong_value_is_named_and_shown(raw_parameters, section, key, value):
 @pytest.mark.parametrize(
     ("section", "key", "value", "reason"),
     [
-        ("training", "optim", "adamx", "adamx is not a valid OptimizerNames"),
-        ("training", "lr_scheduler_type", "cosin", "cosin is not a valid SchedulerType"),
+        ("training", "optim", "adamx", "Input should be 'adamw_torch', 'adamw_torch_fused'"),
+        ("training", "optim", "galore_adamw", "Input should be"),
+        ("training", "lr_scheduler_type", "cosin", "Input should be 'linear', 'cosine'"),
+        ("training", "eval_steps", 1.5, "give a whole number of steps, or a share of all below 1"),
+        ("training", "save_steps", 10.5, "give a whole number of steps, or a share of all below 1"),
         ("tokenization", "doc_stride", 300, "would not advance; lower doc_stride"),
     ],
 )

@@ -338,6 +338,15 @@ def test_bad_data_stops_before_training(project, full_run, tiny_run, change, com
     assert versions(project) == before
 
 
+def test_what_cannot_be_trained_with_stops_before_any_work(project, full_run, tiny_run):
+    before = versions(project)
+    captured = {"cuda_graphs": True, "gradient_checkpointing": True}
+    parameters = tiny_run | {"training": tiny_run["training"] | captured}
+    with pytest.raises(InputError, match="steps cannot be captured: .*checkpointing is on"):
+        run(project, parameters)
+    assert versions(project) == before
+
+
 @pytest.mark.parametrize(
     ("parameters", "complaint"),
     [

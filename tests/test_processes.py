@@ -17,8 +17,8 @@ from safetensors.torch import load_file
 from torch.distributed.elastic.multiprocessing.errors import ChildFailedError, ProcessFailure
 
 from flan_qa_pipeline.errors import InputError
-from flan_qa_pipeline.pipelines.modeling import nodes
 from flan_qa_pipeline.processes import _explained
+from flan_qa_pipeline.training import require_trainable
 
 KEDRO = ["-m", "kedro", "run"]
 TORCHRUN = ["-m", "torch.distributed.run", "--nproc-per-node=2", "--local-ranks-filter=0"]
@@ -262,10 +262,15 @@ def test_a_session_does_not_pass_over_the_number_of_processes(project, options):
         run_alone(options | {"distributed.num_processes": 2}, "evaluate")
 
 
-def test_several_processes_look_for_no_batch_size(train, training, monkeypatch):
-    class Two:
-        num_processes = 2
-
-    monkeypatch.setattr(nodes, "PartialState", Two)
-    with pytest.raises(InputError, match="auto_find_batch_size: 2 processes cannot look"):
-        train(training.model_copy(update={"auto_find_batch_size": True}))
+@pytest.mark.parametrize(
+    ("changes", "complaint"),
+    [
+        ({"auto_find_batch_size": True}, "auto_find_batch_size: 2 processes cannot look"),
+        ({"optim": "ademamix"}, "ademamix does not know the sharded weights"),
+        ({"cuda_graphs": True}, "steps cannot be captured: .*several processes train"),
+    ],
+)
+def test_what_several_processes_cannot_train_with_is_refused(training, changes, complaint):
+    given = training.model_copy(update=changes)
+    with pytest.raises(InputError, match=complaint):
+        require_trainable(given, use_dora=False, fsdp=True, processes=2)

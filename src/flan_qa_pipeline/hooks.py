@@ -5,6 +5,7 @@ import logging
 import os
 import sys
 import time
+from collections.abc import Sequence
 from contextlib import suppress
 from pathlib import Path
 from typing import Any, get_args
@@ -21,6 +22,8 @@ from kedro.io.core import get_protocol_and_path
 from kedro.pipeline import Pipeline
 from kedro.pipeline.node import Node
 from pydantic import ValidationError
+from pydantic.fields import FieldInfo
+from pydantic_core import ErrorDetails
 
 from flan_qa_pipeline.checkpoints import discard_checkpoints
 from flan_qa_pipeline.costs import node_times, peak_memory
@@ -31,6 +34,7 @@ from flan_qa_pipeline.models import resolve_attention, resolve_compute_dtype
 from flan_qa_pipeline.parameters import DistributedParameters, Parameters
 from flan_qa_pipeline.processes import DistributedRunner, is_one_of_several, join
 from flan_qa_pipeline.storage import VersionNotSavedError
+from flan_qa_pipeline.training import require_trainable
 
 logger = logging.getLogger(__name__)
 
@@ -76,6 +80,13 @@ class ProjectHooks:
     ) -> None:
         """Start the records of the run; check that inputs exist; claim the run's version."""
         _require_processes(self._parameters.distributed, run_params["runner"])
+        if "train_adapter" in {node.name for node in pipeline.nodes}:
+            require_trainable(
+                self._parameters.training,
+                use_dora=self._parameters.lora.use_dora,
+                fsdp=self._parameters.distributed.fsdp,
+                processes=PartialState().num_processes,
+            )
         self._node_costs: dict[str, dict[str, Any]] = {}
         self._checkpoints: Path | None = None
         if "node_costs" in pipeline.inputs():
@@ -196,39 +207,46 @@ def check_parameters(raw: dict[str, Any]) -> Parameters:
     try:
         return Parameters.model_validate(raw)
     except ValidationError as error:
-        problems = {_place(problem): _explain(problem) for problem in error.errors()}
-        raise InputError(
-            f"{'; '.join(problems.values())} (conf/*/parameters*.yml or --params)."
-        ) from None
+        found: dict[str, list[ErrorDetails]] = {}
+        for problem in error.errors():
+            found.setdefault(_place(problem), []).append(problem)
+        problems = [_explain(place, problems) for place, problems in found.items()]
+        raise InputError(f"{'; '.join(problems)} (conf/*/parameters*.yml or --params).") from None
 
 
-def _place(problem: dict[str, Any]) -> str:
-    """Join the location's keys and list indices; pydantic adds tags of the types it tried."""
-    parts = (str(part) for part in problem["loc"])
-    return ".".join(part for part in parts if part.isidentifier() or part.isdigit())
+def _place(problem: ErrorDetails) -> str:
+    """Join the keys and list indices of the location; pydantic adds tags of the types it tried."""
+    *section, name = problem["loc"]
+    fields = _fields(section)
+    if name in fields or isinstance(name, int) or problem["type"] == "extra_forbidden":
+        return ".".join(map(str, problem["loc"]))
+    return _place(problem | {"loc": section})
 
 
-def _explain(problem: dict[str, Any]) -> str:
-    place = _place(problem)
-    if problem["type"] == "extra_forbidden":
-        *section, name = place.split(".")
-        known = _fields_at(section)
+def _explain(place: str, problems: list[ErrorDetails]) -> str:
+    """Put what is wrong with one parameter in words: a problem for each type that it may be of."""
+    first = problems[0]
+    if first["type"] == "extra_forbidden":
+        *section, name = first["loc"]
+        known = _fields(section)
         near = difflib.get_close_matches(name, known, n=1)
         hint = f"did you mean {near[0]}?" if near else f"known here: {', '.join(known)}"
         return f"Unknown parameter {place}: {hint}"
-    if problem["type"] == "missing":
+    if first["type"] == "missing":
         return f"Parameter {place} is missing"
-    reason = problem["msg"].removeprefix("Value error, ")
-    return f"Parameter {place} is {problem['input']!r}: {reason}"
+    reasons = [problem["msg"].removeprefix("Value error, ") for problem in problems]
+    others = [reason.removeprefix("Input should be ") for reason in reasons[1:]]
+    return f"Parameter {place} is {first['input']!r}: {' or '.join([*reasons[:1], *others])}"
 
 
-def _fields_at(section: list[str]) -> list[str]:
+def _fields(section: Sequence[str | int]) -> dict[str, FieldInfo]:
+    """The parameters of a section, none where the location leads out of the models."""
     model: Any = Parameters
     for name in section:
-        if not name.isdigit():
-            annotation = model.model_fields[name].annotation
-            model = next(iter(get_args(annotation)), annotation)
-    return list(model.model_fields)
+        if isinstance(name, str):
+            field = getattr(model, "model_fields", {}).get(name)
+            model = field and next(iter(get_args(field.annotation)), field.annotation)
+    return getattr(model, "model_fields", {})
 
 
 def _require_processes(distributed: DistributedParameters, runner: str) -> None:

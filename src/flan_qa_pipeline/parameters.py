@@ -16,14 +16,46 @@ from pydantic import (
     ValidationInfo,
     field_validator,
 )
-from transformers import SchedulerType
-from transformers.training_args import OptimizerNames
 
 Fraction = Annotated[float, Field(ge=0, lt=1)]
 Positive = Annotated[int, Field(gt=0)]
 Strategy = Annotated[
     Literal["no", "steps", "epoch"],
     BeforeValidator(lambda value: "no" if value is False else value),  # YAML reads no as false
+]
+OfBitsandbytes = Literal[
+    "adamw_8bit",
+    "ademamix",
+    "ademamix_8bit",
+    "lion_32bit",
+    "lion_8bit",
+    "rmsprop_bnb",
+    "rmsprop_bnb_32bit",
+    "rmsprop_bnb_8bit",
+    "paged_adamw_32bit",
+    "paged_adamw_8bit",
+    "paged_ademamix_32bit",
+    "paged_ademamix_8bit",
+    "paged_lion_32bit",
+    "paged_lion_8bit",
+]
+Optimizer = Literal[
+    "adamw_torch",
+    "adamw_torch_fused",
+    "adafactor",
+    "adagrad",
+    "rmsprop",
+    "sgd",
+    OfBitsandbytes,
+]
+Scheduler = Literal[
+    "linear",
+    "cosine",
+    "cosine_with_restarts",
+    "polynomial",
+    "constant",
+    "constant_with_warmup",
+    "inverse_sqrt",
 ]
 Format = Literal["float32", "bfloat16", "NF4 by the libraries", "NF4 here"]
 Names = Annotated[
@@ -32,6 +64,15 @@ Names = Annotated[
         lambda names: names.split("+") if isinstance(names, str) and "+" in names else names
     ),
 ]
+
+
+def _share_or_whole(steps: float) -> float:
+    if steps > 1 and steps != int(steps):
+        raise ValueError("give a whole number of steps, or a share of all below 1")
+    return steps
+
+
+Steps = Annotated[float, Field(gt=0), AfterValidator(_share_or_whole)]
 
 
 class _Section(BaseModel):
@@ -156,6 +197,8 @@ class TrainingParameters(_Section):
     evaluations without an F1 that is higher by `early_stopping_threshold` points end the training.
     `resume: auto` goes on from the last checkpoint of an interrupted training with the same
     parameters, data, base and library versions; `never` starts anew.
+    `optim` and `lr_scheduler_type` are those that need no other package, option or
+    evaluation.
     `cuda_graphs: auto` captures steps as CUDA graphs where that is possible (see `cuda_graphs`).
     """
 
@@ -168,23 +211,23 @@ class TrainingParameters(_Section):
     gradient_accumulation_steps: Positive
     auto_find_batch_size: bool
     learning_rate: Annotated[float, Field(gt=0)]
-    lr_scheduler_type: Annotated[str, AfterValidator(lambda name: SchedulerType(name).value)]
+    lr_scheduler_type: Scheduler
     warmup_steps: Annotated[float, Field(ge=0)]
     weight_decay: Annotated[float, Field(ge=0)]
     max_grad_norm: Annotated[float, Field(ge=0)]
-    optim: Annotated[str, AfterValidator(lambda name: OptimizerNames(name).value)]
+    optim: Optimizer
     gradient_checkpointing: bool
     cuda_graphs: Literal["auto"] | bool
     train_sampling_strategy: Literal["group_by_length", "random", "sequential"]
     logging_steps: Positive
     eval_strategy: Strategy
-    eval_steps: Annotated[float, Field(gt=0)]
+    eval_steps: Steps
     eval_questions: Positive
     load_best_model_at_end: bool
     early_stopping_patience: Positive | None
     early_stopping_threshold: Annotated[float, Field(ge=0)]
     save_strategy: Strategy
-    save_steps: Annotated[float, Field(gt=0)]
+    save_steps: Steps
     save_total_limit: Positive
     resume: Literal["auto", "never"]
     seed: int

@@ -6,7 +6,7 @@ import time
 from collections.abc import Callable
 from functools import cached_property
 from pathlib import Path
-from typing import Any
+from typing import Any, get_args
 
 import torch
 from accelerate.utils.memory import clear_device_cache, should_reduce_batch_size
@@ -20,10 +20,60 @@ from transformers.trainer_utils import TrainOutput
 from flan_qa_pipeline.checkpoints import CheckpointingTrainer
 from flan_qa_pipeline.costs import MIB, peak_memory
 from flan_qa_pipeline.cuda_graphs import GraphedPasses
+from flan_qa_pipeline.errors import InputError
 from flan_qa_pipeline.models import free_memory
+from flan_qa_pipeline.parameters import OfBitsandbytes, TrainingParameters
 from flan_qa_pipeline.sharding import adapter_weights, set_adapter_weights
 
 logger = logging.getLogger(__name__)
+
+
+def require_trainable(
+    training: TrainingParameters, *, use_dora: bool, fsdp: bool, processes: int
+) -> None:
+    """Check whether so many processes can train with these parameters on this machine.
+
+    Raises:
+        InputError: names the parameter in the way.
+    """
+    if fsdp and training.optim in get_args(OfBitsandbytes):
+        raise InputError(
+            f"training.optim: {training.optim} does not know the sharded weights of "
+            "distributed.fsdp; choose adamw_torch."
+        )
+    if training.optim.startswith("paged") and not torch.cuda.is_available():
+        raise InputError(
+            f"training.optim: {training.optim} pages its state between GPU and CPU, and there is "
+            "no GPU; choose adamw_8bit or adamw_torch."
+        )
+    if training.auto_find_batch_size and processes > 1:
+        raise InputError(
+            f"training.auto_find_batch_size: {processes} processes cannot look for a batch size, "
+            "as one may run out of memory alone; set it to false and lower "
+            "training.per_device_train_batch_size."
+        )
+    if training.cuda_graphs is True:
+        require_capturable(graph_obstacles(training, use_dora=use_dora, processes=processes))
+
+
+def graph_obstacles(training: TrainingParameters, *, use_dora: bool, processes: int) -> list[str]:
+    """What keeps steps from being captured as CUDA graphs, whatever the model."""
+    obstacles = {
+        "there is no GPU": not torch.cuda.is_available(),
+        "several processes train": processes > 1,
+        "training.gradient_checkpointing is on": training.gradient_checkpointing,
+        "lora.use_dora is on": use_dora,
+    }
+    return [obstacle for obstacle, stands in obstacles.items() if stands]
+
+
+def require_capturable(obstacles: list[str]) -> None:
+    """Raise InputError if anything stands in the way of CUDA graphs."""
+    if obstacles:
+        raise InputError(
+            f"training.cuda_graphs: steps cannot be captured: {'; '.join(obstacles)}; set it to "
+            "auto or false."
+        )
 
 
 class AnsweringTrainer(CheckpointingTrainer):

@@ -53,7 +53,13 @@ from flan_qa_pipeline.progress import LossInProgressBar
 from flan_qa_pipeline.scoring import score_predictions
 from flan_qa_pipeline.sharding import shard
 from flan_qa_pipeline.squad import gold_texts, one_line
-from flan_qa_pipeline.training import AnsweringTrainer, BestAdapter, StepTimer
+from flan_qa_pipeline.training import (
+    AnsweringTrainer,
+    BestAdapter,
+    StepTimer,
+    graph_obstacles,
+    require_capturable,
+)
 
 logger = logging.getLogger(__name__)
 
@@ -71,7 +77,6 @@ OWN_OPTIONS = {
 }
 NOT_IN_FINGERPRINT = {"output_dir", "logging_dir", "save_total_limit", "resume"}
 ANSWERS_SHOWN = 20
-NOT_ON_GRAPHS = ("lomo", "layerwise", "schedule_free")  # their step is more than one call
 
 
 def quantize_base_model(model: ModelParameters, fsdp: bool = False) -> PreTrainedModel:
@@ -137,23 +142,7 @@ def train_adapter(
 
     With `fsdp` the model is sharded over the processes.
     """
-    if fsdp and "bit" in training.optim:
-        raise InputError(
-            f"training.optim: {training.optim} does not know the sharded weights of "
-            "distributed.fsdp; choose adamw_torch."
-        )
-    if "paged" in training.optim and lora_model.device.type != "cuda":
-        raise InputError(
-            f"training.optim: {training.optim} pages its state between GPU and CPU, and there is "
-            "no GPU; choose adamw_8bit or adamw_torch."
-        )
     processes = PartialState().num_processes
-    if training.auto_find_batch_size and processes > 1:
-        raise InputError(
-            f"training.auto_find_batch_size: {processes} processes cannot look for a batch size, "
-            "as one may run out of memory alone; set it to false and lower "
-            "training.per_device_train_batch_size."
-        )
     cuda_graphs = _captures_graphs(lora_model, training, processes)
     tokenizer = load_tokenizer(model)
     held_out = tokenized_questions["dev"].filter(bool, input_columns="labels")
@@ -307,29 +296,15 @@ def _captures_graphs(model: PeftModel, training: TrainingParameters, processes: 
     """Whether steps are captured as CUDA graphs: where nothing stands in the way, unless told."""
     if training.cuda_graphs is False:
         return False
-    on_gpu = model.device.type == "cuda"
-    obstacles = {
-        "there is no GPU": not on_gpu,
-        "several processes train": processes > 1,
-        "training.gradient_checkpointing is on": training.gradient_checkpointing,
-        f"training.optim is {training.optim}": any(
-            name in training.optim for name in NOT_ON_GRAPHS
-        ),
-        "activations are computed again (see model.dequantize)": (
-            not model.get_base_model().keeps_activations
-        ),
-        "lora.use_dora is on": _uses_dora(model),
-    }
-    found = "; ".join(obstacle for obstacle, stands in obstacles.items() if stands)
-    if training.cuda_graphs is True and found:
-        raise InputError(
-            f"training.cuda_graphs: steps cannot be captured: {found}; set it to auto or false."
-        )
-    if on_gpu:
-        logger.info(
-            "training.cuda_graphs: steps are %s.", f"not captured: {found}" if found else "captured"
-        )
-    return not found
+    obstacles = graph_obstacles(training, use_dora=_uses_dora(model), processes=processes)
+    if not model.get_base_model().keeps_activations:
+        obstacles.append("activations are computed again (see model.dequantize)")
+    if training.cuda_graphs is True:
+        require_capturable(obstacles)
+    if torch.cuda.is_available():
+        told = f"not captured: {'; '.join(obstacles)}" if obstacles else "captured"
+        logger.info("training.cuda_graphs: steps are %s.", told)
+    return not obstacles
 
 
 def _sample(
