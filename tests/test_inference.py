@@ -1,6 +1,7 @@
 """Files of questions in, files of answers out, and `kedro ask`, in a copy of the project."""
 
 import json
+import logging
 import tracemalloc
 
 import pandas as pd
@@ -228,6 +229,26 @@ def test_a_broken_file_leaves_no_answers(project, metadata, tmp_path):
     with pytest.raises(InputError, match="new_questions: there is no .*inference.questions_file="):
         infer(project, tmp_path / "nowhere.csv")
     assert set((project / "data/07_model_output/answers.csv").glob("*")) == versions
+
+
+def test_a_file_that_the_catalog_does_not_read_is_refused(project, metadata):
+    given = project / "conf/mine/parameters.yml"
+    given.parent.mkdir()
+    given.write_text("inference: {questions_file: mine.csv}", encoding="utf-8")
+    told = "questions_file is mine.csv, but the catalog's new_questions reads .*globals.yml"
+    with (
+        KedroSession.create(project, env="mine") as session,
+        pytest.raises(InputError, match=told),
+    ):
+        session.run(pipeline_names=["inference"])
+
+
+def test_an_answerer_tells_that_it_holds_the_whole_base(project, metadata, caplog):
+    with caplog.at_level(logging.INFO, logger="flan_qa_pipeline"):
+        QuestionAnswerer.from_project(
+            project, runtime_params={"distributed": {"fsdp": True, "num_processes": 2}}
+        )
+    assert "distributed.fsdp is of kedro run: this process holds the whole base." in caplog.text
 
 
 def test_example_questions_are_a_file_of_questions():

@@ -137,6 +137,12 @@ def test_generation_is_that_of_transformers(both, batch):
     assert torch.equal(both[1].generate(**kwargs), both[0].generate(**kwargs))
 
 
+def test_what_the_loss_would_leave_out_is_refused(both, batch):
+    both[1](**batch, use_cache=False, output_attentions=False, encoder_outputs=None)
+    with pytest.raises(TypeError, match=r"computed without \['decoder_attention_mask'\]"):
+        both[1](**batch, decoder_attention_mask=torch.ones_like(batch["labels"]))
+
+
 @pytest.mark.parametrize("dropout", [0.0, 0.3])
 def test_loss_and_gradients_are_those_of_transformers(both, batch, dropout, monkeypatch):
     monkeypatch.setattr(flan_qa_pipeline.t5, "LOSS_CHUNK", 4)

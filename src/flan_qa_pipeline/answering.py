@@ -1,5 +1,6 @@
 """Answers to new questions by a saved adapter, on the base model and prompt that it records."""
 
+import logging
 import math
 import re
 import threading
@@ -36,6 +37,8 @@ from flan_qa_pipeline.windows import (
     tokenize_contexts,
     tokenize_question,
 )
+
+logger = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True)
@@ -169,6 +172,8 @@ class QuestionAnswerer:
                     f"{saved or 'none yet'}."
                 )
             adapter = adapters.load()
+        if parameters.distributed.fsdp:
+            logger.info("distributed.fsdp is of kedro run: this process holds the whole base.")
         base_model = root / adapter.provenance["model"]["name"]
         return cls(
             adapter,

@@ -52,9 +52,10 @@ class ProjectHooks:
         leads = not is_one_of_several() or join(parameters.distributed).is_main_process
         self._parameters, self._project_path = parameters, context.project_path
         self._told_choices = False
-        self._raw_files = {
-            "raw_train": parameters.data.train_file,
-            "raw_validation": parameters.data.validation_file,
+        self._named_files = {  # dataset: the parameter that names its file, and that file
+            "raw_train": ("data.train_file", parameters.data.train_file),
+            "raw_validation": ("data.validation_file", parameters.data.validation_file),
+            "new_questions": ("inference.questions_file", parameters.inference.questions_file),
         }
         datasets.disable_progress_bars()
         datasets.disable_caching()
@@ -70,7 +71,7 @@ class ProjectHooks:
         for name, entry in conf_catalog.items():
             for key in ("filepath", "path"):
                 path = entry.get(key) if isinstance(entry, dict) else None
-                given = self._raw_files.get(name)
+                _, given = self._named_files.get(name, (None, None))
                 if path and not (given and Path(path) == self._project_path / given):
                     _require_inside(self._project_path, name, path)
 
@@ -97,11 +98,11 @@ class ProjectHooks:
         if not PartialState().is_main_process:
             return
         inputs = sorted(pipeline.inputs())
-        for name in self._raw_files.keys() & inputs:
-            _require_same_file(name, catalog, self._raw_files[name], self._project_path)
+        for name in self._named_files.keys() & inputs:
+            _require_same_file(name, catalog, *self._named_files[name], self._project_path)
         require_reachable(
             self._parameters.model if "params:model" in inputs else None,
-            [self._raw_files[name] for name in inputs if name in self._raw_files],
+            [self._named_files[name][1] for name in inputs if name.startswith("raw_")],
         )
         for name in inputs:
             if not name.startswith("params:") and name != "parameters":
@@ -285,17 +286,17 @@ def _require_inside(project: Path, name: str, path: str) -> None:
 
 
 def _require_same_file(
-    name: str, catalog: CatalogProtocol, wanted: str, project_path: Path
+    name: str, catalog: CatalogProtocol, parameter: str, wanted: str, project_path: Path
 ) -> None:
     """The catalog and the parameters name the file apart; an environment may change only one."""
     read = getattr(catalog.get(name), "_filepath", None) if name in catalog else None
     protocol, path = get_protocol_and_path(wanted)
     named = project_path / path if protocol == "file" else Path(path)
     if read is not None and Path(read) != named:
-        file = name.replace("raw_", "") + "_file"
         raise InputError(
-            f"data.{file} is {wanted}, but the catalog's {name} reads {read}; set {file} in "
-            f"conf/<environment>/globals.yml or by --params=data.{file}=…, which changes both."
+            f"{parameter} is {wanted}, but the catalog's {name} reads {read}; set "
+            f"{parameter.partition('.')[2]} in conf/<environment>/globals.yml or by "
+            f"--params={parameter}=…, which changes both."
         )
 
 

@@ -15,7 +15,7 @@ from multiprocessing import get_context
 
 import torch
 import transformers
-from accelerate.utils.memory import should_reduce_batch_size
+from accelerate.utils.memory import clear_device_cache, should_reduce_batch_size
 from bitsandbytes.nn import Linear4bit
 from peft import LoraConfig, get_peft_model, prepare_model_for_kbit_training
 from torch.profiler import ProfilerActivity, profile
@@ -53,6 +53,7 @@ def training_peaks(
     Args:
         batch: input_ids and labels of the step's windows.
     """
+    clear_device_cache(garbage_collection=True)  # of the training before it
     peaks: dict[Format, int | None] = {}
     while waiting := [form for form in formats if form not in peaks]:
         quietly = {"initializer": logging.disable, "initargs": (logging.WARNING,)}

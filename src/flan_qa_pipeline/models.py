@@ -31,6 +31,7 @@ from flan_qa_pipeline.costs import MIB
 from flan_qa_pipeline.errors import InputError
 from flan_qa_pipeline.hub import require_reachable
 from flan_qa_pipeline.parameters import ModelParameters
+from flan_qa_pipeline.storage import refuse_pickles
 from flan_qa_pipeline.t5 import QuantizableT5
 
 logger = logging.getLogger(__name__)
@@ -45,7 +46,8 @@ def multiplies_bfloat16() -> bool:
     """
     if torch.cuda.is_available():
         return torch.cuda.is_bf16_supported(including_emulation=False)
-    return torch.cpu._is_avx512_bf16_supported() or torch.cpu._is_amx_tile_supported()
+    capabilities = torch.cpu.get_capabilities()
+    return any(capabilities.get(name, False) for name in ("avx512_bf16", "amx_bf16"))
 
 
 def resolve_compute_dtype(name: str) -> torch.dtype:
@@ -227,6 +229,7 @@ class PretrainedDataset(AbstractDataset[Any, Any]):
         self.metadata = metadata
 
     def load(self) -> Any:
+        refuse_pickles(Path(self._filepath))
         auto_class = getattr(transformers, self._auto_class)
         return auto_class.from_pretrained(str(self._filepath), local_files_only=True)
 

@@ -15,10 +15,11 @@ from flan_qa_pipeline.pipelines import (
 def register_pipelines() -> dict[str, Pipeline]:
     """Map pipeline names to pipelines.
 
-    `evaluate` is the partial re-run: predictions, scores and tables from the saved tokenized
-    data and adapter, without training. `inference` answers a file of new questions. `compare`
-    sets two saved versions side by side. `starter` makes the embedded corpus and base model,
-    `merge` a model without adapter for serving. None of these is part of `__default__`.
+    `__default__` is data engineering, modeling and reporting. `evaluate` is another name of
+    reporting, the partial re-run: predictions, scores and tables from the saved tokenized data
+    and adapter, without training. Not part of `__default__`: `inference` answers a file of new
+    questions, `compare` sets two saved versions side by side, `starter` makes the embedded corpus
+    and base model, `merge` a model without adapter for serving.
     """
     data = data_engineering.create_pipeline()
     model = modeling.create_pipeline()

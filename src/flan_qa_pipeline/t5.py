@@ -215,6 +215,9 @@ class QuantizableT5(T5ForConditionalGeneration):
 
         The loss is the mean over target tokens or, with `num_items_in_batch`, their sum divided by
         this number: of the tokens in all batches whose gradients are accumulated.
+
+        Raises:
+            TypeError: labels come with what only logits can be asked for with.
         """
         if labels is None:
             return super().forward(
@@ -223,6 +226,12 @@ class QuantizableT5(T5ForConditionalGeneration):
                 decoder_input_ids,
                 inputs_embeds=inputs_embeds,
                 **kwargs,
+            )
+        asked = {name for name, value in kwargs.items() if value is not None and value is not False}
+        if unused := asked - {"use_cache", "return_dict"}:
+            raise TypeError(
+                f"With labels there is nothing but the loss, computed without {sorted(unused)}; "
+                "leave them out, or the labels."
             )
         if decoder_input_ids is None:
             start = labels.new_full((len(labels), 1), self.config.decoder_start_token_id)

@@ -226,7 +226,9 @@ def train_adapter(
     record = {
         "trainable_parameters": trainable,
         "total_parameters": total,
-        "base_weights": base_weights(lora_model.get_base_model(), model.skip_modules),
+        "base_weights": base_weights(
+            lora_model.get_base_model(), model.skip_modules, double_quant=model.double_quant
+        ),
         "weights_bytes": lora_model.get_memory_footprint(),
         "attention": resolve_attention(model.attn_implementation),
         "batch_size": trainer.args.per_device_train_batch_size,

@@ -63,7 +63,8 @@ COST_NOTE = (
 )
 MEMORY_NOTE = (
     "Weights are the base's, calculated from its shapes, bfloat16 where NF4 is not: as loaded, "
-    "and as peft's prepare_model_for_kbit_training leaves them. The training peak is measured: the "
+    "and as peft's prepare_model_for_kbit_training leaves them. NF4 here is packed, as with "
+    "model.dequantize=false. The training peak is measured: the "
     "most that torch allocates in a step on the longest windows, with the batch and device named "
     "and the run's compute dtype beside NF4; none where memory did not suffice or "
     "reporting.memory_formats leaves the format out."
