@@ -80,7 +80,7 @@ def load_baseline_model(model: ModelParameters, fsdp: bool = False) -> PreTraine
 def load_finetuned_model(
     model: ModelParameters, prompt: PromptParameters, adapter: Adapter, fsdp: bool = False
 ) -> PeftModel:
-    """Load the base model again with the trained adapter, added to weights that are not packed."""
+    """Load the base again with the trained adapter, added to weights that are not packed."""
     base = load_base_model(model, to_shard=fsdp)
     qa_model = attach_adapter(base, adapter, provenance_of(model, prompt))
     if fsdp:
