@@ -11,7 +11,7 @@ import pandas as pd
 import pytest
 import yaml
 from conftest import CONF
-from kedro.io import DatasetError
+from kedro.io import CatalogConfigResolver, DatasetError
 from kedro.io.core import generate_timestamp
 
 from flan_qa_pipeline.storage import AtomicCatalog, VersionNotSavedError, written_aside
@@ -91,6 +91,8 @@ def catalog_config(tmp_path):
     text = re.sub(r"\$\{[^}]*\}", "x", (CONF / "catalog.yml").read_text(encoding="utf-8"))
     config = {name: entry for name, entry in yaml.safe_load(text).items() if entry.get("versioned")}
     del config["answers"]
+    resolver = CatalogConfigResolver(config)
+    config |= {name: resolver.resolve_pattern(name) for name in KINDS}
     assert {entry["type"] for entry in config.values()} == set(KINDS.values())
     (tmp_path / "catalog.yml").write_text(yaml.safe_dump(config), encoding="utf-8")
     return config
