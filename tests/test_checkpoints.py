@@ -25,6 +25,7 @@ from flan_qa_pipeline.training import AnsweringTrainer, BestAdapter
 
 VARIES = ("train_runtime", "_per_second", "peak_memory", "eval_runtime")
 STEPS = {"eval_strategy": "steps", "eval_steps": 7, "save_strategy": "steps", "save_steps": 4}
+SHARES = STEPS | {"eval_steps": 0.5, "save_steps": 0.3}
 EPOCHS = {"eval_strategy": "epoch", "save_strategy": "steps", "save_steps": 6}
 RANDOM = {"train_sampling_strategy": "random", "gradient_accumulation_steps": 2} | {
     "eval_strategy": "no",
@@ -94,6 +95,7 @@ def log_of(adapter):
         pytest.param(
             STEPS, [(5, ["checkpoint-4"]), (9, ["checkpoint-4", "checkpoint-8"])], id="steps"
         ),
+        pytest.param(SHARES, [(5, ["checkpoint-4"])], id="shares"),
         pytest.param(EPOCHS, [(7, ["checkpoint-6"])], id="end of epoch"),
         pytest.param(RANDOM, [(5, ["checkpoint-4"])], id="random"),
     ],
@@ -107,6 +109,7 @@ def test_a_stopped_training_ends_as_one_that_was_not(train, fresh, caplog, optio
     with caplog.at_level(logging.INFO, logger="flan_qa_pipeline"):
         _, resumed = train(training)
     assert f"goes on from {training.output_dir}" in caplog.text
+    assert not [record for record in caplog.records if record.levelno >= logging.WARNING]
     for name, tensor in whole.state_dict.items():
         assert torch.equal(tensor, resumed.state_dict[name]), name
     assert log_of(resumed) == log_of(whole)

@@ -231,6 +231,14 @@ def test_a_broken_file_leaves_no_answers(project, metadata, tmp_path):
     assert set((project / "data/07_model_output/answers.csv").glob("*")) == versions
 
 
+@pytest.mark.parametrize("line", ["Ada, she was born in London.,Where?", "1,Ada, she was.,Where?"])
+def test_commas_outside_quotes_are_refused_and_not_read_as_something_else(tmp_path, line):
+    path = tmp_path / "questions.csv"
+    path.write_text(f"context,question\n{line}\nAda.,Who?\n", encoding="utf-8")
+    with pytest.raises(InputError, match="line 2 has more fields than the 2 columns .*in quotes"):
+        len(QuestionFile(path))
+
+
 def test_a_file_that_the_catalog_does_not_read_is_refused(project, metadata):
     given = project / "conf/mine/parameters.yml"
     given.parent.mkdir()
@@ -297,6 +305,10 @@ def test_ask_answers_each_question(metadata, tmp_path):
     path = tmp_path / "context.txt"
     path.write_text(context, encoding="utf-8")
     assert asked(metadata, "--context-file", str(path), *questions).output == result.output
+    path.write_text(context + " ö", encoding="latin-1")
+    refused = asked(metadata, "--context-file", str(path), *questions)
+    assert refused.exit_code == 1
+    assert f"{path} is not UTF-8 (" in refused.output
 
 
 def test_ask_is_interactive_without_a_question(metadata):

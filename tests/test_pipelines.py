@@ -3,6 +3,7 @@
 import io
 import json
 import os
+import re
 import signal
 import subprocess
 import sys
@@ -13,6 +14,7 @@ import pandas as pd
 import pytest
 import torch
 import yaml
+from click.testing import CliRunner
 from conftest import SQUAD_V2_DIR, make_project
 from datasets import Dataset, DatasetDict, load_from_disk
 from kedro.framework.session import KedroSession
@@ -20,6 +22,7 @@ from kedro.framework.startup import bootstrap_project
 from kedro.runner import ParallelRunner, ThreadRunner
 from transformers import AutoTokenizer, T5ForConditionalGeneration
 
+import flan_qa_pipeline.cli
 from flan_qa_pipeline.errors import InputError
 from flan_qa_pipeline.fingerprint import fingerprint_splits
 from flan_qa_pipeline.metrics.squad_v2_scores.squad_v2_scores import SquadV2Scores
@@ -273,6 +276,72 @@ def test_load_versions_pin_the_adapter(project, full_run, tiny_run):
     )
     pd.testing.assert_series_equal(first, second)
     assert not third.equals(first)
+
+
+def test_scoring_on_other_questions_than_those_of_the_training_is_told(
+    project, full_run, tiny_run, caplog
+):
+    def told(**versions):
+        caplog.clear()
+        run(project, tiny_run, "evaluate", load_versions={"adapter": full_run, **versions})
+        return [line for line in caplog.messages if "trained on other questions" in line]
+
+    other = tiny_run | {"data": tiny_run["data"] | {"seed": 99}}
+    run(project, other, "data_engineering")
+    assert len(told()) == 1
+    assert not told(questions=full_run, tokenized_questions=full_run)
+    run(project, tiny_run, "data_engineering")
+
+
+def test_parameters_of_data_that_are_not_made_again_are_told(project, full_run, tiny_run, caplog):
+    run(project, tiny_run, "evaluate")
+    (told,) = (line for line in caplog.messages if "This run reads" in line)
+    assert "saved questions, which data.max_train_questions, data.max_valid" in told
+    caplog.clear()
+    run(project, tiny_run, "data_engineering")
+    run(project, {name: tiny_run[name] for name in ("model", "reporting")}, "evaluate")
+    assert "This run reads" not in caplog.text
+
+
+@pytest.mark.parametrize("parameter", ["logging_dir", "output_dir"])
+def test_a_folder_that_cannot_be_made_is_told_before_any_work(
+    project, full_run, tiny_run, parameter
+):
+    before = versions(project)
+    (project / "a file").touch()
+    parameters = tiny_run | {"training": tiny_run["training"] | {parameter: "a file/here"}}
+    told = f"a file/here cannot be made: Not a directory; .*training.{parameter}"
+    with pytest.raises(InputError, match=told):
+        run(project, parameters)
+    assert versions(project) == before
+
+
+@pytest.mark.parametrize(
+    ("option", "complaint"),
+    [
+        ("--env=nowhere", "configuration path .*conf/nowhere"),
+        ("--env=broken", "Invalid YAML or JSON file .*conf/broken/parameters.yml"),
+        ("--pipelines=mergee", "Did you mean one of these instead\\? merge"),
+        ("--from-nodes=train_adaptor", "does not contain nodes named .*train_adaptor"),
+        ("--tags=reprot", "contains no nodes"),
+        ("--load-versions=adaptor:2026", "adaptor.* not found in the catalog"),
+    ],
+)
+def test_what_kedro_does_not_know_is_told_in_a_sentence(project, option, complaint):
+    (project / "conf/broken").mkdir(exist_ok=True)
+    (project / "conf/broken/parameters.yml").write_text("a: [b")
+    refused = CliRunner().invoke(flan_qa_pipeline.cli.run, [option], obj=bootstrap_project(project))
+    assert refused.exit_code == 1
+    assert re.search(f"Error: .*{complaint}", refused.output)
+    assert refused.output.count("\n") == 1
+
+
+def test_a_failure_of_a_node_keeps_its_traceback(project, monkeypatch):
+    def fail(**options):
+        int("no number")
+
+    with pytest.raises(ValueError, match="invalid literal"):
+        flan_qa_pipeline.cli.in_a_sentence(fail)()
 
 
 def test_adapter_of_another_prompt_is_refused(project, full_run, tiny_run):
@@ -583,6 +652,6 @@ def test_merge_writes_a_model_that_transformers_alone_loads(project, full_run, t
     assert merged.dtype == torch.bfloat16
     assert not any("lora" in name for name, _ in merged.named_modules())
     assert AutoTokenizer.from_pretrained(folder)("What?")["input_ids"]
-    assert json.loads((folder / "config.json").read_text())["architectures"] == [
-        "T5ForConditionalGeneration"
-    ]
+    config = json.loads((folder / "config.json").read_text())
+    assert config["architectures"] == ["T5ForConditionalGeneration"]
+    assert config["tie_word_embeddings"] is False

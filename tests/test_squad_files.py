@@ -172,3 +172,8 @@ def test_memory_grows_by_a_fraction_of_the_text(tmp_path, parameters):
 
     peak(500)
     assert peak(8000) - peak(2000) < 300 * 6000
+
+
+def test_a_folder_that_is_no_parquet_is_told(tmp_path):
+    with pytest.raises(InputError, match=f"{tmp_path} cannot be read: .*ends in .parquet"):
+        list(SquadFileDataset(filepath=str(tmp_path)).load().articles())

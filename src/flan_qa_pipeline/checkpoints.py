@@ -12,6 +12,7 @@ import random
 import shutil
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager, nullcontext, suppress
+from dataclasses import replace
 from pathlib import Path
 from typing import Any, Literal
 
@@ -26,7 +27,7 @@ from accelerate.utils import (
 from filelock import FileLock, Timeout
 from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
-from transformers import Seq2SeqTrainer, TrainerCallback
+from transformers import Seq2SeqTrainer, TrainerCallback, TrainerState
 from transformers.trainer import TRAINER_STATE_NAME
 from transformers.trainer_utils import SaveStrategy, get_last_checkpoint, rotate_checkpoints
 
@@ -210,7 +211,7 @@ class CheckpointingTrainer(Seq2SeqTrainer):
                 self.model.peft_config["default"].save_pretrained(str(aside))
                 save_file(tensors, aside / TENSORS)
                 (aside / STATE).write_text(json.dumps(state), encoding="utf-8")
-                self.state.save_to_json(str(aside / TRAINER_STATE_NAME))
+                self._as_given(self.state).save_to_json(str(aside / TRAINER_STATE_NAME))
         except (OSError, SafetensorError) as error:
             raise InputError(
                 f"The checkpoint of step {self.state.global_step} was not saved in {folder}: "
@@ -218,6 +219,11 @@ class CheckpointingTrainer(Seq2SeqTrainer):
                 "to another disk, then run again."
             ) from error
         rotate_checkpoints(str(folder), self.args.save_total_limit)
+
+    def _as_given(self, state: TrainerState) -> TrainerState:
+        """Give intervals as the arguments do, such as in shares: a resumed training compares."""
+        intervals = ("logging_steps", "eval_steps", "save_steps")
+        return replace(state, **{name: getattr(self.args, name) for name in intervals})
 
     def _load_from_checkpoint(self, resume_from_checkpoint, model=None) -> None:
         checkpoint = Path(resume_from_checkpoint)

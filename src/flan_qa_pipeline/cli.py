@@ -1,10 +1,13 @@
 """Commands that this project adds to `kedro`, which finds the group `cli` here."""
 
+import traceback
 from collections.abc import Callable
 from copy import copy
+from functools import wraps
 from typing import Any, TextIO
 
 import click
+from kedro.config import MissingConfigException
 from kedro.framework.cli.project import LOAD_VERSION_HELP, PARAMS_ARG_HELP
 from kedro.framework.cli.project import run as kedro_run
 from kedro.framework.cli.utils import (
@@ -15,6 +18,8 @@ from kedro.framework.cli.utils import (
 )
 from kedro.framework.session import KedroSession
 from kedro.framework.startup import ProjectMetadata
+from kedro.io import DatasetNotFoundError
+from yaml import YAMLError
 
 import flan_qa_pipeline
 from flan_qa_pipeline.errors import InputError
@@ -22,8 +27,28 @@ from flan_qa_pipeline.hooks import check_parameters
 from flan_qa_pipeline.processes import in_processes
 
 
+def in_a_sentence(command: Callable[..., Any]) -> Callable[..., Any]:
+    """Tell of an environment, file or name that Kedro refuses in a sentence, not by a traceback."""
+
+    @wraps(command)
+    def wrapper(*args: Any, **options: Any) -> Any:
+        try:
+            return command(*args, **options)
+        except InputError:
+            raise
+        except (MissingConfigException, YAMLError, DatasetNotFoundError, ValueError) as error:
+            *_, (frame, _) = traceback.walk_tb(error.__traceback__)
+            refused_by = frame.f_globals["__name__"].partition(".")[0]
+            if type(error) is ValueError and refused_by != "kedro":
+                raise
+            raise InputError(f"{' '.join(str(error).split()).rstrip('.')}.") from error
+
+    return wrapper
+
+
 def loads_adapter(command: Callable[..., None]) -> Callable[..., None]:
     """Add the options of `kedro run` that say which adapter is loaded and how it is used."""
+    command = in_a_sentence(command)
     for option in (
         click.option("--params", default="", help=PARAMS_ARG_HELP, callback=_split_params),
         click.option(
@@ -41,7 +66,7 @@ def cli() -> None:
 
 
 run = copy(kedro_run)  # the packaged project runs this one, too
-run.callback = in_processes(kedro_run.callback)
+run.callback = in_a_sentence(in_processes(kedro_run.callback))
 cli.add_command(run)
 
 
@@ -73,7 +98,13 @@ def ask(
     if context is not None and context_file is not None:
         raise click.UsageError("Give --context or --context-file, not both.")
     if context_file is not None:
-        context = context_file.read()
+        try:
+            context = context_file.read()
+        except UnicodeDecodeError as error:
+            raise InputError(
+                f"{context_file.name} is not UTF-8 ({error.reason} at byte {error.start}); save it "
+                "as UTF-8."
+            ) from error
     answerer = _load_answerer(metadata, env, load_versions, params)
     try:
         if context is None:

@@ -81,7 +81,8 @@ class ProjectHooks:
     ) -> None:
         """Start the records of the run; check that inputs exist; claim the run's version."""
         _require_processes(self._parameters.distributed, run_params["runner"])
-        if "train_adapter" in {node.name for node in pipeline.nodes}:
+        trains = "train_adapter" in {node.name for node in pipeline.nodes}
+        if trains:
             require_trainable(
                 self._parameters.training,
                 use_dora=self._parameters.lora.use_dora,
@@ -107,8 +108,12 @@ class ProjectHooks:
         for name in inputs:
             if not name.startswith("params:") and name != "parameters":
                 _require_input(name, catalog)
+        _tell_what_changes_nothing(run_params["runtime_params"], inputs)
+        if trains:
+            _make_folder(self._parameters.training.output_dir, "training.output_dir")
+        _make_folder(self._parameters.training.logging_dir, "training.logging_dir")
         try:
-            self._logs.mkdir(parents=True)
+            self._logs.mkdir()
         except FileExistsError:
             raise InputError(
                 f"Another run was started in the same millisecond and saves the version "
@@ -274,6 +279,27 @@ def _require_processes(distributed: DistributedParameters, runner: str) -> None:
             "distributed.fsdp spreads the base over several processes, but there is one; set "
             "distributed.num_processes, or fsdp to false."
         )
+
+
+def _tell_what_changes_nothing(runtime_params: dict[str, Any], inputs: Sequence[str]) -> None:
+    for name, section in (("questions", "data"), ("tokenized_questions", "tokenization")):
+        if name in inputs and (given := runtime_params.get(section)):
+            logger.warning(
+                "This run reads the saved %s, which %s does not change; "
+                "--pipelines=data_engineering makes them anew.",
+                name,
+                ", ".join(f"{section}.{key}" for key in given),
+            )
+
+
+def _make_folder(folder: str, parameter: str) -> None:
+    try:
+        Path(folder).mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise InputError(
+            f"{folder} cannot be made: {error.strerror}; make its place writable, or set "
+            f"{parameter} to another folder."
+        ) from error
 
 
 def _require_inside(project: Path, name: str, path: str) -> None:

@@ -7,6 +7,7 @@ reports, and ends with all its memory freed.
 import gc
 import logging
 import os
+import signal
 from collections.abc import Sequence
 from concurrent.futures import ProcessPoolExecutor
 from concurrent.futures.process import BrokenProcessPool
@@ -19,6 +20,7 @@ from accelerate.utils.memory import clear_device_cache, should_reduce_batch_size
 from bitsandbytes.nn import Linear4bit
 from peft import LoraConfig, get_peft_model, prepare_model_for_kbit_training
 from torch.profiler import ProfilerActivity, profile
+from tqdm.auto import tqdm
 from transformers import (
     BitsAndBytesConfig,
     DataCollatorForSeq2Seq,
@@ -56,9 +58,11 @@ def training_peaks(
     clear_device_cache(garbage_collection=True)  # of the training before it
     peaks: dict[Format, int | None] = {}
     while waiting := [form for form in formats if form not in peaks]:
-        quietly = {"initializer": logging.disable, "initargs": (logging.WARNING,)}
-        with ProcessPoolExecutor(1, mp_context=get_context("spawn"), **quietly) as pool:
-            for form in waiting:
+        with (
+            ProcessPoolExecutor(1, mp_context=get_context("spawn"), initializer=_quietly) as pool,
+            tqdm(waiting, desc="Measure memory", unit="format", leave=False) as bar,
+        ):
+            for form in bar:
                 try:
                     step = pool.submit(_training_peak, form, model, lora, training, batch)
                     peaks[form] = step.result()
@@ -75,6 +79,12 @@ def training_peaks(
                     if killed:
                         break
     return peaks
+
+
+def _quietly() -> None:
+    """Leave warnings to the run's own process, and end without a traceback on Ctrl+C."""
+    logging.disable(logging.WARNING)
+    signal.signal(signal.SIGINT, signal.SIG_DFL)
 
 
 def load_by_libraries(form: Format, model: ModelParameters) -> PreTrainedModel:

@@ -198,6 +198,7 @@ def as_transformers_t5(model: PreTrainedModel) -> T5ForConditionalGeneration:
     config._attn_implementation = "eager"
     with torch.device("meta"):
         plain = T5ForConditionalGeneration(config)
+    plain.config.tie_word_embeddings = False  # transformers 4 would tie the head, too
     plain.all_tied_weights_keys.pop("lm_head.weight")
     plain.load_state_dict(model.state_dict(), assign=True)
     return plain.eval()

@@ -1,5 +1,6 @@
 """How training shows itself on the terminal."""
 
+from tqdm.auto import tqdm
 from transformers.trainer_callback import ProgressCallback
 
 
@@ -16,10 +17,11 @@ class LossInProgressBar(ProgressCallback):
     def on_train_begin(self, args, state, control, **kwargs):
         if self.training_bar is not None:
             self.training_bar.close()
-        super().on_train_begin(args, state, control, **kwargs)
-        if self.training_bar is not None:
-            self.training_bar.leave = False
-            self.training_bar.set_description(self._description)
+        if state.is_world_process_zero:
+            self.training_bar = tqdm(
+                total=state.max_steps, desc=self._description, dynamic_ncols=True, leave=False
+            )
+        self.current_step = 0
 
     def on_prediction_step(self, args, state, control, eval_dataloader=None, **kwargs):
         """Draw no second bar for the evaluation inside training."""

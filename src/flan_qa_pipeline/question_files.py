@@ -81,6 +81,11 @@ def _csv(path: Path) -> Iterator[dict[str, Any]]:
     ) as blocks:
         for block in blocks:
             _require_columns(block.columns, path)
+            if not isinstance(block.index, pd.RangeIndex):  # what pandas makes of surplus fields
+                raise ValueError(
+                    f"line 2 has more fields than the {len(block.columns)} columns (a text with "
+                    "commas must stand in quotes)"
+                )
             yield from block.to_dict("records")
 
 

@@ -100,9 +100,17 @@ class SquadFileDataset(AbstractDataset[NoReturn, SquadJSON | SquadParquet]):
         path = get_filepath_str(self._filepath, self._protocol)
         if self._filepath.suffix == ".parquet":
             return SquadParquet(path, self._fs)
-        return SquadJSON(
-            path, lambda: io.TextIOWrapper(self._fs.open(path, "rb"), encoding="utf-8-sig")
-        )
+        return SquadJSON(path, self._open)
+
+    def _open(self) -> io.TextIOWrapper:
+        path = get_filepath_str(self._filepath, self._protocol)
+        try:
+            return io.TextIOWrapper(self._fs.open(path, "rb"), encoding="utf-8-sig")
+        except OSError as error:
+            raise InputError(
+                f"{path} cannot be read: {error.strerror or error}; name a SQuAD 2.0 file in JSON, "
+                "or a file or folder of Parquet whose name ends in .parquet."
+            ) from error
 
     def save(self, data: NoReturn) -> None:
         raise NotImplementedError("A file of training questions is only read.")

@@ -29,6 +29,7 @@ from flan_qa_pipeline.costs import (
 )
 from flan_qa_pipeline.errors import InputError
 from flan_qa_pipeline.figures import MODELS
+from flan_qa_pipeline.fingerprint import fingerprint_rows
 from flan_qa_pipeline.generation import answer_windows
 from flan_qa_pipeline.models import load_base_model, load_tokenizer
 from flan_qa_pipeline.parameters import (
@@ -78,9 +79,20 @@ def load_baseline_model(model: ModelParameters, fsdp: bool = False) -> PreTraine
 
 
 def load_finetuned_model(
-    model: ModelParameters, prompt: PromptParameters, adapter: Adapter, fsdp: bool = False
+    model: ModelParameters,
+    prompt: PromptParameters,
+    adapter: Adapter,
+    questions: DatasetDict,
+    fsdp: bool = False,
 ) -> PeftModel:
     """Load the base again with the trained adapter, added to weights that are not packed."""
+    trained_on = adapter.training["run"]["fingerprints"]["questions"]["train"]
+    if fingerprint_rows(questions["train"]) != trained_on:
+        logger.warning(
+            "The adapter was trained on other questions than those saved last; it may have seen "
+            "what it is scored on. --load-versions=questions:…,tokenized_questions:… names those "
+            "of its own run."
+        )
     base = load_base_model(model, to_shard=fsdp)
     qa_model = attach_adapter(base, adapter, provenance_of(model, prompt))
     if fsdp:

@@ -50,7 +50,13 @@ def create_pipeline(**kwargs) -> Pipeline:
             ),
             node(
                 load_finetuned_model,
-                inputs=["params:model", "params:prompt", "adapter", "params:distributed.fsdp"],
+                inputs=[
+                    "params:model",
+                    "params:prompt",
+                    "adapter",
+                    "questions",
+                    "params:distributed.fsdp",
+                ],
                 outputs="finetuned_model",
                 name="load_finetuned_model",
                 tags=["finetuned", "predict"],
