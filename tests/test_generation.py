@@ -9,9 +9,9 @@ import pytest
 import torch
 from torch.utils._python_dispatch import TorchDispatchMode
 
+import flan_qa_pipeline.generation
 from flan_qa_pipeline.generation import generate_answers
 from flan_qa_pipeline.models import load_base_model
-from flan_qa_pipeline.windows import is_abstention
 
 MAX_NEW_TOKENS = 10
 N_INPUTS = 13
@@ -113,14 +113,12 @@ def check_other_answer(model, tokenizer, ids, found, abstention):
     """The answer beside an abstention, and the odds between them, against one-by-one decoding."""
     canonical, said = tokenizer(abstention)["input_ids"], one_by_one(model, ids)
     suppressed = [canonical[0], tokenizer.eos_token_id]
-    if said != canonical:
-        suppressed += [said[0], *tokenizer.all_special_ids]
-    while True:
+    tokens, text = said, abstention
+    while flan_qa_pipeline.generation.is_abstention(text, abstention):
+        if tokens != canonical:
+            suppressed += [tokens[0], *tokenizer.all_special_ids]
         tokens = one_by_one(model, ids, suppressed)
         text = tokenizer.decode(tokens, skip_special_tokens=True)
-        if not is_abstention(text, abstention):
-            break
-        suppressed += [tokens[0], *tokenizer.all_special_ids]
     assert found.answer == text
     score = log_probability(model, ids, tokens)
     assert found.answer_score == pytest.approx(score, abs=1e-3)
@@ -236,3 +234,64 @@ def test_an_abstention_in_other_tokens_is_answered_as_alone(model, tokenizer, in
     assert [found.answer_score for found in answers] == pytest.approx(
         [found.answer_score for found in alone], abs=1e-3
     )
+
+
+def test_other_answers_that_abstain_are_passed_over_one_after_the_other(
+    model, tokenizer, input_ids, monkeypatch
+):
+    said = Counter(found.text for found in answer(model, tokenizer, input_ids)).most_common()
+    abstention = next(text for text, _ in said if text)
+    others = set()
+    for _ in range(3):
+        answers = answer(model, tokenizer, input_ids, abstention=abstention)
+        abstained = [i for i, found in enumerate(answers) if found.text == abstention]
+        for i in abstained:
+            check_other_answer(model, tokenizer, input_ids[i], answers[i], abstention)
+        found = {answers[i].answer for i in abstained}
+        assert found
+        assert found.isdisjoint(others)
+        others |= found
+        monkeypatch.setattr(
+            flan_qa_pipeline.generation,
+            "is_abstention",
+            lambda text, abstention, others=others: text in {"", abstention, *others},
+        )
+
+
+def test_an_abstention_cut_off_in_its_own_tokens_counts_once(model, tokenizer, input_ids):
+    ids, abstention = next(
+        (ids, text)
+        for ids in input_ids
+        for said in [one_by_one(model, ids)]
+        for length in range(1, MAX_NEW_TOKENS)
+        if tokenizer(text := tokenizer.decode(said[:length]))["input_ids"][:-1] == said[:length]
+    )
+    own = tokenizer(abstention)["input_ids"]
+    (found,) = generate_answers(
+        model,
+        tokenizer,
+        [ids],
+        abstention=abstention,
+        batch_tokens=160,
+        max_new_tokens=len(own) - 1,
+    )
+    assert found.text == abstention
+    log_odds = log_probability(model, ids, own) - found.answer_score
+    assert found.no_answer_score == pytest.approx(log_odds, abs=1e-3)
+
+
+def test_a_special_token_does_not_begin_the_answer_beside_an_abstention(
+    model, tokenizer, input_ids
+):
+    usual = answer(model, tokenizer, input_ids)
+    said = Counter(found.text for found in usual if found.text).most_common(1)[0][0]
+    abstained = [ids for ids, found in zip(input_ids, usual, strict=True) if found.text == said]
+    first, special = one_by_one(model, abstained[0])[0], tokenizer.all_special_ids[-1]
+    with torch.no_grad():
+        model.lm_head.weight[special] = 0.99 * model.lm_head.weight[first]
+    assert one_by_one(model, abstained[0], [first])[0] == special
+    abstention = said.swapcase()
+    for ids, found in zip(
+        abstained, answer(model, tokenizer, abstained, abstention=abstention), strict=True
+    ):
+        check_other_answer(model, tokenizer, ids, found, abstention)

@@ -115,6 +115,8 @@ def test_wrong_value_is_named_and_shown(raw_parameters, section, key, value):
         ("training", "optim", "galore_adamw", "Input should be"),
         ("training", "lr_scheduler_type", "cosin", "Input should be 'linear', 'cosine'"),
         ("training", "eval_steps", 1.5, "give a whole number of steps, or a share of all below 1"),
+        ("training", "eval_steps", float("inf"), "give a whole number of steps"),
+        ("training", "warmup_steps", 1.5, "give a whole number of steps"),
         ("training", "save_steps", 10.5, "give a whole number of steps, or a share of all below 1"),
         ("tokenization", "doc_stride", 300, "would not advance; lower doc_stride"),
     ],
@@ -164,6 +166,14 @@ def test_early_stopping_without_evaluations_is_refused(raw_parameters):
 def test_bad_target_modules_are_told_once(raw_parameters, targets):
     raw_parameters["lora"]["target_modules"] = targets
     assert complaint(raw_parameters).count("lora.target_modules") == 1
+
+
+def test_a_bad_target_module_is_told_by_its_place(raw_parameters):
+    raw_parameters["lora"]["target_modules"] = ["q", 1]
+    assert "Parameter lora.target_modules.1 is 1: Input should be a valid string" in complaint(
+        raw_parameters
+    )
+    assert "function" not in complaint(raw_parameters)
 
 
 def test_all_mistakes_are_told_at_once(raw_parameters):

@@ -17,6 +17,7 @@ from safetensors.torch import load_file
 from torch.distributed.elastic.multiprocessing.errors import ChildFailedError, ProcessFailure
 
 from flan_qa_pipeline.errors import InputError
+from flan_qa_pipeline.hooks import check_parameters
 from flan_qa_pipeline.processes import _explained
 from flan_qa_pipeline.training import require_trainable
 
@@ -267,10 +268,12 @@ def test_a_session_does_not_pass_over_the_number_of_processes(project, options):
     [
         ({"auto_find_batch_size": True}, "auto_find_batch_size: 2 processes cannot look"),
         ({"optim": "ademamix"}, "ademamix does not know the sharded weights"),
+        ({"optim": "adafactor"}, "adafactor does not know the sharded weights"),
         ({"cuda_graphs": True}, "steps cannot be captured: .*several processes train"),
     ],
 )
-def test_what_several_processes_cannot_train_with_is_refused(training, changes, complaint):
-    given = training.model_copy(update=changes)
+def test_what_several_processes_cannot_train_with_is_refused(raw_parameters, changes, complaint):
+    raw_parameters["training"] |= changes
+    raw_parameters["distributed"]["fsdp"] = True
     with pytest.raises(InputError, match=complaint):
-        require_trainable(given, use_dora=False, fsdp=True, processes=2)
+        require_trainable(check_parameters(raw_parameters), 2)

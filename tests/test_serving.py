@@ -378,6 +378,8 @@ def test_kedro_serve_answers_until_it_is_interrupted(project, pairs, expected):
             base_url=f"http://127.0.0.1:{port}/gradio_api/call/", timeout=60, trust_env=False
         ) as client,
     ):
+        limit = threading.Timer(120, server.kill)
+        limit.start()
         try:
             told = ""
             while f"http://127.0.0.1:{port}/" not in told:
@@ -386,9 +388,10 @@ def test_kedro_serve_answers_until_it_is_interrupted(project, pairs, expected):
                 told += line
             assert ask(client, *pairs[0]) == like(expected[0])
             server.send_signal(signal.SIGINT)
-            told += server.communicate(timeout=60)[0]
+            told += server.stdout.read()
         finally:
             server.kill()
+            limit.cancel()
     assert server.returncode == 0, told
     assert "Traceback" not in told
 

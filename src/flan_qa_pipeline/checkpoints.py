@@ -130,10 +130,10 @@ def _claimed(folder: Path) -> Iterator[None]:
 def discard_checkpoints(folder: Path) -> None:
     """Remove the checkpoints of a training whose adapter is saved, unless it runs once more."""
     lock = folder.with_suffix(".lock")
-    if lock.exists():
+    if folder.exists():
         with suppress(Timeout), FileLock(lock, timeout=0):
             remove_at_once(folder)
-            lock.unlink()
+            lock.unlink(missing_ok=True)
 
 
 class CheckpointingTrainer(Seq2SeqTrainer):

@@ -176,10 +176,10 @@ class _Decoding:
         best = self._decode(decoder, begin, first)
         rows = zip(best, silent.tolist(), says_it.tolist(), silence.tolist(), strict=True)
         greedy = [
-            (self._abstention_text if says_it else "", silence) if silent else said
+            (self._abstention_text if says_it else "", silence, says_it) if silent else said
             for said, silent, says_it, silence in rows
         ]
-        while unforeseen := [i for i, (text, _) in enumerate(best) if self._abstains(text)]:
+        while unforeseen := [i for i, (text, *_) in enumerate(best) if self._abstains(text)]:
             rows = self.fill_up(unforeseen, len(input_ids))[: len(input_ids)]
             decoder, logits = self._begin([input_ids[i] for i in rows], forced[: len(rows), :0])
             begin = logits[:, 0]
@@ -188,22 +188,16 @@ class _Decoding:
             first[rows] = begin.masked_fill(banned[rows], -torch.inf).argmax(-1)
             for i, said in zip(rows, self._decode(decoder, begin, first[rows]), strict=True):
                 best[i] = said
-        in_other_tokens = [
-            self._abstains(text) and not says_it
-            for (text, _), says_it in zip(greedy, says_it.tolist(), strict=True)
-        ]
-        return [
-            GeneratedAnswer(
-                text,
-                score,
-                answer,
-                answer_score,
-                float(np.logaddexp(abstained, score) if other else abstained) - answer_score,
+        answers = []
+        for (text, score, its_tokens), (answer, answer_score, _), log_prob in zip(
+            greedy, best, abstained.tolist(), strict=True
+        ):
+            if self._abstains(text) and not its_tokens:
+                log_prob = float(np.logaddexp(log_prob, score))
+            answers.append(
+                GeneratedAnswer(text, score, answer, answer_score, log_prob - answer_score)
             )
-            for (text, score), (answer, answer_score), abstained, other in zip(
-                greedy, best, abstained.tolist(), in_other_tokens, strict=True
-            )
-        ]
+        return answers
 
     def _abstains(self, text: str) -> bool:
         return is_abstention(text, self._abstention)
@@ -228,11 +222,12 @@ class _Decoding:
 
     def _decode(
         self, decoder: Decoder, logits: torch.Tensor, chosen: torch.Tensor
-    ) -> list[tuple[str, float]]:
-        """Texts and log-probabilities of greedy outputs that begin with the tokens chosen.
+    ) -> list[tuple[str, float, bool]]:
+        """Greedy outputs that begin with the tokens chosen, whose logits are given.
 
-        Those have the logits given. Rows that have ended leave the batch when half of it can go; a
-        power of two stays, at least `MIN_ROWS`.
+        Of each its text, its log-probability, and whether its tokens are the abstention's. Rows
+        that have ended leave the batch when half of it can go; a power of two stays, at least
+        `MIN_ROWS`.
         """
         n_rows, end = len(logits), self._end
         tokens = torch.full((n_rows, self._max_new_tokens), self._pad, device=logits.device)
@@ -256,4 +251,6 @@ class _Decoding:
             logits = decoder(chosen[:, None])[:, 0].float()
             chosen = logits.argmax(-1)
         texts = self._tokenizer.batch_decode(tokens, skip_special_tokens=True)
-        return list(zip(texts, scores.tolist(), strict=True))
+        own = self._abstaining[: self._max_new_tokens]
+        are_own = (tokens[:, : len(own)] == own).all(1)
+        return list(zip(texts, scores.tolist(), are_own.tolist(), strict=True))

@@ -83,12 +83,7 @@ class ProjectHooks:
         _require_processes(self._parameters.distributed, run_params["runner"])
         trains = "train_adapter" in {node.name for node in pipeline.nodes}
         if trains:
-            require_trainable(
-                self._parameters.training,
-                use_dora=self._parameters.lora.use_dora,
-                fsdp=self._parameters.distributed.fsdp,
-                processes=PartialState().num_processes,
-            )
+            require_trainable(self._parameters, PartialState().num_processes)
         self._node_costs: dict[str, dict[str, Any]] = {}
         self._checkpoints: Path | None = None
         if "node_costs" in pipeline.inputs():
@@ -222,11 +217,14 @@ def check_parameters(raw: dict[str, Any]) -> Parameters:
 
 def _place(problem: ErrorDetails) -> str:
     """Join the keys and list indices of the location; pydantic adds tags of the types it tried."""
-    *section, name = problem["loc"]
-    fields = _fields(section)
-    if name in fields or isinstance(name, int) or problem["type"] == "extra_forbidden":
-        return ".".join(map(str, problem["loc"]))
-    return _place(problem | {"loc": section})
+    *_, last = location = problem["loc"]
+    parts = [
+        part
+        for i, part in enumerate(location)
+        if isinstance(part, int) or part in _fields(location[:i])
+    ]
+    unknown = [last] if problem["type"] == "extra_forbidden" else []
+    return ".".join(map(str, parts + unknown))
 
 
 def _explain(place: str, problems: list[ErrorDetails]) -> str:

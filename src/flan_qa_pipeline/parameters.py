@@ -67,12 +67,13 @@ Names = Annotated[
 
 
 def _share_or_whole(steps: float) -> float:
-    if steps > 1 and steps != int(steps):
+    if steps > 1 and not steps.is_integer():
         raise ValueError("give a whole number of steps, or a share of all below 1")
     return steps
 
 
-Steps = Annotated[float, Field(gt=0), AfterValidator(_share_or_whole)]
+ShareOrWhole = AfterValidator(_share_or_whole)
+Steps = Annotated[float, Field(gt=0), ShareOrWhole]
 
 
 class _Section(BaseModel):
@@ -212,7 +213,7 @@ class TrainingParameters(_Section):
     auto_find_batch_size: bool
     learning_rate: Annotated[float, Field(gt=0)]
     lr_scheduler_type: Scheduler
-    warmup_steps: Annotated[float, Field(ge=0)]
+    warmup_steps: Annotated[float, Field(ge=0), ShareOrWhole]
     weight_decay: Annotated[float, Field(ge=0)]
     max_grad_norm: Annotated[float, Field(ge=0)]
     optim: Optimizer

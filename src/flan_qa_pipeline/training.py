@@ -22,21 +22,22 @@ from flan_qa_pipeline.costs import MIB, peak_memory
 from flan_qa_pipeline.cuda_graphs import GraphedPasses
 from flan_qa_pipeline.errors import InputError
 from flan_qa_pipeline.models import free_memory
-from flan_qa_pipeline.parameters import OfBitsandbytes, TrainingParameters
+from flan_qa_pipeline.parameters import OfBitsandbytes, Parameters, TrainingParameters
 from flan_qa_pipeline.sharding import adapter_weights, set_adapter_weights
 
 logger = logging.getLogger(__name__)
 
+NOT_FOR_SHARDS = {*get_args(OfBitsandbytes), "adafactor"}
 
-def require_trainable(
-    training: TrainingParameters, *, use_dora: bool, fsdp: bool, processes: int
-) -> None:
+
+def require_trainable(parameters: Parameters, processes: int) -> None:
     """Check whether so many processes can train with these parameters on this machine.
 
     Raises:
         InputError: names the parameter in the way.
     """
-    if fsdp and training.optim in get_args(OfBitsandbytes):
+    training = parameters.training
+    if parameters.distributed.fsdp and training.optim in NOT_FOR_SHARDS:
         raise InputError(
             f"training.optim: {training.optim} does not know the sharded weights of "
             "distributed.fsdp; choose adamw_torch."
@@ -53,16 +54,26 @@ def require_trainable(
             "training.per_device_train_batch_size."
         )
     if training.cuda_graphs is True:
-        require_capturable(graph_obstacles(training, use_dora=use_dora, processes=processes))
+        require_capturable(
+            graph_obstacles(
+                training,
+                processes=processes,
+                use_dora=parameters.lora.use_dora,
+                keeps_activations=parameters.model.dequantize is not False,
+            )
+        )
 
 
-def graph_obstacles(training: TrainingParameters, *, use_dora: bool, processes: int) -> list[str]:
-    """What keeps steps from being captured as CUDA graphs, whatever the model."""
+def graph_obstacles(
+    training: TrainingParameters, *, processes: int, use_dora: bool, keeps_activations: bool
+) -> list[str]:
+    """What keeps steps from being captured as CUDA graphs."""
     obstacles = {
         "there is no GPU": not torch.cuda.is_available(),
         "several processes train": processes > 1,
         "training.gradient_checkpointing is on": training.gradient_checkpointing,
         "lora.use_dora is on": use_dora,
+        "activations are computed again (see model.dequantize)": not keeps_activations,
     }
     return [obstacle for obstacle, stands in obstacles.items() if stands]
 

@@ -298,9 +298,12 @@ def _captures_graphs(model: PeftModel, training: TrainingParameters, processes: 
     """Whether steps are captured as CUDA graphs: where nothing stands in the way, unless told."""
     if training.cuda_graphs is False:
         return False
-    obstacles = graph_obstacles(training, use_dora=_uses_dora(model), processes=processes)
-    if not model.get_base_model().keeps_activations:
-        obstacles.append("activations are computed again (see model.dequantize)")
+    obstacles = graph_obstacles(
+        training,
+        processes=processes,
+        use_dora=_uses_dora(model),
+        keeps_activations=model.get_base_model().keeps_activations,
+    )
     if training.cuda_graphs is True:
         require_capturable(obstacles)
     if torch.cuda.is_available():
