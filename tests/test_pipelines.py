@@ -499,6 +499,12 @@ def environment(project: Path, name: str, **files: dict) -> str:
     return name
 
 
+def test_a_misspelt_global_is_told(project, full_run, tiny_run):
+    env = environment(project, "misspelt", globals={"trainfile": "a.json", "bucket": "s3://b"})
+    with pytest.raises(InputError, match="Unknown global trainfile: did you mean train_file"):
+        run(project, tiny_run, env=env)
+
+
 def test_environment_of_globals_alone(project, full_run, tiny_run, corpus):
     articles = corpus["data"][:5]
     path = project / "data/01_raw/fewer.json"
@@ -645,9 +651,10 @@ def test_environment_squad_without_a_hub_stops_with_one_error(project, full_run,
     assert versions(project) == before
 
 
-def test_merge_writes_a_model_that_transformers_alone_loads(project, full_run, tiny_run):
+def test_merge_writes_a_model_that_transformers_alone_loads(project, full_run, tiny_run, capsys):
     run(project, tiny_run, "merge", load_versions={"adapter": full_run})
     folder = project / "data/06_models/merged"
+    assert f"{folder}\n" in capsys.readouterr().out
     merged = T5ForConditionalGeneration.from_pretrained(folder, dtype="auto")
     assert merged.dtype == torch.bfloat16
     assert not any("lora" in name for name, _ in merged.named_modules())

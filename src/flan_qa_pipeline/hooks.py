@@ -5,7 +5,7 @@ import logging
 import os
 import sys
 import time
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from contextlib import suppress
 from pathlib import Path
 from typing import Any, get_args
@@ -57,6 +57,10 @@ class ProjectHooks:
             "raw_validation": ("data.validation_file", parameters.data.validation_file),
             "new_questions": ("inference.questions_file", parameters.inference.questions_file),
         }
+        _check_globals(
+            context.config_loader["globals"],
+            [parameter.partition(".")[2] for parameter, _ in self._named_files.values()],
+        )
         datasets.disable_progress_bars()
         datasets.disable_caching()
         transformers.logging.disable_progress_bar()
@@ -186,6 +190,8 @@ class ProjectHooks:
         for name in ("report", "comparison_report", "answers"):
             if name in pipeline.all_outputs():
                 click.echo(catalog.get(name)._get_load_path())
+        if "merged_model" in pipeline.all_outputs():
+            click.echo(catalog.get("merged_model")._filepath)
 
     def _remove_empty_logs(self) -> None:
         with suppress(OSError):
@@ -251,6 +257,13 @@ def _fields(section: Sequence[str | int]) -> dict[str, FieldInfo]:
             field = getattr(model, "model_fields", {}).get(name)
             model = field and next(iter(get_args(field.annotation)), field.annotation)
     return getattr(model, "model_fields", {})
+
+
+def _check_globals(given: Mapping[str, Any], known: Sequence[str]) -> None:
+    """An environment may have globals of its own, but not the misspelt name of one of these."""
+    for name in given.keys() - known:
+        for near in difflib.get_close_matches(name, known, n=1, cutoff=0.8):
+            raise InputError(f"Unknown global {name}: did you mean {near}? (conf/*/globals.yml)")
 
 
 def _require_processes(distributed: DistributedParameters, runner: str) -> None:
