@@ -84,7 +84,8 @@ def training_peaks(
 def _quietly() -> None:
     """Leave warnings to the run's own process, and end without a traceback on Ctrl+C."""
     logging.disable(logging.WARNING)
-    signal.signal(signal.SIGINT, signal.SIG_DFL)
+    if signal.getsignal(signal.SIGINT) is signal.default_int_handler:  # else the run ignores it
+        signal.signal(signal.SIGINT, signal.SIG_DFL)
 
 
 def load_by_libraries(form: Format, model: ModelParameters) -> PreTrainedModel:
