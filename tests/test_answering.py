@@ -4,18 +4,20 @@ import math
 import subprocess
 import sys
 from concurrent.futures import ThreadPoolExecutor
+from dataclasses import replace
 
 import pytest
 from datasets import Dataset, DatasetDict
 
 from flan_qa_pipeline import Answer, QuestionAnswerer
-from flan_qa_pipeline.adapter import Adapter, AdapterDataset, attach_adapter, provenance_of
+from flan_qa_pipeline.adapter import Adapter, AdapterDataset
 from flan_qa_pipeline.answering import find_answer
 from flan_qa_pipeline.errors import InputError
+from flan_qa_pipeline.fingerprint import fingerprint_rows
 from flan_qa_pipeline.models import load_base_model
 from flan_qa_pipeline.parameters import GenerationParameters
 from flan_qa_pipeline.pipelines.data_engineering.nodes import tokenize_questions
-from flan_qa_pipeline.pipelines.reporting.nodes import predict
+from flan_qa_pipeline.pipelines.reporting.nodes import load_finetuned_model, predict
 
 
 @pytest.fixture(scope="module")
@@ -51,10 +53,14 @@ def evaluated(pairs, starter, parameters, tmp_path_factory):
 @pytest.mark.parametrize("base", [False, True], ids=["adapter", "base"])
 def test_answers_are_those_of_the_evaluation(answerer, adapter, pairs, starter, evaluated, base):
     prompt = answerer.prompt
-    model = load_base_model(starter)
-    if not base:
-        model = attach_adapter(model, adapter, provenance_of(starter, prompt))
-        model.merge_adapter()
+    trained_on = Dataset.from_list([{"id": "q"}])
+    fingerprints = {"questions": {"train": fingerprint_rows(trained_on)}}
+    saved = replace(adapter, training={"run": {"fingerprints": fingerprints}})
+    model = (
+        load_base_model(starter)
+        if base
+        else load_finetuned_model(starter, prompt, saved, DatasetDict(train=trained_on))
+    )
     expected = evaluated(model, prompt)
     answers = answerer.answer(pairs, base=base)
     assert [answer.text for answer in answers] == expected["prediction_text"].tolist()

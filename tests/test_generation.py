@@ -119,6 +119,7 @@ def check_other_answer(model, tokenizer, ids, found, abstention):
             suppressed += [tokens[0], *tokenizer.all_special_ids]
         tokens = one_by_one(model, ids, suppressed)
         text = tokenizer.decode(tokens, skip_special_tokens=True)
+        assert tokens[0] not in suppressed
     assert found.answer == text
     score = log_probability(model, ids, tokens)
     assert found.answer_score == pytest.approx(score, abs=1e-3)

@@ -292,6 +292,9 @@ def test_calculated_weights_are_those_in_memory(
     assert sizes["bfloat16"] == whole.get_memory_footprint()
     assert sizes["float32"] == 2 * sizes["bfloat16"]
     assert sizes["NF4 here"] < sizes["bfloat16"]
+    assert sizes["NF4 by the libraries"] < sizes["bfloat16"]
+    if double_quant:
+        assert sizes["NF4 here"] <= sizes["NF4 by the libraries"]
     loaded = load_by_libraries("NF4 by the libraries", bfloat16)
     assert sizes["NF4 by the libraries"] == held_bytes(loaded)
     by_libraries = prepare_by_libraries(loaded, parameters.training)

@@ -14,9 +14,8 @@ def call(*command, **kwargs):
     result = subprocess.run(  # noqa: S603
         [sys.executable, "-m", *map(str, command)], capture_output=True, text=True, **kwargs
     )
-    output = result.stdout + result.stderr
-    assert result.returncode == 0, output
-    return output
+    assert result.returncode == 0, result.stdout + result.stderr
+    return result
 
 
 @pytest.fixture(scope="module")
@@ -49,7 +48,7 @@ def test_the_wheel_runs_in_an_empty_folder(installed, tiny_base, corpus, tmp_pat
     empty.mkdir()
     if unpacked:
         shutil.unpack_archive(conf, empty, filter="data")
-    output = call(
+    result = call(
         "flan_qa_pipeline",
         *([] if unpacked else [f"--conf-source={conf}"]),
         f"--params=model.name={tiny_base},data.train_file={files['train']},"
@@ -58,13 +57,13 @@ def test_the_wheel_runs_in_an_empty_folder(installed, tiny_base, corpus, tmp_pat
         cwd=empty,
         env=os.environ | {"PYTHONPATH": str(site)},
     )
-    assert "| overall  | EM       |          20 |" in output
+    assert "| overall  | EM       |          20 |" in result.stdout
     if unpacked:  # and with it the project's logging
-        assert "WARNING" not in output
-        assert "Running node" not in output
+        assert "WARNING" not in result.stdout + result.stderr
+        assert "Running node" not in result.stdout + result.stderr
     assert list(empty.glob("data/06_models/adapter/*/adapter/adapter_model.safetensors"))
     (report,) = empty.glob("data/08_reporting/report.html/*/report.html")
-    assert str(report) in output
+    assert str(report) in result.stdout
     (made,) = empty.glob("data/06_models/adapter/*/adapter/training.json")
     assert json.loads(made.read_text(encoding="utf-8"))["run"]["git"] is None
     (site_of_metric,) = site.glob("flan_qa_pipeline/metrics/squad_v2_scores/squad_v2_scores.py")

@@ -336,12 +336,12 @@ def test_what_kedro_does_not_know_is_told_in_a_sentence(project, option, complai
     assert refused.output.count("\n") == 1
 
 
-def test_a_failure_of_a_node_keeps_its_traceback(project, monkeypatch):
-    def fail(**options):
-        int("no number")
-
-    with pytest.raises(ValueError, match="invalid literal"):
-        flan_qa_pipeline.cli.in_a_sentence(fail)()
+@pytest.mark.parametrize("work", [int, json.loads])
+def test_a_failure_of_a_node_keeps_its_traceback(work):
+    with pytest.raises(ValueError) as failure:
+        work("no number")
+    with pytest.raises(failure.type, match=re.escape(str(failure.value))):
+        flan_qa_pipeline.cli.in_a_sentence(work)("no number")
 
 
 def test_adapter_of_another_prompt_is_refused(project, full_run, tiny_run):

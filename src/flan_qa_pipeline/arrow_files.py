@@ -119,12 +119,10 @@ def reused_splits(
 
 def _kept(place: Path, splits: Iterable[str], name: str) -> DatasetDict | None:
     """Open a kept result if it is there and whole."""
-    try:
+    with suppress(OSError, ValueError, pa.ArrowException):
         wanted = json.loads((place / CHECKSUMS).read_text(encoding="utf-8"))
         if wanted == _checksums(place):
             return _open(place, splits)
-    except (OSError, ValueError, pa.ArrowException):
-        pass
     if place.exists():
         logger.warning("%s in %s are damaged and are made again.", name, place)
         remove_at_once(place)

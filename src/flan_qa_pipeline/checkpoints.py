@@ -211,7 +211,7 @@ class CheckpointingTrainer(Seq2SeqTrainer):
                 self.model.peft_config["default"].save_pretrained(str(aside))
                 save_file(tensors, aside / TENSORS)
                 (aside / STATE).write_text(json.dumps(state), encoding="utf-8")
-                self._as_given(self.state).save_to_json(str(aside / TRAINER_STATE_NAME))
+                self._state_as_given().save_to_json(str(aside / TRAINER_STATE_NAME))
         except (OSError, SafetensorError) as error:
             raise InputError(
                 f"The checkpoint of step {self.state.global_step} was not saved in {folder}: "
@@ -220,10 +220,10 @@ class CheckpointingTrainer(Seq2SeqTrainer):
             ) from error
         rotate_checkpoints(str(folder), self.args.save_total_limit)
 
-    def _as_given(self, state: TrainerState) -> TrainerState:
+    def _state_as_given(self) -> TrainerState:
         """Give intervals as the arguments do, such as in shares: a resumed training compares."""
         intervals = ("logging_steps", "eval_steps", "save_steps")
-        return replace(state, **{name: getattr(self.args, name) for name in intervals})
+        return replace(self.state, **{name: getattr(self.args, name) for name in intervals})
 
     def _load_from_checkpoint(self, resume_from_checkpoint, model=None) -> None:
         checkpoint = Path(resume_from_checkpoint)

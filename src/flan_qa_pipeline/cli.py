@@ -34,12 +34,9 @@ def in_a_sentence(command: Callable[..., Any]) -> Callable[..., Any]:
     def wrapper(*args: Any, **options: Any) -> Any:
         try:
             return command(*args, **options)
-        except InputError:
-            raise
         except (MissingConfigException, YAMLError, DatasetNotFoundError, ValueError) as error:
             *_, (frame, _) = traceback.walk_tb(error.__traceback__)
-            refused_by = frame.f_globals["__name__"].partition(".")[0]
-            if type(error) is ValueError and refused_by != "kedro":
+            if frame.f_globals["__name__"].partition(".")[0] != "kedro":
                 raise
             raise InputError(f"{' '.join(str(error).split()).rstrip('.')}.") from error
 

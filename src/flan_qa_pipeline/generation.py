@@ -135,6 +135,7 @@ class _Decoding:
         self._end, self._pad = tokenizer.eos_token_id, tokenizer.pad_token_id
         abstaining = tokenizer(abstention)["input_ids"]
         self._abstaining = torch.tensor(abstaining, device=model.device)
+        self._silences = [abstaining[0], self._end]
         self._beside_answers = [abstaining[0], *tokenizer.all_special_ids]
         self._abstention_text = tokenizer.decode(abstaining, skip_special_tokens=True)
 
@@ -171,7 +172,7 @@ class _Decoding:
         silent = says_it | (begin.argmax(-1) == self._end)
         silence = torch.where(says_it, abstained, log_probs[:, 0, self._end])
         banned = torch.zeros_like(begin, dtype=torch.bool)
-        banned[:, [self._abstaining[0], self._end]] = silent.unsqueeze(1)
+        banned[:, self._silences] = silent.unsqueeze(1)
         first = begin.masked_fill(banned, -torch.inf).argmax(-1)
         best = self._decode(decoder, begin, first)
         rows = zip(best, silent.tolist(), says_it.tolist(), silence.tolist(), strict=True)

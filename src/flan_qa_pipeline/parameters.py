@@ -198,8 +198,7 @@ class TrainingParameters(_Section):
     evaluations without an F1 that is higher by `early_stopping_threshold` points end the training.
     `resume: auto` goes on from the last checkpoint of an interrupted training with the same
     parameters, data, base and library versions; `never` starts anew.
-    `optim` and `lr_scheduler_type` are those that need no other package, option or
-    evaluation.
+    `optim` and `lr_scheduler_type` are those that need no other package, option or evaluation.
     `cuda_graphs: auto` captures steps as CUDA graphs where that is possible (see `cuda_graphs`).
     """
 

@@ -4,6 +4,7 @@ import io
 from collections.abc import Callable, Generator, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
+from functools import partial
 from pathlib import PurePosixPath
 from typing import Any, NoReturn, TextIO
 
@@ -100,10 +101,9 @@ class SquadFileDataset(AbstractDataset[NoReturn, SquadJSON | SquadParquet]):
         path = get_filepath_str(self._filepath, self._protocol)
         if self._filepath.suffix == ".parquet":
             return SquadParquet(path, self._fs)
-        return SquadJSON(path, self._open)
+        return SquadJSON(path, partial(self._open, path))
 
-    def _open(self) -> io.TextIOWrapper:
-        path = get_filepath_str(self._filepath, self._protocol)
+    def _open(self, path: str) -> io.TextIOWrapper:
         try:
             return io.TextIOWrapper(self._fs.open(path, "rb"), encoding="utf-8-sig")
         except OSError as error:

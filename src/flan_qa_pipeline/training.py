@@ -1,4 +1,4 @@
-"""A trainer that answers questions as it evaluates, and keeps the best adapter in memory."""
+"""What cannot be trained with; a trainer that answers questions meanwhile; the best adapter."""
 
 import logging
 import math
