@@ -16,8 +16,8 @@ from typing import Any
 import pandas as pd
 from harness import MIB, PROJECT, STARTER, facts, measured, write_results
 
-from flan_qa_pipeline.fingerprint import git_commit, package_versions
-from flan_qa_pipeline.squad import flatten
+from flan_qa_pipeline.data.squad import flatten
+from flan_qa_pipeline.runtime.provenance import git_commit, package_versions
 
 RAW = PROJECT / "data/01_raw"
 CORPUS = {name: RAW / f"starter_{name}.json" for name in ("train", "validation")}

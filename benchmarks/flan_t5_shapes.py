@@ -37,13 +37,14 @@ from peft import get_peft_model
 from transformers import DataCollatorForSeq2Seq, Seq2SeqTrainer, Seq2SeqTrainingArguments
 from transformers.trainer_callback import PrinterCallback, ProgressCallback
 
-from flan_qa_pipeline.adapter import AdapterDataset
-from flan_qa_pipeline.fingerprint import package_versions
-from flan_qa_pipeline.memory import load_by_libraries, prepare_by_libraries
-from flan_qa_pipeline.models import load_tokenizer, resolve_attention
-from flan_qa_pipeline.parameters import Format, Parameters
+from flan_qa_pipeline.config.parameters import Format, Parameters
+from flan_qa_pipeline.datasets.adapter import AdapterDataset
+from flan_qa_pipeline.models.device import resolve_attention
+from flan_qa_pipeline.models.loading import load_tokenizer
 from flan_qa_pipeline.pipelines import data_engineering, modeling, reporting
-from flan_qa_pipeline.training import StepTimer
+from flan_qa_pipeline.runtime.provenance import package_versions
+from flan_qa_pipeline.training.measured_memory import load_by_libraries, prepare_by_libraries
+from flan_qa_pipeline.training.trainer import StepTimer
 
 MB = 10**6
 MODELING, REPORTING = modeling.create_pipeline(), reporting.create_pipeline()

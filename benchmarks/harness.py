@@ -24,8 +24,8 @@ from kedro.runner import SequentialRunner
 from peft import LoraConfig
 from transformers import AutoTokenizer, T5Config, set_seed
 
-from flan_qa_pipeline.parameters import LoraParameters, Parameters
-from flan_qa_pipeline.t5 import QuantizableT5
+from flan_qa_pipeline.config.parameters import LoraParameters, Parameters
+from flan_qa_pipeline.models.t5 import QuantizableT5
 
 PROJECT = Path(__file__).resolve().parents[1]
 STARTER = PROJECT / "data/06_models/starter_t5"

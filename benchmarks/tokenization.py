@@ -16,8 +16,8 @@ import pandas as pd
 import yaml
 from harness import PROJECT, STARTER, facts, measured, write_results
 
-from flan_qa_pipeline.fingerprint import git_commit, package_versions
-from flan_qa_pipeline.starter_corpus import generate_corpus
+from flan_qa_pipeline.pretraining.starter_corpus import generate_corpus
+from flan_qa_pipeline.runtime.provenance import git_commit, package_versions
 
 QUESTIONS_PER_ARTICLE = 25
 QUESTIONS_PER_PART = 130_000

@@ -53,13 +53,14 @@ from transformers import (
 )
 from transformers.trainer_callback import PrinterCallback, ProgressCallback
 
-from flan_qa_pipeline.batches import NO_LABEL, collate
-from flan_qa_pipeline.fingerprint import package_versions
-from flan_qa_pipeline.models import load_tokenizer, resolve_attention
-from flan_qa_pipeline.parameters import Parameters, TrainingParameters
+from flan_qa_pipeline.config.parameters import Parameters, TrainingParameters
+from flan_qa_pipeline.data.windows import is_abstention
+from flan_qa_pipeline.models.batching import NO_LABEL, collate
+from flan_qa_pipeline.models.device import resolve_attention
+from flan_qa_pipeline.models.loading import load_tokenizer
 from flan_qa_pipeline.pipelines import data_engineering, modeling, reporting
-from flan_qa_pipeline.training import StepTimer
-from flan_qa_pipeline.windows import is_abstention
+from flan_qa_pipeline.runtime.provenance import package_versions
+from flan_qa_pipeline.training.trainer import StepTimer
 
 DATA, MODELING, REPORTING = (
     package.create_pipeline() for package in (data_engineering, modeling, reporting)

@@ -15,14 +15,14 @@ from datasets import Dataset, DatasetDict, disable_caching
 from transformers import set_seed
 
 from flan_qa_pipeline import QuestionAnswerer
-from flan_qa_pipeline.adapter import Adapter, extract_adapter, provenance_of
-from flan_qa_pipeline.fingerprint import package_versions
-from flan_qa_pipeline.models import load_base_model, load_tokenizer
-from flan_qa_pipeline.parameters import Parameters, PromptParameters
+from flan_qa_pipeline.config.parameters import Parameters, PromptParameters
+from flan_qa_pipeline.models.adapter import Adapter, extract_adapter, provenance_of
+from flan_qa_pipeline.models.loading import load_base_model, load_tokenizer
 from flan_qa_pipeline.pipelines.data_engineering.nodes import WINDOW_FEATURES
 from flan_qa_pipeline.pipelines.modeling.nodes import attach_lora, train_adapter
-from flan_qa_pipeline.pretraining import build_reader, train_unigram_tokenizer
-from flan_qa_pipeline.starter_corpus import generate_corpus
+from flan_qa_pipeline.pretraining.pretraining import build_reader, train_unigram_tokenizer
+from flan_qa_pipeline.pretraining.starter_corpus import generate_corpus
+from flan_qa_pipeline.runtime.provenance import package_versions
 
 REPOSITORY = Path(__file__).resolve().parents[1]
 CONF = REPOSITORY / "conf/base"

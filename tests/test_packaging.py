@@ -66,5 +66,5 @@ def test_the_wheel_runs_in_an_empty_folder(installed, tiny_base, corpus, tmp_pat
     assert str(report) in result.stdout
     (made,) = empty.glob("data/06_models/adapter/*/adapter/training.json")
     assert json.loads(made.read_text(encoding="utf-8"))["run"]["git"] is None
-    (site_of_metric,) = site.glob("flan_qa_pipeline/metrics/squad_v2_scores/squad_v2_scores.py")
+    (site_of_metric,) = site.glob("flan_qa_pipeline/evaluation/squad_v2_scores/squad_v2_scores.py")
     assert site_of_metric.is_file()

@@ -3,7 +3,7 @@
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from flan_qa_pipeline.answering import Answer, QuestionAnswerer
+    from flan_qa_pipeline.answering.answerer import Answer, QuestionAnswerer
 
 __version__ = "0.1.0"
 __all__ = ["Answer", "QuestionAnswerer"]
@@ -13,6 +13,6 @@ def __getattr__(name: str) -> Any:
     """Import the public API when it is first used: it needs torch and transformers."""
     if name not in __all__:
         raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
-    from flan_qa_pipeline import answering
+    from flan_qa_pipeline.answering import answerer as answering
 
     return getattr(answering, name)

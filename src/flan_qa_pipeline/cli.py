@@ -22,9 +22,9 @@ from kedro.io import DatasetNotFoundError
 from yaml import YAMLError
 
 import flan_qa_pipeline
+from flan_qa_pipeline.config.validation import check_parameters
 from flan_qa_pipeline.errors import InputError
-from flan_qa_pipeline.hooks import check_parameters
-from flan_qa_pipeline.processes import in_processes
+from flan_qa_pipeline.runtime.processes import in_processes
 
 
 def in_a_sentence(command: Callable[..., Any]) -> Callable[..., Any]:
@@ -137,7 +137,7 @@ def serve(
 ) -> None:
     """Open a web page and an HTTP API that answer with the base and with the latest adapter."""
     try:
-        from flan_qa_pipeline import serving
+        from flan_qa_pipeline.answering import web_page as serving
     except ModuleNotFoundError as error:
         if error.name != "gradio":
             raise

@@ -7,8 +7,8 @@ from httpx import HTTPError
 from huggingface_hub import HfApi, HfFileSystem, try_to_load_from_cache
 from huggingface_hub.errors import HfHubHTTPError, OfflineModeIsEnabled
 
+from flan_qa_pipeline.config.parameters import ModelParameters
 from flan_qa_pipeline.errors import InputError
-from flan_qa_pipeline.parameters import ModelParameters
 
 PROTOCOL = "hf://"
 _FAILURES = (HTTPError, HfHubHTTPError, OfflineModeIsEnabled, OSError)

@@ -4,8 +4,8 @@ from pathlib import Path
 
 from kedro.utils import find_kedro_project
 
-from flan_qa_pipeline.hooks import ProjectHooks
-from flan_qa_pipeline.storage import AtomicCatalog
+from flan_qa_pipeline.runtime.atomic_catalog import AtomicCatalog
+from flan_qa_pipeline.runtime.hooks import ProjectHooks
 
 HOOKS = (ProjectHooks(),)
 

@@ -5,11 +5,11 @@ import logging
 import pandas as pd
 import plotly.graph_objects as go
 
-from flan_qa_pipeline.breakdown import breakdown, breakdown_markdown, readable_breakdown
+from flan_qa_pipeline.config.parameters import CompareParameters, ReportingParameters
+from flan_qa_pipeline.data.squad import one_line
 from flan_qa_pipeline.errors import InputError
-from flan_qa_pipeline.parameters import CompareParameters, ReportingParameters
-from flan_qa_pipeline.report import outcome, render_report
-from flan_qa_pipeline.squad import one_line
+from flan_qa_pipeline.evaluation.breakdown import breakdown, breakdown_markdown, readable_breakdown
+from flan_qa_pipeline.reporting.report import outcome, render_report
 
 logger = logging.getLogger(__name__)
 

@@ -1,6 +1,6 @@
 from kedro.pipeline import Pipeline, node
 
-from flan_qa_pipeline.figures import plot_comparison
+from flan_qa_pipeline.reporting.figures import plot_comparison
 
 from .nodes import (
     build_comparison_report,

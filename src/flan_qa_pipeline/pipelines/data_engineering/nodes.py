@@ -11,21 +11,25 @@ import pandas as pd
 from datasets import Dataset, DatasetDict, Features, List, Value
 from tqdm.auto import tqdm
 
-from flan_qa_pipeline import windows
-from flan_qa_pipeline.arrow_files import on_disk, reused_splits
-from flan_qa_pipeline.errors import InputError
-from flan_qa_pipeline.fingerprint import fingerprint_json, fingerprint_splits, package_versions
-from flan_qa_pipeline.models import load_tokenizer
-from flan_qa_pipeline.parameters import (
+from flan_qa_pipeline.config.parameters import (
     DataParameters,
     ModelParameters,
     PromptParameters,
     TokenizationParameters,
 )
-from flan_qa_pipeline.splits import hold_out, pool, shared_values
-from flan_qa_pipeline.squad import Rejection, check, flatten, flatten_rows
-from flan_qa_pipeline.squad_files import SquadJSON, SquadParquet
-from flan_qa_pipeline.windows import window_columns
+from flan_qa_pipeline.data import windows
+from flan_qa_pipeline.data.arrow_files import on_disk, reused_splits
+from flan_qa_pipeline.data.splits import hold_out, pool, shared_values
+from flan_qa_pipeline.data.squad import Rejection, check, flatten, flatten_rows
+from flan_qa_pipeline.data.squad_files import SquadJSON, SquadParquet
+from flan_qa_pipeline.data.windows import window_columns
+from flan_qa_pipeline.errors import InputError
+from flan_qa_pipeline.models.loading import load_tokenizer
+from flan_qa_pipeline.runtime.provenance import (
+    fingerprint_json,
+    fingerprint_splits,
+    package_versions,
+)
 
 logger = logging.getLogger(__name__)
 

@@ -10,14 +10,14 @@ import pandas as pd
 from accelerate import PartialState
 from tqdm.auto import tqdm
 
-from flan_qa_pipeline.adapter import Adapter
-from flan_qa_pipeline.answering import QuestionAnswerer
-from flan_qa_pipeline.parameters import (
+from flan_qa_pipeline.answering.answerer import QuestionAnswerer
+from flan_qa_pipeline.config.parameters import (
     GenerationParameters,
     InferenceParameters,
     TokenizationParameters,
 )
-from flan_qa_pipeline.question_files import QuestionFile
+from flan_qa_pipeline.data.question_files import QuestionFile
+from flan_qa_pipeline.models.adapter import Adapter
 
 logger = logging.getLogger(__name__)
 

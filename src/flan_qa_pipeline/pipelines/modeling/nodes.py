@@ -21,26 +21,8 @@ from transformers import (
 )
 from transformers.trainer_callback import ProgressCallback
 
-from flan_qa_pipeline.adapter import Adapter, attach_adapter, extract_adapter, provenance_of
-from flan_qa_pipeline.batches import coarse_length, collate, round_up
-from flan_qa_pipeline.costs import base_weights, peak_memory
-from flan_qa_pipeline.errors import InputError
-from flan_qa_pipeline.fingerprint import (
-    fingerprint_json,
-    fingerprint_splits,
-    fingerprint_weights,
-)
-from flan_qa_pipeline.generation import answer_windows
-from flan_qa_pipeline.lora import fuse
-from flan_qa_pipeline.memory import training_peaks
-from flan_qa_pipeline.models import (
-    as_transformers_t5,
-    dequantize,
-    load_base_model,
-    load_tokenizer,
-    resolve_attention,
-)
-from flan_qa_pipeline.parameters import (
+from flan_qa_pipeline.answering.generation import answer_windows
+from flan_qa_pipeline.config.parameters import (
     GenerationParameters,
     LoraParameters,
     ModelParameters,
@@ -49,11 +31,29 @@ from flan_qa_pipeline.parameters import (
     TokenizationParameters,
     TrainingParameters,
 )
-from flan_qa_pipeline.progress import LossInProgressBar
-from flan_qa_pipeline.scoring import score_predictions
-from flan_qa_pipeline.sharding import shard
-from flan_qa_pipeline.squad import gold_texts, one_line
-from flan_qa_pipeline.training import (
+from flan_qa_pipeline.data.squad import gold_texts, one_line
+from flan_qa_pipeline.errors import InputError
+from flan_qa_pipeline.evaluation.costs import base_weights
+from flan_qa_pipeline.evaluation.scoring import score_predictions
+from flan_qa_pipeline.models.adapter import Adapter, attach_adapter, extract_adapter, provenance_of
+from flan_qa_pipeline.models.batching import coarse_length, collate, round_up
+from flan_qa_pipeline.models.device import peak_memory, resolve_attention
+from flan_qa_pipeline.models.fused_lora import fuse
+from flan_qa_pipeline.models.loading import (
+    as_transformers_t5,
+    dequantize,
+    load_base_model,
+    load_tokenizer,
+)
+from flan_qa_pipeline.models.sharding import shard
+from flan_qa_pipeline.runtime.provenance import (
+    fingerprint_json,
+    fingerprint_splits,
+    fingerprint_weights,
+)
+from flan_qa_pipeline.training.measured_memory import training_peaks
+from flan_qa_pipeline.training.progress import LossInProgressBar
+from flan_qa_pipeline.training.trainer import (
     AnsweringTrainer,
     BestAdapter,
     StepTimer,

@@ -10,8 +10,17 @@ from datasets import DatasetDict, concatenate_datasets
 from peft import PeftModel
 from transformers import PreTrainedModel
 
-from flan_qa_pipeline.adapter import Adapter, attach_adapter, provenance_of
-from flan_qa_pipeline.breakdown import (
+from flan_qa_pipeline.answering.generation import answer_windows
+from flan_qa_pipeline.config.parameters import (
+    DataParameters,
+    GenerationParameters,
+    ModelParameters,
+    PromptParameters,
+    ReportingParameters,
+)
+from flan_qa_pipeline.data.squad import gold_texts, one_line
+from flan_qa_pipeline.errors import InputError
+from flan_qa_pipeline.evaluation.breakdown import (
     breakdown,
     breakdown_markdown,
     question_word,
@@ -19,7 +28,7 @@ from flan_qa_pipeline.breakdown import (
     readable_scores,
     scores_markdown,
 )
-from flan_qa_pipeline.costs import (
+from flan_qa_pipeline.evaluation.costs import (
     cost_markdown,
     cost_rows,
     memory_markdown,
@@ -27,28 +36,19 @@ from flan_qa_pipeline.costs import (
     readable_costs,
     readable_memory,
 )
-from flan_qa_pipeline.errors import InputError
-from flan_qa_pipeline.figures import MODELS
-from flan_qa_pipeline.fingerprint import fingerprint_rows
-from flan_qa_pipeline.generation import answer_windows
-from flan_qa_pipeline.models import load_base_model, load_tokenizer
-from flan_qa_pipeline.parameters import (
-    DataParameters,
-    GenerationParameters,
-    ModelParameters,
-    PromptParameters,
-    ReportingParameters,
-)
-from flan_qa_pipeline.report import render_report
-from flan_qa_pipeline.scoring import per_question_scores, score_predictions
-from flan_qa_pipeline.sharding import shard
-from flan_qa_pipeline.squad import gold_texts, one_line
-from flan_qa_pipeline.thresholds import (
+from flan_qa_pipeline.evaluation.scoring import per_question_scores, score_predictions
+from flan_qa_pipeline.evaluation.thresholds import (
     PrecisionRecall,
     abstention_rows,
     candidates,
     precision_recall,
 )
+from flan_qa_pipeline.models.adapter import Adapter, attach_adapter, provenance_of
+from flan_qa_pipeline.models.loading import load_base_model, load_tokenizer
+from flan_qa_pipeline.models.sharding import shard
+from flan_qa_pipeline.reporting.figures import MODELS
+from flan_qa_pipeline.reporting.report import render_report
+from flan_qa_pipeline.runtime.provenance import fingerprint_rows
 
 logger = logging.getLogger(__name__)
 

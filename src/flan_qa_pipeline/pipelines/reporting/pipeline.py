@@ -1,6 +1,6 @@
 from kedro.pipeline import Pipeline, node
 
-from flan_qa_pipeline.figures import (
+from flan_qa_pipeline.reporting.figures import (
     plot_abstention,
     plot_context_length,
     plot_scores,

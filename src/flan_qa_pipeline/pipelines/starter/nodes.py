@@ -16,17 +16,17 @@ from transformers import (
 )
 from transformers.trainer_callback import ProgressCallback
 
-from flan_qa_pipeline.models import multiplies_bfloat16
-from flan_qa_pipeline.parameters import StarterParameters
-from flan_qa_pipeline.pretraining import (
+from flan_qa_pipeline.config.parameters import StarterParameters
+from flan_qa_pipeline.data.squad import flatten, split_titles
+from flan_qa_pipeline.models.device import multiplies_bfloat16
+from flan_qa_pipeline.pretraining.pretraining import (
     ReadingExamples,
     build_reader,
     parameter_groups,
     train_unigram_tokenizer,
 )
-from flan_qa_pipeline.progress import LossInProgressBar
-from flan_qa_pipeline.squad import flatten, split_titles
-from flan_qa_pipeline.starter_corpus import generate_corpus
+from flan_qa_pipeline.pretraining.starter_corpus import generate_corpus
+from flan_qa_pipeline.training.progress import LossInProgressBar
 
 logger = logging.getLogger(__name__)
 

@@ -1,0 +1,66 @@
+"""Validation of all parameters at once, in words."""
+
+import difflib
+from collections.abc import Sequence
+from typing import Any, get_args
+
+from pydantic import ValidationError
+from pydantic.fields import FieldInfo
+from pydantic_core import ErrorDetails
+
+from flan_qa_pipeline.config.parameters import Parameters
+from flan_qa_pipeline.errors import InputError
+
+
+def check_parameters(raw: dict[str, Any]) -> Parameters:
+    """Check the parameters of all files and of `--params` against their models.
+
+    Raises:
+        InputError: names every unknown or invalid parameter, with the nearest known name.
+    """
+    try:
+        return Parameters.model_validate(raw)
+    except ValidationError as error:
+        found: dict[str, list[ErrorDetails]] = {}
+        for problem in error.errors():
+            found.setdefault(_place(problem), []).append(problem)
+        problems = [_explain(place, problems) for place, problems in found.items()]
+        raise InputError(f"{'; '.join(problems)} (conf/*/parameters*.yml or --params).") from None
+
+
+def _place(problem: ErrorDetails) -> str:
+    """Join the keys and list indices of the location; pydantic adds tags of the types it tried."""
+    *_, last = location = problem["loc"]
+    parts = [
+        part
+        for i, part in enumerate(location)
+        if isinstance(part, int) or part in _fields(location[:i])
+    ]
+    unknown = [last] if problem["type"] == "extra_forbidden" else []
+    return ".".join(map(str, parts + unknown))
+
+
+def _explain(place: str, problems: list[ErrorDetails]) -> str:
+    """Put what is wrong with one parameter in words: a problem for each type that it may be of."""
+    first = problems[0]
+    if first["type"] == "extra_forbidden":
+        *section, name = first["loc"]
+        known = _fields(section)
+        near = difflib.get_close_matches(name, known, n=1)
+        hint = f"did you mean {near[0]}?" if near else f"known here: {', '.join(known)}"
+        return f"Unknown parameter {place}: {hint}"
+    if first["type"] == "missing":
+        return f"Parameter {place} is missing"
+    reasons = [problem["msg"].removeprefix("Value error, ") for problem in problems]
+    others = [reason.removeprefix("Input should be ") for reason in reasons[1:]]
+    return f"Parameter {place} is {first['input']!r}: {' or '.join([*reasons[:1], *others])}"
+
+
+def _fields(section: Sequence[str | int]) -> dict[str, FieldInfo]:
+    """The parameters of a section, none where the location leads out of the models."""
+    model: Any = Parameters
+    for name in section:
+        if isinstance(name, str):
+            field = getattr(model, "model_fields", {}).get(name)
+            model = field and next(iter(get_args(field.annotation)), field.annotation)
+    return getattr(model, "model_fields", {})

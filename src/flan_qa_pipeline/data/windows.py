@@ -1,0 +1,241 @@
+"""Prompts and context windows: what a model reads of a (question, context) pair.
+
+The question is never cut. A context that does not fit beside it is read in overlapping windows,
+and the windows' answers are merged back to one answer per question.
+"""
+
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, replace
+from typing import NamedTuple
+
+from transformers import PreTrainedTokenizerBase
+
+from flan_qa_pipeline.config.parameters import PromptParameters, TokenizationParameters
+from flan_qa_pipeline.errors import InputError
+
+
+class ContextTokens(NamedTuple):
+    """Token ids of a context, and the [start, end) characters of each in it."""
+
+    input_ids: list[int]
+    offsets: list[tuple[int, int]]
+
+
+class Window(NamedTuple):
+    """What the model reads at once: token ids, and the [start, end) characters of the context."""
+
+    input_ids: list[int]
+    span: tuple[int, int]
+
+
+def tokenize_contexts(
+    tokenizer: PreTrainedTokenizerBase, contexts: Iterable[str]
+) -> dict[str, ContextTokens]:
+    """Tokenize each distinct context by itself, to be read beside any question about it."""
+    distinct = list(dict.fromkeys(contexts))
+    if not distinct:
+        return {}
+    encodings = tokenizer(
+        distinct,
+        add_special_tokens=False,
+        return_attention_mask=False,
+        return_offsets_mapping=True,
+        verbose=False,
+    )
+    tokens = zip(encodings["input_ids"], encodings["offset_mapping"], strict=True)
+    return {context: ContextTokens(*pair) for context, pair in zip(distinct, tokens, strict=True)}
+
+
+def tokenize_prompts(
+    tokenizer: PreTrainedTokenizerBase, template: str, questions: Sequence[str]
+) -> list[tuple[list[int], list[int]]]:
+    """Tokenize prompts with the questions in them: what stands before and after the context."""
+    parts = zip(*(split_template(template, question) for question in questions), strict=True)
+    before, after = (
+        tokenizer(
+            list(texts), add_special_tokens=False, return_attention_mask=False, verbose=False
+        )["input_ids"]
+        for texts in parts
+    )
+    return [
+        (ids, [*ids_after, tokenizer.eos_token_id])
+        for ids, ids_after in zip(before, after, strict=True)
+    ]
+
+
+def tokenize_question(
+    tokenizer: PreTrainedTokenizerBase,
+    template: str,
+    question: str,
+    lengths: TokenizationParameters,
+) -> tuple[list[int], list[int]]:
+    """Tokenize one prompt as `tokenize_prompts` does.
+
+    Raises:
+        InputError: too few tokens are left for the context.
+    """
+    [prompt] = tokenize_prompts(tokenizer, template, [question])
+    _require_room(prompt, lengths, "The question")
+    return prompt
+
+
+def _require_room(
+    prompt: tuple[list[int], list[int]], lengths: TokenizationParameters, name: str
+) -> None:
+    taken = sum(map(len, prompt))
+    left = lengths.max_source_length - taken
+    if left <= lengths.doc_stride:
+        raise InputError(
+            f"{name} takes {taken} of {lengths.max_source_length} tokens and leaves "
+            f"{max(left, 0)} for the context, not more than doc_stride {lengths.doc_stride}; raise "
+            "tokenization.max_source_length or shorten the question."
+        )
+
+
+def window_columns(
+    questions: Mapping[str, list],
+    tokenizer: PreTrainedTokenizerBase,
+    prompt: PromptParameters,
+    lengths: TokenizationParameters,
+    *,
+    abstains: bool,
+    for_training: bool,
+) -> dict[str, list]:
+    """Turn columns of questions (id, question, context, answers) into columns of windows.
+
+    They are id, window (its number), input_ids and labels: the ids of the answer in the window or,
+    if the model `abstains`, of the abstention. Else a window without the answer has no labels, and
+    is left out `for_training`.
+
+    Raises:
+        InputError: a question leaves too few tokens for its context; names its id.
+    """
+    contexts = tokenize_contexts(tokenizer, questions["context"])
+    prompts = tokenize_prompts(tokenizer, prompt.template, questions["question"])
+    columns: dict[str, list] = {"id": [], "window": [], "input_ids": []}
+    targets = []
+    for id_, asked, context, answers in zip(
+        questions["id"], prompts, questions["context"], questions["answers"], strict=True
+    ):
+        _require_room(asked, lengths, f"Question {id_!r}")
+        for number, window in enumerate(question_windows(asked, contexts[context], lengths)):
+            answer = answer_in_window(answers["text"], answers["answer_start"], window.span)
+            target = prompt.abstention if answer is None and abstains else answer
+            if target is None and for_training:
+                continue
+            targets.append(target)
+            columns["id"].append(id_)
+            columns["window"].append(number)
+            columns["input_ids"].append(window.input_ids)
+    distinct = list(dict.fromkeys(target for target in targets if target is not None))
+    labels = {None: []}
+    if distinct:
+        encoding = tokenizer(distinct, truncation=True, max_length=lengths.max_target_length)
+        labels |= zip(distinct, encoding["input_ids"], strict=True)
+    return columns | {"labels": [labels[target] for target in targets]}
+
+
+def question_windows(
+    question: tuple[list[int], list[int]], context: ContextTokens, lengths: TokenizationParameters
+) -> list[Window]:
+    """Put a tokenized question and each part of a tokenized context together, in order."""
+    before, after = question
+    ids, offsets = context
+    size = lengths.max_source_length - len(before) - len(after)
+    return [
+        Window(
+            [*before, *ids[start:end], *after],
+            (offsets[start][0], offsets[end - 1][1]) if start < end else (0, 0),
+        )
+        for start, end in window_spans(len(ids), size, lengths.doc_stride)
+    ]
+
+
+def split_template(template: str, question: str) -> tuple[str, str]:
+    """Fill in the question; return the prompt's text before and after the context.
+
+    >>> split_template("question: {question} context: {context}", "Who?")
+    ('question: Who? context:', '')
+    """
+    before, after = template.split("{context}")
+    return (
+        before.replace("{question}", question).strip(),
+        after.replace("{question}", question).strip(),
+    )
+
+
+def window_spans(n_tokens: int, size: int, stride: int) -> list[tuple[int, int]]:
+    """Cover `n_tokens` with [start, end) windows of at most `size` tokens, overlapping by `stride`.
+
+    >>> window_spans(10, 4, 1)
+    [(0, 4), (3, 7), (6, 10)]
+
+    Raises:
+        ValueError: `size` is not larger than `stride`, so that windows would not advance.
+    """
+    if size <= stride:
+        raise ValueError(f"a window of {size} tokens cannot overlap its neighbour by {stride}")
+    spans = [(0, min(size, n_tokens))]
+    while spans[-1][1] < n_tokens:
+        start = spans[-1][0] + size - stride
+        spans.append((start, min(start + size, n_tokens)))
+    return spans
+
+
+def answer_in_window(
+    texts: Sequence[str], starts: Sequence[int], window: tuple[int, int]
+) -> str | None:
+    """Return the first answer that lies wholly inside the window (character span), or None."""
+    for text, start in zip(texts, starts, strict=True):
+        if window[0] <= start and start + len(text) <= window[1]:
+            return text
+    return None
+
+
+def is_abstention(text: str, abstention: str) -> bool:
+    """Whether the text is empty or, but for case and outer white space, the abstention."""
+    return text.strip().casefold() in {"", abstention.casefold()}
+
+
+@dataclass(frozen=True)
+class WindowAnswer:
+    """What the model generated for one window of the question `id`.
+
+    `text` is the greedy output, `score` its log-probability. `answer` is the best answer that is
+    not the abstention, `answer_score` its log-probability, and `no_answer_score` the
+    log-probability of the abstention minus that of `answer`. `window` is the window's number.
+    """
+
+    id: str
+    text: str
+    score: float
+    answer: str
+    answer_score: float
+    no_answer_score: float
+    window: int
+
+
+def merge_windows(answers: Iterable[WindowAnswer], abstention: str) -> dict[str, WindowAnswer]:
+    """Merge window answers to one per question id, in order of first appearance.
+
+    A window that abstains says only that the answer is not in that window, so the most probable
+    answer of the other windows wins; the question is abstained on (text "") when all abstain,
+    with the least certain abstention as its score, and then the best answer is that of the window
+    nearest to answering. A question's no-answer score is its windows' lowest; its window is that
+    of its best answer.
+    """
+    windows: dict[str, list[WindowAnswer]] = {}
+    for answer in answers:
+        windows.setdefault(answer.id, []).append(answer)
+    return {id_: _merge(group, abstention) for id_, group in windows.items()}
+
+
+def _merge(windows: list[WindowAnswer], abstention: str) -> WindowAnswer:
+    nearest = min(windows, key=lambda window: window.no_answer_score)
+    answering = [window for window in windows if not is_abstention(window.text, abstention)]
+    if answering:
+        best = max(answering, key=lambda window: window.score)
+        text = best.text.strip()
+        return replace(best, text=text, answer=text, no_answer_score=nearest.no_answer_score)
+    least_certain = min(window.score for window in windows)
+    return replace(nearest, text="", score=least_certain, answer=nearest.answer.strip())

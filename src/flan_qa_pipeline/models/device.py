@@ -1,0 +1,62 @@
+"""Choices that the device decides: compute dtype, attention, memory."""
+
+import os
+import resource
+import sys
+
+import torch
+from accelerate.utils import get_max_memory
+
+
+def multiplies_bfloat16() -> bool:
+    """Whether the device multiplies bfloat16 matrices natively.
+
+    A GPU may have it, and a CPU with AVX512_BF16 or AMX.
+    """
+    if torch.cuda.is_available():
+        return torch.cuda.is_bf16_supported(including_emulation=False)
+    capabilities = torch.cpu.get_capabilities()
+    return any(capabilities.get(name, False) for name in ("avx512_bf16", "amx_bf16"))
+
+
+def resolve_compute_dtype(name: str) -> torch.dtype:
+    """Turn a `compute_dtype` parameter into a torch dtype.
+
+    `auto` is bfloat16 where the device multiplies it natively, else float32: on an AVX2 CPU NF4
+    with bfloat16 is over ten times slower than with float32. With AVX512_BF16 a training step of
+    the starter model takes 0.36 s instead of 0.52 s on two cores.
+    """
+    if name != "auto":
+        return getattr(torch, name)
+    return torch.bfloat16 if multiplies_bfloat16() else torch.float32
+
+
+def resolve_attention(name: str) -> str:
+    """Turn an `attn_implementation` parameter into what transformers calls it.
+
+    `auto` is torch's scaled dot product attention on a GPU, whose kernel never holds the scores,
+    and eager attention on a CPU, where that one is slower, most of all its backward pass.
+    """
+    if name != "auto":
+        return name
+    return "sdpa" if torch.cuda.is_available() else "eager"
+
+
+def free_memory(device: torch.device) -> int:
+    """Bytes that may still be allocated: of the GPU, or this process's share of the machine's."""
+    if device.type == "cuda":
+        unused = torch.cuda.memory_reserved(device) - torch.cuda.memory_allocated(device)
+        return torch.cuda.mem_get_info(device)[0] + unused
+    return get_max_memory()["cpu"] // int(os.environ.get("LOCAL_WORLD_SIZE", 1))
+
+
+MIB = 2**20
+
+
+def peak_memory() -> dict[str, int]:
+    """Largest memory so far in bytes: of this process and, where there is one, on the GPU."""
+    unit = 1 if sys.platform == "darwin" else 1024
+    peak = {"process": resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit}
+    if torch.cuda.is_available():
+        peak["GPU"] = torch.cuda.max_memory_allocated()
+    return peak

@@ -1,0 +1,211 @@
+"""The Python API: typed answers of an adapter on the starter model, as evaluation gives them."""
+
+import math
+import subprocess
+import sys
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import replace
+
+import pytest
+from datasets import Dataset, DatasetDict
+
+from flan_qa_pipeline import Answer, QuestionAnswerer
+from flan_qa_pipeline.answering.answerer import find_answer
+from flan_qa_pipeline.config.parameters import GenerationParameters
+from flan_qa_pipeline.datasets.adapter import AdapterDataset
+from flan_qa_pipeline.errors import InputError
+from flan_qa_pipeline.models.adapter import Adapter
+from flan_qa_pipeline.models.loading import load_base_model
+from flan_qa_pipeline.pipelines.data_engineering.nodes import tokenize_questions
+from flan_qa_pipeline.pipelines.reporting.nodes import load_finetuned_model, predict
+from flan_qa_pipeline.runtime.provenance import fingerprint_rows
+
+
+@pytest.fixture(scope="module")
+def answers(answerer, pairs):
+    return answerer.answer(pairs)
+
+
+@pytest.fixture(scope="module")
+def evaluated(pairs, starter, parameters, tmp_path_factory):
+    """Answer the pairs through the nodes of data_engineering and reporting."""
+    rows = [
+        {"id": f"q{i}", "context": context, "question": question, "answers": {"text": []}}
+        for i, (context, question) in enumerate(pairs)
+    ]
+    rows = [row | {"answers": {"text": [], "answer_start": []}} for row in rows]
+    splits = {
+        name: Dataset.from_list([row | {"id": name + row["id"]} for row in some])
+        for name, some in (("validation", rows), ("calibration", rows[:1]))
+    }
+
+    cache = {"cache_dir": str(tmp_path_factory.mktemp("cache"))}
+    data = parameters.data.model_copy(update=cache)
+
+    def evaluate(model, prompt):
+        questions = DatasetDict(splits)
+        windows = tokenize_questions(questions, starter, prompt, parameters.tokenization, data)
+        assert len(windows["validation"]) > len(pairs)
+        return predict(model, questions, windows, starter, prompt, parameters.generation)[0]
+
+    return evaluate
+
+
+@pytest.mark.parametrize("base", [False, True], ids=["adapter", "base"])
+def test_answers_are_those_of_the_evaluation(answerer, adapter, pairs, starter, evaluated, base):
+    prompt = answerer.prompt
+    trained_on = Dataset.from_list([{"id": "q"}])
+    fingerprints = {"questions": {"train": fingerprint_rows(trained_on)}}
+    saved = replace(adapter, training={"run": {"fingerprints": fingerprints}})
+    model = (
+        load_base_model(starter)
+        if base
+        else load_finetuned_model(starter, prompt, saved, DatasetDict(train=trained_on))
+    )
+    expected = evaluated(model, prompt)
+    answers = answerer.answer(pairs, base=base)
+    assert [answer.text for answer in answers] == expected["prediction_text"].tolist()
+    odds = [math.log(p / (1 - p)) for p in (answer.no_answer_probability for answer in answers)]
+    assert odds == pytest.approx(expected["no_answer_score"].tolist(), abs=1e-3)
+    for answer, score in zip(answers, expected["score"], strict=True):
+        wanted = answer.no_answer_probability if answer.abstained else math.exp(score)
+        assert answer.score == pytest.approx(wanted, rel=1e-3)
+
+
+def test_adapter_and_base_differ_and_switching_leaves_no_trace(answerer, answers, pairs):
+    base = answerer.answer(pairs, base=True)
+    assert [answer.text for answer in base] != [answer.text for answer in answers]
+    assert answerer.answer(pairs) == answers
+
+
+def test_answers_have_their_place_in_the_context(answers, pairs):
+    given = [answer for answer in answers if not answer.abstained]
+    assert len({answer.text for answer in given}) > 3
+    starts = [answer.start for answer in given if answer.start is not None]
+    assert max(starts) > 600, starts
+    for answer, (context, _) in zip(answers, pairs, strict=True):
+        assert 0 <= answer.score <= 1
+        assert (answer.start is None) == (answer.end is None)
+        if answer.start is not None:
+            found = context[answer.start : answer.end]
+            assert found.split() == answer.text.split()
+
+
+def test_an_abstention_is_typed_as_one(answers):
+    abstained = [answer for answer in answers if answer.abstained]
+    assert abstained
+    for answer in abstained:
+        p = answer.no_answer_probability
+        assert answer == Answer("", p, True, p, None, None)
+
+
+@pytest.mark.parametrize("threshold", [0.0, 1.0])
+def test_a_threshold_decides_instead_of_the_greedy_output(
+    adapter, answerer, answers, pairs, threshold
+):
+    strict = QuestionAnswerer(adapter, no_answer_threshold=threshold, compute_dtype="float32")
+    decided = strict.answer(pairs)
+    assert all(answer.abstained == (threshold == 0) for answer in decided)
+    assert all(bool(answer.text) == (threshold == 1) for answer in decided)
+    for ours, greedy in zip(decided, answers, strict=True):
+        assert ours.no_answer_probability == greedy.no_answer_probability
+        if threshold == 1 and not greedy.abstained:
+            assert ours == greedy
+    assert strict.answer(pairs[:2], base=True) == answerer.answer(pairs[:2], base=True)
+
+
+def test_order_and_batches_do_not_matter(adapter, answers, pairs):
+    small = GenerationParameters(**adapter.provenance["generation"] | {"batch_tokens": 100})
+    answerer = QuestionAnswerer(adapter, generation=small, compute_dtype="float32")
+    backward = answerer.answer(pairs[::-1])[::-1]
+    assert [answer.text for answer in backward] == [answer.text for answer in answers]
+    assert [answer.start for answer in backward] == [answer.start for answer in answers]
+    assert answerer.answer([]) == []
+
+
+def test_threads_may_share_one_answerer(answerer, answers, pairs):
+    base = answerer.answer(pairs[:3], base=True)
+    with ThreadPoolExecutor(4) as pool:
+        jobs = [pool.submit(answerer.answer, pairs[:3], base=i % 2 == 1) for i in range(6)]
+    texts = [[answer.text for answer in job.result()] for job in jobs]
+    expected = [[answer.text for answer in some[:3]] for some in (answers, base)] * 3
+    assert texts == expected
+
+
+@pytest.mark.parametrize(
+    ("context", "question", "complaint"),
+    [
+        ("", "Who?", "The context is empty"),
+        ("Ada.", " \n", "The question is empty"),
+        (None, "Who?", "The context is missing"),
+        ("Ada.", float("nan"), "The question is missing"),
+        (
+            "Ada.",
+            "Who was it? " * 90,
+            "The question takes .* of 256 tokens .* shorten the question",
+        ),
+    ],
+)
+def test_a_pair_that_cannot_be_answered_is_named(answerer, pairs, context, question, complaint):
+    assert answerer.problem(*pairs[0]) is None
+    with pytest.raises(InputError, match=f"Pair 1 of 2: {complaint}"):
+        answerer.answer([pairs[0], (context, question)])
+
+
+def test_a_context_without_tokens_is_answered_without_a_place(answerer):
+    [answer] = answerer.answer([("\u200b", "Who was it?")])
+    assert answer.start is None
+
+
+def test_saved_adapter_is_loaded_from_its_folder(adapter, answers, pairs, tmp_path):
+    AdapterDataset(filepath=str(tmp_path / "adapter")).save(adapter)
+    answerer = QuestionAnswerer.from_folder(tmp_path / "adapter", compute_dtype="float32")
+    assert answerer.answer(pairs) == answers
+
+
+def test_what_is_no_adapter_is_refused(tmp_path, adapter):
+    with pytest.raises(InputError, match=f"{tmp_path} holds no adapter"):
+        QuestionAnswerer.from_folder(tmp_path)
+    with pytest.raises(InputError, match="is not in a Kedro project"):
+        QuestionAnswerer.from_project(tmp_path)
+    saved_by_another = {"model": adapter.provenance["model"], "prompt": {"template": "{question}"}}
+    AdapterDataset(filepath=str(tmp_path / "old")).save(
+        Adapter(adapter.config, adapter.state_dict, adapter.tokenizer, saved_by_another, {})
+    )
+    with pytest.raises(InputError, match="not saved by this version of the project.*train again"):
+        QuestionAnswerer.from_folder(tmp_path / "old")
+    with pytest.raises(InputError, match="nowhere"):
+        QuestionAnswerer(adapter, base_model="/nowhere/t5")
+
+
+@pytest.mark.parametrize(
+    ("answer", "context", "window", "expected"),
+    [
+        ("5", "In 1953, 5 men", (0, 14), "5"),
+        ("53", "In 1953, all", (0, 12), "53"),
+        ("the club", "The club, the club", (0, 18), "the club"),
+        ("THE CLUB", "for The Club", (0, 12), "The Club"),
+        ("a b", "x a\n b y", (0, 8), "a\n b"),
+        ("C++ (1985)", "In C++ (1985).", (0, 14), "C++ (1985)"),
+        ("東京", "彼は東京に住む", (0, 7), "東京"),
+        ("Ada", "Ada and Ada", (4, 11), "Ada"),
+        ("Ada", "Ada and Bea", (4, 11), None),
+        ("Rome", "Paris", (0, 5), None),
+    ],
+)
+def test_find_answer(answer, context, window, expected):
+    span = find_answer(answer, context, window)
+    assert (span and context[span[0] : span[1]]) == expected
+    assert span is None or window[0] <= span[0] < span[1] <= window[1]
+
+
+def test_importing_the_package_imports_no_model_library():
+    code = (
+        "import sys, flan_qa_pipeline; assert 'torch' not in sys.modules; "
+        "assert set(flan_qa_pipeline.__all__) == {'Answer', 'QuestionAnswerer'}"
+    )
+    subprocess.run([sys.executable, "-c", code], check=True)  # noqa: S603
+    import flan_qa_pipeline
+
+    with pytest.raises(AttributeError, match="no attribute 'nothing'"):
+        flan_qa_pipeline.nothing  # noqa: B018

@@ -1,0 +1,308 @@
+"""LoRA adapters: trained for real, saved, versioned, attached again, and every misfit."""
+
+import dataclasses
+import json
+import logging
+from pathlib import Path
+
+import pytest
+import torch
+from bitsandbytes.nn import Linear4bit
+from kedro.io import DatasetError
+from kedro.io.core import Version
+from peft import PeftModel
+
+import flan_qa_pipeline.models.adapter
+from flan_qa_pipeline.answering.generation import generate_answers
+from flan_qa_pipeline.datasets.adapter import AdapterDataset
+from flan_qa_pipeline.errors import InputError
+from flan_qa_pipeline.models.adapter import attach_adapter, provenance_of
+from flan_qa_pipeline.models.loading import dequantize, load_base_model
+from flan_qa_pipeline.pipelines.modeling.nodes import attach_lora, merge_adapter
+from flan_qa_pipeline.runtime.atomic_catalog import AtomicCatalog
+
+
+@pytest.fixture(scope="module")
+def trained(train, training):
+    """The trained model and its adapter."""
+    return train(training)
+
+
+@pytest.fixture
+def dataset(tmp_path):
+    def open_version(load=None, save=None):
+        return AdapterDataset(filepath=str(tmp_path / "adapter"), version=Version(load, save))
+
+    return open_version
+
+
+def files_in(folder):
+    return [path for path in Path(folder).rglob("*") if path.is_file()]
+
+
+def logits(model, windows):
+    batch = torch.tensor([windows["train"][0]["input_ids"]])
+    with torch.inference_mode():
+        return model(input_ids=batch, decoder_input_ids=torch.tensor([[0, 4, 9]])).logits
+
+
+def answers(model, tokenizer, windows):
+    ids = windows["train"]["input_ids"]
+    return generate_answers(
+        model, tokenizer, ids, abstention="no answer", batch_tokens=160, max_new_tokens=8
+    )
+
+
+def scaled(adapter, factor):
+    weights = {name: factor * tensor for name, tensor in adapter.state_dict.items()}
+    return dataclasses.replace(adapter, state_dict=weights)
+
+
+def test_training_changes_the_model_and_lowers_both_losses(trained, float32, windows):
+    model, adapter = trained
+    log = adapter.training["log"]
+    losses = [entry["loss"] for entry in log if "loss" in entry]
+    eval_losses = [entry["eval_loss"] for entry in log if "eval_loss" in entry]
+    assert losses[-1] < losses[0]
+    assert len(eval_losses) == 2
+    assert eval_losses[1] < eval_losses[0]
+    assert all(tensor.device.type == "cpu" for tensor in adapter.state_dict.values())
+    lora_b = [tensor for name, tensor in adapter.state_dict.items() if "lora_B" in name]
+    assert len(lora_b) == 18
+    assert all(tensor.abs().max() > 0 for tensor in lora_b)
+    assert not torch.allclose(logits(model, windows), logits(load_base_model(float32), windows))
+
+
+def test_reloaded_adapter_answers_like_the_trained_model(
+    trained, float32, provenance, windows, tokenizer, dataset
+):
+    model, adapter = trained
+    dataset().save(adapter)
+    loaded = dataset().load()
+    assert loaded.provenance == adapter.provenance
+    assert provenance.items() <= loaded.provenance.items()
+    assert loaded.training == adapter.training
+    again = attach_adapter(load_base_model(float32), loaded, provenance)
+    assert not again.training
+    assert torch.equal(logits(again, windows), logits(model, windows))
+    assert answers(again, tokenizer, windows) == answers(model, tokenizer, windows)
+    assert answers(again, loaded.tokenizer, windows) == answers(again, tokenizer, windows)
+
+
+def test_versions_are_kept_and_can_be_pinned(trained, dataset):
+    _, adapter = trained
+    assert not dataset().exists()
+    dataset(save="2026-01-01T00.00.00.000Z").save(adapter)
+    dataset(save="2026-01-02T00.00.00.000Z").save(scaled(adapter, 2))
+    assert dataset().exists()
+    for load, factor in (
+        (None, 2),
+        ("2026-01-02T00.00.00.000Z", 2),
+        ("2026-01-01T00.00.00.000Z", 1),
+    ):
+        loaded = dataset(load=load).load()
+        assert loaded.state_dict.keys() == adapter.state_dict.keys()
+        for name, tensor in adapter.state_dict.items():
+            assert torch.equal(loaded.state_dict[name], factor * tensor)
+        assert (loaded.config.r, loaded.config.lora_alpha) == (
+            adapter.config.r,
+            adapter.config.lora_alpha,
+        )
+    with pytest.raises(DatasetError, match="must not exist if versioning is enabled"):
+        dataset(save="2026-01-01T00.00.00.000Z").save(adapter)
+
+
+def test_unversioned_adapter_can_be_saved_again(trained, tmp_path):
+    _, adapter = trained
+    plain = AdapterDataset(filepath=str(tmp_path / "plain"))
+    plain.save(adapter)
+    plain.save(scaled(adapter, 3))
+    for name, tensor in plain.load().state_dict.items():
+        assert torch.equal(tensor, 3 * adapter.state_dict[name])
+    assert [path.name for path in tmp_path.iterdir() if "plain" in path.name] == ["plain"]
+
+
+def test_files_are_safetensors_and_json_in_pefts_own_layout(trained, float32, windows, dataset):
+    model, adapter = trained
+    opened = dataset(save="v1")
+    opened.save(adapter)
+    folder = opened._get_versioned_path("v1")
+    files = files_in(folder)
+    assert {path.suffix for path in files} == {".safetensors", ".json"}
+    for path in files:
+        if path.suffix == ".json":
+            json.loads(path.read_text(encoding="utf-8"))
+    plain = PeftModel.from_pretrained(load_base_model(float32), str(folder)).eval()
+    assert torch.equal(logits(plain, windows), logits(model, windows))
+
+
+@pytest.mark.parametrize("name", ["adapter_model.bin", "optimizer.pt", "tokenizer/vocab.pkl"])
+def test_an_adapter_with_a_pickle_is_refused(trained, dataset, name):
+    _, adapter = trained
+    opened = dataset(save="v1")
+    opened.save(adapter)
+    pickled = Path(opened._get_versioned_path("v1"), name)
+    pickled.parent.mkdir(exist_ok=True)
+    torch.save(adapter.state_dict, pickled)
+    with pytest.raises(DatasetError, match=f"{name} is neither safetensors nor JSON nor text"):
+        dataset().load()
+
+
+@pytest.mark.parametrize("step", ["weights", "config", "tokenizer", "provenance"])
+@pytest.mark.parametrize("interruption", [OSError("disk full"), KeyboardInterrupt()])
+def test_interrupted_save_leaves_no_version(trained, tmp_path, dataset, step, interruption):
+    _, adapter = trained
+    dataset(save="2026-01-01T00.00.00.000Z").save(adapter)
+    before = {path: path.read_bytes() for path in files_in(tmp_path / "adapter")}
+
+    def fail(*args, **kwargs):
+        raise interruption
+
+    with pytest.MonkeyPatch.context() as patch:
+        if step == "weights":
+            patch.setattr(flan_qa_pipeline.models.adapter, "save_file", fail)
+        elif step == "config":
+            patch.setattr(type(adapter.config), "save_pretrained", fail)
+        elif step == "tokenizer":
+            patch.setattr(type(adapter.tokenizer), "save_pretrained", fail)
+        else:
+            patch.setattr(flan_qa_pipeline.adapter.json, "dumps", fail)
+        catalog = AtomicCatalog({"adapter": dataset(save="2026-01-02T00.00.00.000Z")})
+        with pytest.raises((DatasetError, KeyboardInterrupt)):
+            catalog.save("adapter", scaled(adapter, 2))
+
+    assert dataset().list_versions(full_path=False) == ["2026-01-01T00.00.00.000Z"]
+    assert {path: path.read_bytes() for path in files_in(tmp_path / "adapter")} == before
+    assert [path.name for path in (tmp_path / "adapter").iterdir()] == ["2026-01-01T00.00.00.000Z"]
+    assert [path.name for path in tmp_path.iterdir() if "adapter" in path.name] == ["adapter"]
+    loaded = dataset().load().state_dict
+    assert all(torch.equal(loaded[name], adapter.state_dict[name]) for name in adapter.state_dict)
+    dataset(save="2026-01-02T00.00.00.000Z").save(adapter)
+    assert len(dataset().list_versions()) == 2
+
+
+def test_every_difference_of_provenance_is_named(trained, parameters, float32):
+    _, adapter = trained
+    model = float32.model_copy(update={"quant_type": "fp4", "revision": "main"})
+    prompt = parameters.prompt.model_copy(update={"abstention": "none"})
+    with pytest.raises(InputError) as error:
+        attach_adapter(load_base_model(float32), adapter, provenance_of(model, prompt))
+    message = str(error.value)
+    assert "model.quant_type is 'fp4', trained with 'nf4'" in message
+    assert "model.revision is 'main', trained with None" in message
+    assert f"prompt.abstention is 'none', trained with {parameters.prompt.abstention!r}" in message
+    assert "template" not in message
+    assert "--load-versions=adapter:" in message
+
+
+def test_what_does_not_change_the_answers_may_differ(trained, parameters, float32):
+    _, adapter = trained
+    model = float32.model_copy(update={"compute_dtype": "bfloat16", "attn_implementation": "sdpa"})
+    attach_adapter(load_base_model(float32), adapter, provenance_of(model, parameters.prompt))
+
+
+@pytest.mark.parametrize(
+    ("change", "said"),
+    [
+        (lambda weights, name: weights.pop(name), "missing in the adapter and ("),
+        (
+            lambda weights, name: weights.update({name: weights[name][:, :3]}),
+            ", 3) in the adapter and (",
+        ),
+        (
+            lambda weights, name: weights.update({f"{name}.more": weights[name]}),
+            "in the adapter and missing on the base",
+        ),
+    ],
+    ids=["missing", "another shape", "too many"],
+)
+def test_weights_that_do_not_fit_the_base_are_named(trained, float32, provenance, change, said):
+    _, adapter = trained
+    weights = dict(adapter.state_dict)
+    name = sorted(weights)[0]
+    change(weights, name)
+    wrong = dataclasses.replace(adapter, state_dict=weights)
+    with pytest.raises(InputError) as error:
+        attach_adapter(load_base_model(float32), wrong, provenance)
+    assert f"does not fit the base {float32.name}: {name}" in str(error.value)
+    assert said in str(error.value)
+
+
+def test_target_module_that_matches_nothing_is_refused(parameters, float32, lora):
+    lora = lora.model_copy(update={"target_modules": ["q", "query", "w"]})
+    base = load_base_model(float32)
+    with pytest.raises(InputError) as error:
+        attach_lora(base, lora, parameters.training)
+    assert f"['query', 'w'] match no linear module of {float32.name}" in str(error.value)
+    assert "q, k, v, o, wi_0, wi_1 and wo (or use all-linear)" in str(error.value)
+    assert not any("lora" in name for name, _ in base.named_modules())
+
+
+@pytest.mark.parametrize(
+    ("targets", "expected"),
+    [
+        ("all-linear", {"q", "k", "v", "o", "wi_0", "wi_1", "wo"}),
+        (["q", "v"], {"q", "v"}),
+        (["EncDecAttention.q"], {"q"}),
+    ],
+)
+def test_lora_is_put_on_the_targets_alone(parameters, float32, lora, caplog, targets, expected):
+    lora = lora.model_copy(update={"target_modules": targets})
+    with caplog.at_level(logging.INFO, logger="flan_qa_pipeline"):
+        model = attach_lora(load_base_model(float32), lora, parameters.training)
+    trainable = {name for name, p in model.named_parameters() if p.requires_grad}
+    assert all(".lora_A." in name or ".lora_B." in name for name in trainable)
+    assert {name.split(".lora_")[0].rpartition(".")[2] for name in trainable} == expected
+    assert "LoRA trains" in caplog.text
+
+
+@pytest.mark.parametrize("kind", ["use_rslora", "use_dora"])
+def test_variants_of_lora_train_on_4_bit(train, training, lora, parameters, float32, kind):
+    changed = lora.model_copy(update={kind: True})
+    model = attach_lora(load_base_model(float32), changed, training).train()
+    assert getattr(model.peft_config["default"], kind)
+    ids = torch.tensor([[5, 6, 7, 1]])
+    model(input_ids=ids, attention_mask=torch.ones_like(ids), labels=ids).loss.backward()
+    trained = [name for name, p in model.named_parameters() if p.grad is not None]
+    assert trained == [name for name, p in model.named_parameters() if p.requires_grad]
+    assert any("magnitude" in name for name in trained) == (kind == "use_dora")
+
+
+def test_merged_model_answers_like_the_adapter_on_the_dequantized_base(
+    trained, parameters, float32, provenance, windows, tokenizer
+):
+    _, adapter = trained
+    merged, saved_tokenizer = merge_adapter(float32, parameters.prompt, adapter)
+    assert {p.dtype for p in merged.parameters()} == {torch.bfloat16}
+    apart = attach_adapter(dequantize(load_base_model(float32)), adapter, provenance)
+    expected = logits(apart, windows)
+    error = (logits(merged, windows).float() - expected).norm() / expected.norm()
+    assert error < 0.02
+    untrained = logits(load_base_model(float32), windows)
+    assert (untrained - expected).norm() / expected.norm() > 10 * error
+    texts, others = (
+        [answer.text for answer in answers(model, some, windows)]
+        for model, some in ((merged, saved_tokenizer), (apart, tokenizer))
+    )
+    assert texts == others
+
+
+def test_a_head_in_4_bits_trains_saves_answers_and_merges(
+    train, training, parameters, float32, windows, tokenizer, dataset
+):
+    whole = float32.model_copy(update={"skip_modules": [], "dequantize": False})
+    model, adapter = train(training, whole)
+    assert type(model.get_output_embeddings()) is Linear4bit
+    losses = [entry["loss"] for entry in adapter.training["log"] if "loss" in entry]
+    assert losses[-1] < losses[0]
+    dataset().save(adapter)
+    loaded = dataset().load()
+    again = attach_adapter(load_base_model(whole), loaded, provenance_of(whole, parameters.prompt))
+    assert torch.equal(logits(again, windows), logits(model, windows))
+    assert answers(again, tokenizer, windows) == answers(model, tokenizer, windows)
+    with pytest.raises(InputError, match=r"skip_modules is \['lm_head'\], trained with \[\]"):
+        attach_adapter(load_base_model(float32), loaded, provenance_of(float32, parameters.prompt))
+    merged, _ = merge_adapter(whole, parameters.prompt, loaded)
+    expected = logits(model, windows)
+    error = (logits(merged, windows).float() - expected).norm() / expected.norm()
+    assert error < 0.02

@@ -1,0 +1,302 @@
+"""The 4-bit base model, quantized on the CPU by the real bitsandbytes."""
+
+import json
+import logging
+import shutil
+
+import bitsandbytes
+import pytest
+import torch
+from bitsandbytes.functional import dequantize_4bit
+from bitsandbytes.nn import Linear4bit
+from kedro.io import DatasetError
+from safetensors.torch import load_file, save_file
+from transformers import T5ForConditionalGeneration
+
+import flan_qa_pipeline.models.loading
+from flan_qa_pipeline.datasets.pretrained import PretrainedDataset
+from flan_qa_pipeline.errors import InputError
+from flan_qa_pipeline.evaluation.costs import base_weights
+from flan_qa_pipeline.models.device import free_memory, resolve_attention, resolve_compute_dtype
+from flan_qa_pipeline.models.loading import load_base_model, load_tokenizer
+from flan_qa_pipeline.pipelines.modeling.nodes import attach_lora
+from flan_qa_pipeline.training.measured_memory import (
+    held_bytes,
+    load_by_libraries,
+    prepare_by_libraries,
+)
+
+LINEAR = {"q", "k", "v", "o", "wi_0", "wi_1", "wo"}
+INPUT_IDS = torch.tensor([[17, 45, 101, 230, 9, 1], [300, 44, 12, 87, 150, 1]])
+DECODER_INPUT_IDS = torch.tensor([[0, 77, 5], [0, 12, 310]])
+
+on_cpu = pytest.mark.skipif(torch.cuda.is_available(), reason="the model would go to the GPU")
+
+
+@pytest.fixture
+def model_parameters(model_parameters):
+    """4-bit layers stay packed, so that they can be looked at."""
+    return model_parameters.model_copy(update={"dequantize": False})
+
+
+@pytest.fixture
+def float32(model_parameters):
+    return model_parameters.model_copy(update={"compute_dtype": "float32"})
+
+
+def logits(model):
+    with torch.inference_mode():
+        return model(input_ids=INPUT_IDS, decoder_input_ids=DECODER_INPUT_IDS).logits
+
+
+def relative_error(approximate, exact):
+    return ((approximate - exact).norm() / exact.norm()).item()
+
+
+@on_cpu
+def test_every_linear_layer_is_nf4_and_nothing_else(float32):
+    base = load_base_model(float32)
+    quantized = {name for name, module in base.named_modules() if isinstance(module, Linear4bit)}
+    assert {name.rpartition(".")[2] for name in quantized} == LINEAR
+    linear = {name for name, _ in base.named_modules() if name.rpartition(".")[2] in LINEAR}
+    assert quantized == linear
+    for name in quantized:
+        state = base.get_submodule(name).weight.quant_state
+        assert (state.quant_type, state.nested, state.blocksize) == ("nf4", True, 64)
+    assert type(base.lm_head) is torch.nn.Linear
+    assert type(base.get_input_embeddings()) is torch.nn.Embedding
+    assert base.lm_head.weight.dtype == base.shared.weight.dtype == torch.float32
+    assert not base.training
+    assert not any(parameter.requires_grad for parameter in base.parameters())
+
+
+@on_cpu
+def test_without_quantization_the_weights_are_the_saved_ones(float32):
+    base = load_base_model(float32.model_copy(update={"load_in_4bit": False}))
+    saved = T5ForConditionalGeneration.from_pretrained(float32.name, dtype=torch.float32).eval()
+    assert not any(isinstance(module, Linear4bit) for module in base.modules())
+    torch.testing.assert_close(logits(base), logits(saved))
+
+
+@on_cpu
+@pytest.mark.parametrize("quantized", ["wo", "lm_head"])
+def test_quantizing_wo_and_the_head_too_costs_little(float32, quantized):
+    exact = logits(load_base_model(float32.model_copy(update={"load_in_4bit": False})))
+    others = [name for name in ("lm_head", "wo") if name != quantized]
+    skipping, without = (
+        load_base_model(float32.model_copy(update={"skip_modules": skipped}))
+        for skipped in ([quantized, *others], others)
+    )
+    for base, kind in ((skipping, torch.nn.Linear), (without, Linear4bit)):
+        layers = [part for name, part in base.named_modules() if name.endswith(quantized)]
+        assert {type(layer) for layer in layers} == {kind}
+    fewer, more = (relative_error(logits(base), exact) for base in (skipping, without))
+    assert 0 < fewer
+    assert fewer != more
+    assert more / fewer < 3
+
+
+def test_a_layer_to_skip_that_is_not_there_is_named(float32):
+    with pytest.raises(
+        InputError, match=r"skip_modules: heads matches no linear module of .* lm_head,"
+    ):
+        load_base_model(float32.model_copy(update={"skip_modules": ["lm_head", "heads"]}))
+
+
+@on_cpu
+@pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
+def test_dequantized_layers_compute_what_packed_ones_do(model_parameters, dtype, caplog):
+    packed = model_parameters.model_copy(update={"compute_dtype": dtype})
+    kept = load_base_model(packed)
+    taken = load_base_model(packed.model_copy(update={"dequantize": True}))
+    assert not any(isinstance(module, Linear4bit) for module in taken.modules())
+    assert not taken.is_quantized
+    assert not any(parameter.requires_grad for parameter in taken.parameters())
+    torch.testing.assert_close(logits(taken), logits(kept), rtol=0, atol=0)
+    assert not [record for record in caplog.records if record.levelno >= logging.WARNING]
+
+
+@on_cpu
+def test_weights_are_dequantized_only_where_they_are_small_beside_the_free_memory(
+    float32, monkeypatch, caplog
+):
+    automatic = float32.model_copy(update={"dequantize": "auto"})
+    size = sum(
+        4 * module.in_features * module.out_features
+        for module in load_base_model(float32).modules()
+        if isinstance(module, Linear4bit)
+    )
+    for free, packed in ((8 * size - 1, True), (8 * size, False)):
+        monkeypatch.setattr(
+            flan_qa_pipeline.models.loading, "free_memory", lambda device, n=free: n
+        )
+        caplog.clear()
+        with caplog.at_level(logging.INFO, logger="flan_qa_pipeline"):
+            base = load_base_model(automatic)
+        assert any(isinstance(module, Linear4bit) for module in base.modules()) is packed
+        assert ("stay packed" in caplog.text) is packed
+
+
+def test_what_torch_holds_unused_on_a_gpu_is_free(monkeypatch):
+    for name, size in (("mem_get_info", (70, 80)), ("memory_reserved", 9), ("memory_allocated", 4)):
+        monkeypatch.setattr(torch.cuda, name, lambda device, size=size: size)
+    assert free_memory(torch.device("cuda")) == 75
+
+
+def dequantized(linear):
+    return dequantize_4bit(linear.weight.data, linear.weight.quant_state)
+
+
+@on_cpu
+@pytest.mark.parametrize("repacks", [False, True], ids=["this CPU", "a CPU with AVX512_BF16"])
+@pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
+def test_feed_forward_keeps_its_activations(model_parameters, monkeypatch, dtype, repacks):
+    if repacks:
+        monkeypatch.setattr(bitsandbytes.nn.modules, "has_avx512bf16", lambda: True)
+    base = load_base_model(model_parameters.model_copy(update={"compute_dtype": dtype}))
+    tolerance = {"float32": 1e-5, "bfloat16": 0.03}[dtype]
+    torch.manual_seed(0)
+    hidden = torch.randn(2, 5, base.config.d_model, dtype=getattr(torch, dtype))
+    for dense in (base.encoder.block[0].layer[1], base.decoder.block[0].layer[2]):
+        dense = dense.DenseReluDense
+        wi_0, wi_1, wo = (dequantized(part).float() for part in (dense.wi_0, dense.wi_1, dense.wo))
+        x = hidden.float()
+        expected = (torch.nn.functional.gelu(x @ wi_0.T, approximate="tanh") * (x @ wi_1.T)) @ wo.T
+        for _ in range(3):
+            with torch.inference_mode():
+                output = dense(hidden)
+            assert dense.wo.weight.dtype == getattr(torch, dtype)
+            assert relative_error(output.float(), expected) < tolerance
+
+
+@on_cpu
+def test_gradients_still_pass_after_inference(float32):
+    base = load_base_model(float32)
+
+    def gradient():
+        embeds = base.shared(INPUT_IDS).detach().requires_grad_()
+        base.train()(inputs_embeds=embeds, labels=DECODER_INPUT_IDS).loss.backward()
+        base.eval()
+        return embeds.grad
+
+    before = gradient()
+    assert before.abs().max() > 0
+    first, second = logits(base), logits(base)
+    torch.testing.assert_close(first, second)
+    torch.testing.assert_close(gradient(), before)
+
+
+@pytest.mark.parametrize(
+    ("capabilities", "expected"),
+    [
+        ({"avx2": True}, torch.float32),
+        ({"avx2": True, "avx512_bf16": False, "amx_bf16": False}, torch.float32),
+        ({"avx512_bf16": True, "amx_bf16": False}, torch.bfloat16),
+        ({"avx512_bf16": False, "amx_bf16": True}, torch.bfloat16),
+    ],
+)
+def test_compute_dtype_auto_on_a_cpu(monkeypatch, capabilities, expected):
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
+    monkeypatch.setattr(torch.cpu, "get_capabilities", lambda: capabilities)
+    assert resolve_compute_dtype("auto") == expected
+
+
+@pytest.mark.parametrize(("native", "expected"), [(False, torch.float32), (True, torch.bfloat16)])
+def test_compute_dtype_auto_on_a_gpu(monkeypatch, native, expected):
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    monkeypatch.setattr(torch.cuda, "is_bf16_supported", lambda including_emulation: native)
+    assert resolve_compute_dtype("auto") == expected
+
+
+def test_compute_dtype_by_name():
+    assert resolve_compute_dtype("float16") == torch.float16
+
+
+@pytest.mark.parametrize(("on_gpu", "expected"), [(False, "eager"), (True, "sdpa")])
+def test_attention_auto(monkeypatch, on_gpu, expected):
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: on_gpu)
+    assert resolve_attention("auto") == expected
+    assert resolve_attention("eager") == "eager"
+
+
+@pytest.mark.parametrize("load", [load_base_model, load_tokenizer])
+def test_missing_folder_is_named(float32, tmp_path, load):
+    missing = tmp_path / "data/06_models/nothing"
+    with pytest.raises(InputError) as error:
+        load(float32.model_copy(update={"name": str(missing)}))
+    assert f"model.name: there is no folder {missing}; give" in str(error.value)
+    assert "kedro run --pipelines=starter" in str(error.value)
+
+
+@pytest.mark.parametrize("load", [load_base_model, load_tokenizer])
+def test_folder_without_a_model_is_named(float32, tmp_path, load):
+    with pytest.raises(InputError) as error:
+        load(float32.model_copy(update={"name": str(tmp_path)}))
+    assert f"model.name: the folder {tmp_path} holds no config.json; give" in str(error.value)
+
+
+def test_another_architecture_is_refused(float32, tmp_path):
+    (tmp_path / "config.json").write_text(json.dumps({"model_type": "bert"}), encoding="utf-8")
+    with pytest.raises(InputError) as error:
+        load_base_model(float32.model_copy(update={"name": str(tmp_path)}))
+    assert f"model.name: {tmp_path} is a bert model; choose a T5 v1.1" in str(error.value)
+
+
+def test_weights_without_a_head_are_refused(float32, tmp_path, tiny_base):
+    shutil.copytree(tiny_base, tmp_path / "headless")
+    weights = load_file(tmp_path / "headless/model.safetensors")
+    del weights["lm_head.weight"]
+    save_file(weights, tmp_path / "headless/model.safetensors", metadata={"format": "pt"})
+    with pytest.raises(InputError, match=r"headless lack lm_head\.weight; give a complete T5"):
+        load_base_model(float32.model_copy(update={"name": str(tmp_path / "headless")}))
+
+
+def test_pretrained_dataset_keeps_model_and_tokenizer_in_one_folder(tiny_base, tmp_path):
+    filepath = str(tmp_path / "both")
+    model = PretrainedDataset(filepath=filepath, auto_class="AutoModelForSeq2SeqLM")
+    tokenizer = PretrainedDataset(filepath=filepath, auto_class="AutoTokenizer")
+    source_model = PretrainedDataset(filepath=str(tiny_base), auto_class="AutoModelForSeq2SeqLM")
+    source_tokenizer = PretrainedDataset(filepath=str(tiny_base), auto_class="AutoTokenizer")
+    assert not model.exists()
+    tokenizer.save(source_tokenizer.load())
+    assert tokenizer.exists()
+    assert not model.exists()
+    model.save(source_model.load())
+    assert model.exists()
+    pickled = tmp_path / "both/pytorch_model.bin"
+    torch.save({"a": 1}, pickled)
+    with pytest.raises(DatasetError, match=r"pytorch_model\.bin is neither safetensors nor"):
+        model.load()
+    pickled.unlink()
+    text = "Which club was defeated in the Final?"
+    assert tokenizer.load()(text) == source_tokenizer.load()(text)
+    torch.testing.assert_close(logits(model.load().eval()), logits(source_model.load().eval()))
+
+
+@on_cpu
+@pytest.mark.parametrize("skip_modules", [["lm_head"], [], ["lm_head", "wo"]])
+@pytest.mark.parametrize("adapted", [False, True], ids=["base", "with LoRA"])
+@pytest.mark.parametrize("double_quant", [True, False])
+def test_calculated_weights_are_those_in_memory(
+    model_parameters, parameters, adapted, skip_modules, double_quant
+):
+    changes = {"skip_modules": skip_modules, "double_quant": double_quant}
+    bfloat16 = model_parameters.model_copy(update={"compute_dtype": "bfloat16", **changes})
+    base = load_base_model(bfloat16)
+    measured = held_bytes(base)
+    if adapted:
+        base = attach_lora(base, parameters.lora, parameters.training).get_base_model()
+    weights = base_weights(base, **changes)
+    sizes = weights["loaded"]
+    assert sizes["NF4 here"] == measured
+    whole = load_base_model(bfloat16.model_copy(update={"load_in_4bit": False}))
+    assert sizes["bfloat16"] == whole.get_memory_footprint()
+    assert sizes["float32"] == 2 * sizes["bfloat16"]
+    assert sizes["NF4 here"] < sizes["bfloat16"]
+    assert sizes["NF4 by the libraries"] < sizes["bfloat16"]
+    if double_quant:
+        assert sizes["NF4 here"] <= sizes["NF4 by the libraries"]
+    loaded = load_by_libraries("NF4 by the libraries", bfloat16)
+    assert sizes["NF4 by the libraries"] == held_bytes(loaded)
+    by_libraries = prepare_by_libraries(loaded, parameters.training)
+    assert weights["in training"]["NF4 by the libraries"] == held_bytes(by_libraries)

@@ -1,0 +1,393 @@
+"""Splits by article, the policy on unanswerable questions, and tokenized windows."""
+
+import json
+
+import pytest
+from conftest import REPOSITORY
+from datasets import Dataset, DatasetDict
+
+from flan_qa_pipeline.data.windows import split_template
+from flan_qa_pipeline.errors import InputError
+from flan_qa_pipeline.pipelines.data_engineering import nodes
+from flan_qa_pipeline.pipelines.data_engineering.nodes import (
+    QUESTION_FEATURES,
+    apply_unanswerable_policy,
+    flatten_questions,
+    split_by_article,
+    tokenize_questions,
+)
+
+
+@pytest.fixture(scope="module")
+def questions(corpus):
+    return flatten_questions(corpus, "corpus.json", "error")[0]
+
+
+@pytest.fixture(scope="module")
+def two_files(corpus):
+    articles = corpus["data"]
+    return (
+        flatten_questions({"data": articles[:20]}, "train.json", "error")[0],
+        flatten_questions({"data": articles[20:]}, "validation.json", "error")[0],
+    )
+
+
+@pytest.fixture
+def data(parameters, tmp_path):
+    """Change data parameters as a configuration file would, checks included."""
+
+    def change(**changes):
+        known = parameters.data.model_dump() | {"cache_dir": str(tmp_path / "cache")}
+        return type(parameters.data).model_validate(known | changes)
+
+    return change
+
+
+@pytest.fixture
+def tokenize(parameters, data):
+    def run(splits, unanswerable="keep", template=None, **lengths):
+        sizes = parameters.tokenization
+        prompt = parameters.prompt.model_dump()
+        return tokenize_questions(
+            splits,
+            parameters.model,
+            type(parameters.prompt).model_validate(
+                prompt | ({"template": template} if template else {})
+            ),
+            type(sizes).model_validate(sizes.model_dump() | lengths),
+            data(unanswerable=unanswerable),
+        )
+
+    return run
+
+
+def assert_disjoint(splits):
+    names = list(splits)
+    for column in ("title", "context", "id"):
+        for i, one in enumerate(names):
+            for other in names[i + 1 :]:
+                assert not set(splits[one][column]) & set(splits[other][column])
+
+
+def question(id_, context, text=None, title="t"):
+    found = [] if text is None else [text]
+    return {
+        "id": id_,
+        "title": title,
+        "context": context,
+        "question": "Which is it?",
+        "answers": {"text": found, "answer_start": [context.index(t) for t in found]},
+        "is_impossible": text is None,
+    }
+
+
+def as_splits(*records):
+    rows = Dataset.from_list(list(records), features=QUESTION_FEATURES)
+    return DatasetDict(train=rows, validation=rows)
+
+
+def test_split_keeps_articles_whole(two_files, data):
+    train, validation = two_files
+    fractions = {"dev_fraction": 0.2, "calibration_fraction": 0.25}
+    splits = split_by_article(train, validation, data(**fractions))
+    assert_disjoint(splits)
+    assert list(splits["validation"]) == list(validation)
+    articles = {name: len(set(split["title"])) for name, split in splits.items()}
+    assert articles == {"train": 12, "dev": 4, "calibration": 4, "validation": 10}
+    assert sum(len(splits[name]) for name in ("train", "dev", "calibration")) == len(train)
+
+
+def test_split_depends_on_the_seed_alone(two_files, data):
+    first, again, other = (
+        split_by_article(*two_files, data(dev_fraction=0.2, seed=seed)) for seed in (1, 1, 2)
+    )
+    assert list(first["dev"]["id"]) == list(again["dev"]["id"])
+    assert list(first["dev"]["id"]) != list(other["dev"]["id"])
+
+
+def test_two_files_are_pooled_and_split_anew(two_files, questions, data):
+    splits = split_by_article(*two_files, data(validation_fraction=0.5, dev_fraction=0.2))
+    assert_disjoint(splits)
+    assert len(set(splits["validation"]["title"])) == 15
+    assert len(set(splits["dev"]["title"])) == 3
+    assert {id_ for split in splits.values() for id_ in split["id"]} == set(questions["id"])
+    assert set(splits["validation"]["title"]) & set(two_files[0]["title"])
+
+
+def test_the_same_file_twice_is_one_pool(questions, data):
+    splits = split_by_article(questions, questions, data(validation_fraction=0.3))
+    assert_disjoint(splits)
+    assert sum(map(len, splits.values())) == len(questions)
+    assert len(set(splits["validation"]["title"])) == 9
+
+
+def test_the_same_id_for_different_questions_cannot_be_pooled(questions, data):
+    changed = questions.map(lambda row: row | {"question": row["question"] + " Now?"})
+    with pytest.raises(InputError, match=f"{questions[0]['id']!r} stands for different .* give"):
+        split_by_article(questions, changed, data(validation_fraction=0.3))
+
+
+def test_an_article_in_both_files_is_named(questions, two_files, data):
+    title = sorted(set(two_files[1]["title"]))[0]
+    with pytest.raises(InputError) as error:
+        split_by_article(questions, two_files[1], data())
+    message = str(error.value)
+    files = data()
+    assert message.startswith(f"10 article(s) of {files.validation_file} are also in ")
+    assert f" {files.train_file}, such as" in message
+    assert repr(title[:60]) in message
+    assert "set data.validation_fraction" in message
+
+
+@pytest.mark.parametrize("column", ["context", "id"])
+def test_a_context_or_id_in_both_files_is_named(two_files, data, column):
+    train, validation = two_files
+    value = train[0][column]
+    changed = validation.map(lambda row, i: row | ({column: value} if i == 0 else {}), True)
+    with pytest.raises(InputError, match=f"1 .*{column}.* are also in .* remove them"):
+        split_by_article(train, changed, data())
+
+
+def test_articles_that_share_a_context_go_together(data):
+    records = [question(f"q{i}", f"Text {i} is long.", title=f"title {i}") for i in range(20)]
+    records += [question(f"r{i}", f"Text {i} is long.", title=f"title {i + 1}") for i in range(8)]
+    pool = as_splits(*records)["train"]
+    held_chain = 0
+    for seed in range(12):
+        splits = split_by_article(
+            pool, pool, data(validation_fraction=0.2, dev_fraction=0.2, seed=seed)
+        )
+        assert_disjoint(splits)
+        chain = {f"title {i}" for i in range(9)}
+        for split in splits.values():
+            assert not chain & set(split["title"]) or chain <= set(split["title"])
+        held_chain += chain <= set(splits["validation"]["title"])
+    assert 0 < held_chain
+
+
+def test_too_few_articles_are_refused(two_files, data):
+    first = two_files[0].filter(
+        lambda title: title == two_files[0][0]["title"], input_columns="title"
+    )
+    with pytest.raises(InputError, match="train split has no article; lower data.dev_fraction"):
+        split_by_article(first, two_files[1], data(dev_fraction=0.5))
+
+
+@pytest.mark.parametrize("policy", ["keep", "drop", "flag"])
+def test_unanswerable_policy(two_files, data, tokenize, prompt_parameters, tokenizer, policy):
+    before = split_by_article(*two_files, data(dev_fraction=0.2))
+    after = apply_unanswerable_policy(before, data(unanswerable=policy))
+    for name in before:
+        impossible = [row["id"] for row in before[name] if row["is_impossible"]]
+        assert impossible
+        kept = set(after[name]["id"])
+        assert kept == set(before[name]["id"]) - set(impossible if policy == "drop" else [])
+        assert sum(after[name]["is_impossible"]) == (0 if policy == "drop" else len(impossible))
+
+    windows = tokenize(after, policy)
+    impossible = {row["id"] for split in before.values() for row in split if row["is_impossible"]}
+    abstention = tokenizer(prompt_parameters.abstention)["input_ids"]
+    for name in before:
+        answered = {row["id"] for row in after[name]} - impossible
+        assert answered <= set(windows[name]["id"])
+        abstaining = [row["id"] for row in windows[name] if row["labels"] == abstention]
+        silent = {row["id"] for row in windows[name] if not row["labels"]}
+        if policy == "keep":
+            assert set(abstaining) >= impossible & set(after[name]["id"])
+            assert impossible & set(after[name]["id"])
+            assert not silent
+        else:
+            assert not abstaining
+            assert silent >= impossible & set(windows[name]["id"])
+    if policy != "keep":
+        assert all(windows["train"]["labels"])
+    for name in ("dev", "validation", "calibration"):
+        assert set(windows[name]["id"]) == set(after[name]["id"])
+
+
+@pytest.mark.parametrize(
+    ("policy", "name"), [("flag", "train"), ("drop", "train"), ("drop", "validation")]
+)
+def test_policy_that_leaves_nothing_is_refused(two_files, data, policy, name):
+    splits = split_by_article(*two_files, data(dev_fraction=0.2))
+    splits[name] = splits[name].filter(lambda bad: bad, input_columns="is_impossible")
+    assert len(splits[name])
+    with pytest.raises(InputError, match=f"{policy} leaves nothing of the {name} split.* keep"):
+        apply_unanswerable_policy(splits, data(unanswerable=policy))
+
+
+def test_limits_on_the_number_of_questions(two_files, data):
+    splits = split_by_article(*two_files, data())
+    limits = {"max_train_questions": 9, "max_validation_questions": 4}
+    some, again = (apply_unanswerable_policy(splits, data(**limits)) for _ in range(2))
+    assert (len(some["train"]), len(some["validation"])) == (9, 4)
+    assert len(some["dev"]) == len(splits["dev"])
+    limits = {"max_dev_questions": 3, "max_calibration_questions": 2}
+    few = apply_unanswerable_policy(splits, data(**limits))
+    for name, size in (("dev", 3), ("calibration", 2)):
+        assert len(few[name]) == size
+        assert set(few[name]["id"]) < set(splits[name]["id"])
+    assert list(some["train"]["id"]) == list(again["train"]["id"])
+    assert set(some["train"]["id"]) < set(splits["train"]["id"])
+    large = apply_unanswerable_policy(splits, data(max_train_questions=10**6))
+    assert len(large["train"]) == len(splits["train"])
+
+
+TEMPLATES = [
+    "question: {question} context: {context}",
+    "Read this. {context} Now say: {question}",
+    "{context} {question}",
+]
+
+
+@pytest.mark.parametrize("template", TEMPLATES)
+def test_pieces_make_the_same_tokens_as_the_whole_prompt(
+    two_files, data, tokenize, tokenizer, template
+):
+    splits = split_by_article(*two_files, data())
+    rows = tokenize(splits, template=template, max_source_length=2000)["validation"]
+    assert len(rows) == len(splits["validation"])
+    for row, asked in zip(rows, splits["validation"], strict=True):
+        text = template.format(question=asked["question"], context=asked["context"])
+        assert row["input_ids"] == tokenizer(text)["input_ids"]
+
+
+@pytest.mark.parametrize("template", TEMPLATES)
+def test_long_contexts_are_read_in_windows(two_files, data, tokenize, tokenizer, template):
+    size, stride = 90, 20
+    splits = split_by_article(*two_files, data())
+    rows = tokenize(splits, template=template, max_source_length=size, doc_stride=stride)
+    by_id = {}
+    for row in rows["validation"]:
+        by_id.setdefault(row["id"], []).append(row)
+    n_windows = []
+    for asked in splits["validation"]:
+        before, after = (
+            tokenizer(part, add_special_tokens=False)["input_ids"]
+            for part in split_template(template, asked["question"])
+        )
+        after.append(tokenizer.eos_token_id)
+        windows = by_id[asked["id"]]
+        n_windows.append(len(windows))
+        assert [row["window"] for row in windows] == list(range(len(windows)))
+        read = []
+        for row in windows:
+            ids = row["input_ids"]
+            assert len(ids) <= size
+            assert tokenizer.pad_token_id not in ids
+            assert ids[: len(before)] == before
+            assert ids[-len(after) :] == after
+            part = ids[len(before) : -len(after)]
+            if read:
+                assert read[-stride:] == part[:stride]
+            read += part[stride if read else 0 :]
+        assert read == tokenizer(asked["context"], add_special_tokens=False)["input_ids"]
+    assert max(n_windows) >= 3
+
+
+def test_only_windows_with_the_answer_are_labelled_with_it(
+    two_files, data, tokenize, tokenizer, prompt_parameters
+):
+    splits = split_by_article(*two_files, data())
+    rows = tokenize(splits, max_source_length=90, doc_stride=20)["train"]
+    asked = {row["id"]: row for row in splits["train"]}
+    abstention = tokenizer(prompt_parameters.abstention)["input_ids"]
+    n_with, n_without = 0, 0
+    labelled = set()
+    for row in rows:
+        texts = asked[row["id"]]["answers"]["text"]
+        read = tokenizer.decode(row["input_ids"], skip_special_tokens=True).split("context:")[1]
+        if texts and texts[0] in read:
+            assert row["labels"] == tokenizer(texts[0])["input_ids"]
+            labelled.add(row["id"])
+            n_with += 1
+        else:
+            assert row["labels"] == abstention
+            n_without += bool(texts)
+    assert labelled == {id_ for id_, row in asked.items() if row["answers"]["text"]}
+    assert n_with > 100
+    assert n_without > 100
+
+
+def test_windows_without_the_answer_are_for_validation_only_unless_kept(two_files, data, tokenize):
+    splits = split_by_article(*two_files, data(unanswerable="flag"))
+    lengths = {"max_source_length": 90, "doc_stride": 20}
+    kept, flagged = tokenize(splits, "keep", **lengths), tokenize(splits, "flag", **lengths)
+    assert list(kept["validation"]["window"]) == list(flagged["validation"]["window"])
+    answers = {row["id"]: row["answers"]["text"] for row in splits["train"]}
+    assert set(flagged["train"]["id"]) == {id_ for id_, texts in answers.items() if texts}
+    assert len(flagged["train"]) < len(kept["train"])
+
+
+def test_long_answers_are_cut_but_end_with_the_end_token(tokenize, tokenizer):
+    context = "The Final had " + "Vera Paul " * 30 + "as guests."
+    text = context[14:300]
+    row = tokenize(as_splits(question("q", context, text)), max_target_length=8)["train"][0]
+    assert len(row["labels"]) == 8
+    assert row["labels"][-1] == tokenizer.eos_token_id
+
+
+def test_windows_are_made_anew_when_anything_they_depend_on_changes(
+    tokenize, parameters, data, tmp_path, caplog, monkeypatch
+):
+    caplog.set_level("INFO")
+    reused = "Tokenized questions: of the same input as before"
+    splits = as_splits(question("q", "A context that is short.", "short"))
+    first = list(tokenize(splits)["train"])
+    assert reused not in caplog.text
+    assert list(tokenize(as_splits(*splits["train"]))["train"]) == first
+    assert caplog.text.count(reused) == 1
+    caplog.clear()
+    other = splits["train"].map(lambda row: row | {"question": "Which one is it?"})
+    tokenize(DatasetDict(splits, validation=other))
+    tokenize(splits, "flag")
+    tokenize(splits, template="{context} {question}")
+    tokenize(splits, max_target_length=9)
+    saying = parameters.prompt.model_copy(update={"abstention": "none"})
+    starter = parameters.model.model_copy(
+        update={"name": str(REPOSITORY / "data/06_models/starter_t5")}
+    )
+    for model, prompt in ((parameters.model, saying), (starter, parameters.prompt)):
+        tokenize_questions(splits, model, prompt, parameters.tokenization, data())
+    monkeypatch.setattr(nodes, "package_versions", lambda: {"tokenizers": "0"})
+    tokenize(splits)
+    assert reused not in caplog.text
+    assert len(list((tmp_path / "cache").iterdir())) == parameters.data.cached_results
+
+
+def test_a_long_step_shows_one_bar_and_a_short_one_none(tokenize, capfd, monkeypatch):
+    splits = as_splits(question("q", "A context that is short.", "short"))
+    monkeypatch.setitem(nodes.LATE_BAR, "delay", 600)
+    tokenize(splits)
+    assert "Tokenize" not in capfd.readouterr().err
+    monkeypatch.setitem(nodes.LATE_BAR, "delay", 0)
+    tokenize(splits, template="{context} {question}")
+    assert "Tokenize:   0%" in capfd.readouterr().err
+
+
+def test_too_long_question_is_named(tokenize):
+    record = question("q7", "A context that is short.") | {"question": "Why " * 80 + "?"}
+    with pytest.raises(InputError) as error:
+        tokenize(as_splits(record), max_source_length=64, doc_stride=8)
+    message = str(error.value)
+    assert message.startswith("Question 'q7' takes ")
+    assert "of 64 tokens and leaves 0 for the context, not more than doc_stride 8" in message
+    assert "raise tokenization.max_source_length" in message
+
+
+def test_real_squad_v2_loses_no_short_answer(squad_v2_dir, data, tokenize, tokenizer):
+    raw = json.loads((squad_v2_dir / "validation.json").read_text(encoding="utf-8"))
+    raw["data"] = raw["data"][:2]
+    asked = flatten_questions(raw, "validation.json", "error")[0]
+    stride = 64
+    windows = tokenize(DatasetDict(train=asked), "flag", max_source_length=256, doc_stride=stride)[
+        "train"
+    ]
+    short = {
+        row["id"]
+        for row in asked
+        for text in row["answers"]["text"][:1]
+        if len(tokenizer(text)["input_ids"]) < stride - 8
+    }
+    assert len(short) > 100
+    assert short <= set(windows["id"])

@@ -1,0 +1,279 @@
+"""Runs in two processes by gloo against runs in one: the same answers, gradients and ends."""
+
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+from time import time
+
+import pandas as pd
+import pytest
+import torch
+from conftest import make_project
+from kedro.framework.session import KedroSession
+from kedro.framework.startup import bootstrap_project
+from safetensors.torch import load_file
+from torch.distributed.elastic.multiprocessing.errors import ChildFailedError, ProcessFailure
+
+from flan_qa_pipeline.config.validation import check_parameters
+from flan_qa_pipeline.errors import InputError
+from flan_qa_pipeline.runtime.processes import _explained
+from flan_qa_pipeline.training.trainer import require_trainable
+
+KEDRO = ["-m", "kedro", "run"]
+TORCHRUN = ["-m", "torch.distributed.run", "--nproc-per-node=2", "--local-ranks-filter=0"]
+TRAINING = ["--from-nodes=quantize_base_model", "--to-nodes=train_adapter"]
+KILLED = """
+import os, signal, sys
+sys.path.insert(0, "src")
+from kedro.framework.cli.cli import main
+from flan_qa_pipeline.training.trainer import BestAdapter
+
+
+def kill(self, args, state, control, **kwargs):
+    if state.global_step == 5 and os.environ["RANK"] == "1":
+        os.kill(os.getpid(), signal.SIGKILL)
+
+
+BestAdapter.on_step_begin = kill
+main()
+"""
+VARIES = ("runtime", "per_second", "peak_memory")
+
+
+@pytest.fixture(scope="module")
+def project(tmp_path_factory, corpus):
+    """A copy of the project; this process computes in one thread, as two of two cores do."""
+    root = tmp_path_factory.mktemp("project")
+    make_project(root, corpus)
+    rows = [
+        (paragraph["context"], paragraph["qas"][0]["question"])
+        for article in corpus["data"][24:]
+        for paragraph in article["paragraphs"]
+    ]
+    questions = pd.DataFrame(rows, columns=["context", "question"])
+    questions.to_csv(root / "data/01_raw/example_questions.csv", index=False)
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.chdir(root)
+        bootstrap_project(root)
+        yield root
+    torch.set_num_threads(threads)
+
+
+@pytest.fixture(scope="module")
+def options(tiny_base):
+    """Of a run whose updates are proportional to the gradients."""
+    return {
+        "model.name": str(tiny_base),
+        "model.compute_dtype": "float32",
+        "model.dequantize": "false",
+        "data.max_train_questions": 64,
+        "data.max_validation_questions": 40,
+        "generation.batch_tokens": 500,
+        "inference.chunk_size": 5,
+        "reporting.memory_formats": [],
+        "training.optim": "sgd",
+        "training.learning_rate": 0.2,
+        "training.max_steps": 6,
+        "training.logging_steps": 1,
+        "training.per_device_train_batch_size": 4,
+        "training.save_steps": 2,
+    }
+
+
+def given(parameters: dict) -> str:
+    return "--params=" + ",".join(f"{name}={value}" for name, value in parameters.items())
+
+
+def run_alone(parameters: dict, *pipelines: str, **kwargs) -> str:
+    """Run in this process; return the version."""
+    nested = {}
+    for name, value in parameters.items():
+        section, _, key = name.partition(".")
+        nested.setdefault(section, {})[key] = value
+    with KedroSession.create(runtime_params=nested) as session:
+        session.run(pipeline_names=list(pipelines), **kwargs)
+        return session.session_id
+
+
+def run_in_two(*command: str) -> subprocess.CompletedProcess:
+    """Run in two processes of one thread each."""
+    return subprocess.run(  # noqa: S603
+        [sys.executable, *command],
+        env=os.environ | {"OMP_NUM_THREADS": "1"},
+        capture_output=True,
+        text=True,
+        timeout=240,
+    )
+
+
+def last_version(dataset: str) -> str:
+    (folder,) = Path("data").glob(f"0?_*/{dataset}")
+    return max(path.name for path in folder.iterdir())
+
+
+def adapter(version: str) -> tuple[dict[str, torch.Tensor], dict]:
+    folder = Path("data/06_models/adapter", version, "adapter")
+    training = json.loads((folder / "training.json").read_text(encoding="utf-8"))
+    return load_file(folder / "adapter_model.safetensors"), training
+
+
+def log_of(training: dict) -> list[dict]:
+    return [
+        {key: value for key, value in entry.items() if not any(v in key for v in VARIES)}
+        for entry in training["log"]
+    ]
+
+
+@pytest.fixture(scope="module")
+def in_two(project, options):
+    """The version of a whole run in two processes that torchrun has started."""
+    done = run_in_two(*TORCHRUN, *KEDRO, "--pipelines=__default__,inference", given(options))
+    assert done.returncode == 0, done.stderr
+    return done, last_version("adapter")
+
+
+def test_the_first_process_alone_writes_and_tells(project, in_two):
+    done, version = in_two
+    for folder in Path("data").glob("0[3-8]_*/*/*"):
+        assert folder.name == version or folder.parent.name == "cache", folder
+    assert Path(f"data/08_reporting/report.html/{version}/report.html").is_file()
+    assert len(list(Path(f"data/08_reporting/tensorboard/{version}").iterdir())) == 1
+    assert done.stdout.count("report.html\n") == 1
+    assert done.stdout.count("LoRA trains") == 1
+    assert "2 processes train on batches of 4, accumulated 1" in done.stdout
+    assert "WARNING" not in done.stdout and "Warning" not in done.stderr
+
+
+def test_gradients_are_those_of_one_process_at_the_same_effective_batch(in_two, options):
+    run_alone(options | {"training.per_device_train_batch_size": 8}, "modeling")
+    (alone, log_alone), (in_two, log_in_two) = adapter(last_version("adapter")), adapter(in_two[1])
+    assert (log_alone["processes"], log_in_two["processes"]) == (1, 2)
+    for name, weights in alone.items():
+        torch.testing.assert_close(in_two[name], weights, rtol=1e-4, atol=1e-6)
+    steps = [[e for e in log_of(log) if "grad_norm" in e] for log in (log_alone, log_in_two)]
+    assert len(steps[0]) == 6
+    for one, two in zip(*steps, strict=True):
+        assert two == pytest.approx(one, rel=1e-4)
+
+
+def test_answers_are_those_of_one_process(in_two, options):
+    _, version = in_two
+    alone = run_alone(options, "evaluate", "inference", load_versions={"adapter": version})
+    for name in ("baseline", "finetuned", "finetuned_calibration"):
+        path = Path(f"data/07_model_output/{name}_predictions.parquet")
+        one, two = (pd.read_parquet(path / v / path.name) for v in (alone, version))
+        pd.testing.assert_frame_equal(two, one, check_exact=True)
+    path = Path("data/07_model_output/answers.csv")
+    one, two = ((path / v / path.name).read_text() for v in (alone, version))
+    assert two == one
+
+
+@pytest.fixture(scope="module")
+def drawing(in_two, options):
+    """Options of a training that draws random numbers, and what an uninterrupted one comes to."""
+    changes = {"training.optim": "adamw_torch", "training.learning_rate": 1e-3}
+    drawing = options | changes | {"distributed.num_processes": 2, "lora.dropout": 0.3}
+    done = run_in_two(*KEDRO, *TRAINING, given(drawing))
+    assert done.returncode == 0, done.stderr
+    return drawing, *adapter(last_version("adapter"))
+
+
+def kill_one(*arguments: str) -> None:
+    killed = run_in_two("-c", KILLED, "run", *arguments)
+    assert killed.returncode == 1
+    assert "Error: Process 1 of the run (PID " in killed.stderr
+    assert "was ended by SIGKILL" in killed.stderr
+    assert "Traceback" not in killed.stderr
+    checkpoints = Path("data/06_models/checkpoints").glob("*/*")
+    assert [path.name for path in checkpoints] == ["checkpoint-4"]
+
+
+def test_a_killed_process_ends_the_run_and_the_same_command_resumes(drawing):
+    drawing, expected, log = drawing
+    kill_one(*TRAINING, given(drawing))
+    resumed = run_in_two(*KEDRO, *TRAINING, given(drawing))
+    assert resumed.returncode == 0, resumed.stderr
+    assert "goes on from" in resumed.stdout
+    weights, training = adapter(last_version("adapter"))
+    for name, tensor in expected.items():
+        assert torch.equal(weights[name], tensor), name
+    assert log_of(training) == log_of(log)
+
+
+def test_a_sharded_base_trains_resumes_and_answers_as_a_whole_one(drawing, options):
+    drawing, expected, log = drawing
+    sharded = given(drawing | {"distributed.fsdp": "true"})
+    kill_one(*TRAINING, sharded)
+    done = run_in_two(*KEDRO, TRAINING[0], "--to-nodes=predict_finetuned", sharded)
+    assert done.returncode == 0, done.stderr
+    assert "goes on from" in done.stdout
+    version = last_version("adapter")
+    weights, training = adapter(version)
+    for name, tensor in expected.items():
+        torch.testing.assert_close(weights[name], tensor, rtol=1e-3, atol=1e-5)
+    for one, other in zip(log_of(log)[:-1], log_of(training)[:-1], strict=True):
+        assert other == pytest.approx(one, rel=1e-3)
+    alone = run_alone(
+        options, "evaluate", to_nodes=["predict_finetuned"], load_versions={"adapter": version}
+    )
+    path = Path("data/07_model_output/finetuned_predictions.parquet")
+    one, two = (pd.read_parquet(path / v / path.name) for v in (alone, version))
+    pd.testing.assert_frame_equal(two, one, check_exact=True)
+
+
+def test_a_base_is_spread_over_several_processes_only(project, options):
+    with pytest.raises(InputError, match="distributed.fsdp spreads .* but there is one"):
+        run_alone(options | {"distributed.fsdp": True}, "evaluate")
+
+
+LOST = "RuntimeError: lost process 1"
+
+
+@pytest.mark.parametrize(
+    ("failed", "told"),
+    [
+        ({0: ("InputError: this is missing; give it.", 0), 1: -15}, "this is missing; give it."),
+        ({0: (LOST, 1), 1: ("ValueError: bad", 3)}, "Process 1 failed: ValueError: bad"),
+        ({0: (LOST, 1), 1: -9}, "Process 1 of the run (PID 7) was ended by SIGKILL"),
+        ({0: ("ValueError: bad", 40), 1: -9}, "Process 0 failed: ValueError: bad"),
+        ({0: -15, 1: -11}, "Process 1 of the run (PID 7) was ended by SIGSEGV"),
+    ],
+)
+def test_the_first_cause_is_told(failed, told, tmp_path, capsys):
+    """By rank the error and how many seconds ago it was, or the signal."""
+    failures = {}
+    for rank, error in failed.items():
+        path = tmp_path / f"{rank}.json"
+        code = error
+        if isinstance(error, tuple):
+            code = 1
+            extra = {"py_callstack": f"trace {rank}", "timestamp": str(int(time()) - error[1])}
+            path.write_text(json.dumps({"message": {"message": error[0], "extraInfo": extra}}))
+        failures[rank] = ProcessFailure(rank, 7, code, str(path))
+    assert _explained(ChildFailedError("run", failures)).message.startswith(told)
+    assert ("trace" in capsys.readouterr().err) == ("ValueError" in told)
+
+
+def test_a_session_does_not_pass_over_the_number_of_processes(project, options):
+    with pytest.raises(InputError, match="num_processes is 2, but this session is one process"):
+        run_alone(options | {"distributed.num_processes": 2}, "evaluate")
+
+
+@pytest.mark.parametrize(
+    ("changes", "complaint"),
+    [
+        ({"auto_find_batch_size": True}, "auto_find_batch_size: 2 processes cannot look"),
+        ({"optim": "ademamix"}, "ademamix does not know the sharded weights"),
+        ({"optim": "adafactor"}, "adafactor does not know the sharded weights"),
+        ({"cuda_graphs": True}, "steps cannot be captured: .*several processes train"),
+    ],
+)
+def test_what_several_processes_cannot_train_with_is_refused(raw_parameters, changes, complaint):
+    raw_parameters["training"] |= changes
+    raw_parameters["distributed"]["fsdp"] = True
+    with pytest.raises(InputError, match=complaint):
+        require_trainable(check_parameters(raw_parameters), 2)

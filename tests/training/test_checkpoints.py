@@ -1,0 +1,321 @@
+"""Trainings that are stopped and resumed, against one that was not: the same to the last bit."""
+
+import json
+import logging
+import random
+import shutil
+from pathlib import Path
+from types import SimpleNamespace
+
+import numpy as np
+import pytest
+import torch
+from safetensors.torch import load_file
+
+import flan_qa_pipeline.training.checkpoints
+from flan_qa_pipeline.errors import InputError
+from flan_qa_pipeline.training.checkpoints import (
+    discard_checkpoints,
+    pack,
+    random_state,
+    set_random_state,
+    unpack,
+)
+from flan_qa_pipeline.training.trainer import AnsweringTrainer, BestAdapter
+
+VARIES = ("train_runtime", "_per_second", "peak_memory", "eval_runtime")
+STEPS = {"eval_strategy": "steps", "eval_steps": 7, "save_strategy": "steps", "save_steps": 4}
+SHARES = STEPS | {"eval_steps": 0.5, "save_steps": 0.3}
+EPOCHS = {"eval_strategy": "epoch", "save_strategy": "steps", "save_steps": 6}
+RANDOM = {"train_sampling_strategy": "random", "gradient_accumulation_steps": 2} | {
+    "eval_strategy": "no",
+    "save_strategy": "steps",
+    "save_steps": 4,
+}
+
+
+class Killed(BaseException):
+    """Stops a training where a kill would, past every `except Exception`."""
+
+
+@pytest.fixture(scope="module")
+def lora(lora):
+    return lora.model_copy(update={"dropout": 0.2})  # so that the random state counts
+
+
+@pytest.fixture(scope="module")
+def fresh(training, tmp_path_factory):
+    """Two epochs of six batches, with checkpoints of their own, by options that may be changed."""
+
+    def parameters(**options):
+        return training.model_copy(
+            update={
+                "output_dir": str(tmp_path_factory.mktemp("checkpoints")),
+                "per_device_train_batch_size": 2,
+                "learning_rate": 0.02,
+                "logging_steps": 3,
+                "save_total_limit": 2,
+                "load_best_model_at_end": True,
+            }
+            | options
+        )
+
+    return parameters
+
+
+def train_until(step, train, training):
+    """Train and stop without warning in the step after `step`."""
+
+    def stop(self, args, state, control, **kwargs):
+        if state.global_step == step:
+            raise Killed
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(BestAdapter, "on_step_begin", stop)
+        with pytest.raises(Killed):
+            train(training)
+
+
+def saved(training):
+    return sorted(
+        path.parent.name for path in Path(training.output_dir).rglob("trainer_state.json")
+    )
+
+
+def log_of(adapter):
+    return [
+        {key: value for key, value in entry.items() if not any(v in key for v in VARIES)}
+        for entry in adapter.training["log"]
+    ]
+
+
+@pytest.mark.parametrize(
+    ("options", "stops"),
+    [
+        pytest.param(
+            STEPS, [(5, ["checkpoint-4"]), (9, ["checkpoint-4", "checkpoint-8"])], id="steps"
+        ),
+        pytest.param(SHARES, [(5, ["checkpoint-4"])], id="shares"),
+        pytest.param(EPOCHS, [(7, ["checkpoint-6"])], id="end of epoch"),
+        pytest.param(RANDOM, [(5, ["checkpoint-4"])], id="random"),
+    ],
+)
+def test_a_stopped_training_ends_as_one_that_was_not(train, fresh, caplog, options, stops):
+    _, whole = train(fresh(**options))
+    training = fresh(**options)
+    for step, checkpoints in stops:
+        train_until(step, train, training)
+        assert saved(training) == checkpoints
+    with caplog.at_level(logging.INFO, logger="flan_qa_pipeline"):
+        _, resumed = train(training)
+    assert f"goes on from {training.output_dir}" in caplog.text
+    assert not [record for record in caplog.records if record.levelno >= logging.WARNING]
+    for name, tensor in whole.state_dict.items():
+        assert torch.equal(tensor, resumed.state_dict[name]), name
+    assert log_of(resumed) == log_of(whole)
+    for key in ("best_step", "steps", "samples", "fingerprint"):
+        assert resumed.training[key] == whole.training[key]
+
+
+@pytest.fixture
+def memory(monkeypatch):
+    """Memory for batches of 2; `full_after` many steps also for larger ones. Lists the batches."""
+    memory = SimpleNamespace(full_after=0, batches=[])
+    step = AnsweringTrainer.training_step
+
+    def limited(self, model, inputs, *args, **kwargs):
+        loss = step(self, model, inputs, *args, **kwargs)
+        memory.batches.append(len(inputs["labels"]))
+        if memory.batches[-1] > 2 and self.state.global_step >= memory.full_after:
+            raise RuntimeError("CUDA out of memory. Tried to allocate 1 GiB.")
+        return loss
+
+    monkeypatch.setattr(AnsweringTrainer, "training_step", limited)
+    return memory
+
+
+FOUND = {"per_device_train_batch_size": 4, "auto_find_batch_size": True, "num_train_epochs": 4}
+
+
+def test_a_resumed_training_keeps_the_batch_size_found(train, fresh, memory, caplog):
+    _, whole = train(fresh(**STEPS, **FOUND))
+    assert memory.batches == [4, *[2] * 24]
+    training = fresh(**STEPS, **FOUND)
+    train_until(5, train, training)
+    memory.batches.clear()
+    caplog.clear()
+    _, resumed = train(training)
+    assert memory.batches == [2] * 16
+    assert not [record for record in caplog.records if record.levelno >= logging.WARNING]
+    for name, tensor in whole.state_dict.items():
+        assert torch.equal(tensor, resumed.state_dict[name]), name
+    assert log_of(resumed) == log_of(whole)
+
+
+def test_a_resumed_training_that_runs_out_of_memory_goes_back(train, fresh, memory):
+    memory.full_after = 9
+    training = fresh(**STEPS, **FOUND)
+    train_until(5, train, training)
+    _, resumed = train(training)
+    assert memory.batches == [*[4] * 5, *[4] * 6, *[2] * 16]
+    assert (resumed.training["batch_size"], resumed.training["steps"]) == (2, 12)
+    assert saved(training) == ["checkpoint-4", "checkpoint-8"]
+    steps = [entry["step"] for entry in log_of(resumed) if "loss" in entry]
+    assert steps == [3, 6, 9, 12]
+
+
+@pytest.fixture(scope="module")
+def stopped_once(train, fresh):
+    training = fresh(**STEPS)
+    train_until(5, train, training)
+    return training
+
+
+@pytest.fixture
+def stopped(stopped_once, tmp_path):
+    """A training that was stopped after its first checkpoint."""
+    shutil.copytree(stopped_once.output_dir, tmp_path / "checkpoints")
+    return stopped_once.model_copy(update={"output_dir": str(tmp_path / "checkpoints")})
+
+
+def test_checkpoints_are_safetensors_and_json(stopped, float32):
+    (checkpoint,) = Path(stopped.output_dir).glob("*/checkpoint-4")
+    suffixes = {path.suffix for path in Path(stopped.output_dir).rglob("*") if path.is_file()}
+    assert suffixes == {".safetensors", ".json", ".lock"}
+    for path in checkpoint.glob("*.json"):
+        json.loads(path.read_text(encoding="utf-8"))
+    state = json.loads((checkpoint / "training_state.json").read_text(encoding="utf-8"))
+    tensors = load_file(checkpoint / "training_state.safetensors")
+    assert unpack(state, tensors)["scheduler"]["last_epoch"] == 4
+
+
+def folder_of(training):
+    (checkpoint,) = Path(training.output_dir).glob("*/checkpoint-4")
+    return checkpoint.parent
+
+
+def test_discarded_checkpoints_leave_nothing_behind(stopped):
+    folder = folder_of(stopped)
+    for _ in "12":
+        discard_checkpoints(folder)
+        assert not list(Path(stopped.output_dir).iterdir())
+
+
+@pytest.mark.parametrize(
+    "change",
+    [{"seed": 14}, {"learning_rate": 0.01}, {"max_steps": 11}, {"resume": "never"}],
+    ids=str,
+)
+def test_another_training_does_not_go_on_from_a_checkpoint(train, stopped, caplog, change):
+    with caplog.at_level(logging.INFO, logger="flan_qa_pipeline"):
+        train_until(0, train, stopped.model_copy(update=change))
+    assert "goes on from" not in caplog.text
+    assert saved(stopped) == ([] if "resume" in change else ["checkpoint-4"])
+
+
+def test_other_data_do_not_go_on_from_a_checkpoint(train, stopped, windows, caplog):
+    questions = windows["train"]
+    with pytest.MonkeyPatch.context() as patch, caplog.at_level(logging.INFO):
+        patch.setitem(windows, "train", questions.select(reversed(range(len(questions)))))
+        train_until(0, train, stopped)
+    assert "goes on from" not in caplog.text
+
+
+def test_a_checkpoint_with_a_pickle_is_refused(train, stopped):
+    (checkpoint,) = Path(stopped.output_dir).glob("*/checkpoint-4")
+    torch.save({"a": 1}, checkpoint / "optimizer.pt")
+    with pytest.raises(InputError, match="checkpoint-4/optimizer.pt is neither safetensors nor"):
+        train(stopped)
+
+
+@pytest.mark.parametrize("name", ["training_state.safetensors", "training_state.json"])
+def test_a_damaged_checkpoint_is_named(train, stopped, name):
+    (path,) = Path(stopped.output_dir).glob(f"*/checkpoint-4/{name}")
+    path.write_bytes(path.read_bytes()[:100])
+    with pytest.raises(InputError, match="checkpoint-4 cannot be read.*training.resume=never"):
+        train(stopped)
+
+
+def test_a_training_that_runs_already_is_not_disturbed(train, fresh):
+    training = fresh(**STEPS)
+    inner = []
+
+    def train_again(self, args, state, control, **kwargs):
+        if state.global_step == 5 and not inner:
+            inner.append(True)
+            with pytest.raises(InputError, match="already runs.*training.save_strategy=no"):
+                train(training)
+            discard_checkpoints(folder_of(training))
+            train_until(2, train, training.model_copy(update={"save_strategy": "no"}))
+            raise Killed
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(BestAdapter, "on_step_begin", train_again)
+        with pytest.raises(Killed):
+            train(training)
+    assert saved(training) == ["checkpoint-4"]
+
+
+def test_a_full_disk_stops_the_training_in_one_sentence(train, stopped):
+    def fail(*args, **kwargs):
+        raise OSError(28, "No space left on device")
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(flan_qa_pipeline.training.checkpoints, "save_file", fail)
+        with pytest.raises(InputError, match="step 8 was not saved.*No space left.*output_dir"):
+            train(stopped)
+    assert saved(stopped) == ["checkpoint-4"]
+    assert not list(Path(stopped.output_dir).glob("*/.*"))
+
+
+def test_half_written_checkpoints_are_cleared(train, stopped):
+    (checkpoint,) = Path(stopped.output_dir).glob("*/checkpoint-4")
+    half = checkpoint.with_name(".checkpoint-8.0")
+    shutil.copytree(checkpoint, half)
+    train_until(5, train, stopped)
+    assert not half.exists()
+
+
+def test_random_state_passes_through_a_checkpoint():
+    def draw():
+        return random.random(), np.random.rand(), torch.rand(3).tolist(), torch.randperm(9).tolist()
+
+    tensors = {}
+    state = json.loads(json.dumps(pack(random_state(), tensors)))
+    first = draw()
+    assert draw() != first
+    set_random_state(unpack(state, tensors))
+    assert draw() == first
+
+
+@pytest.mark.parametrize("name", ["adamw_torch", "adafactor", "sgd", "rmsprop", "adagrad"])
+def test_optimizer_state_passes_through_a_checkpoint(name, tmp_path):
+    from transformers import Trainer, TrainingArguments
+
+    def steps(model, optimizer, n):
+        for i in range(n):
+            model(torch.full((2, 8), 0.1 * i + 0.1)).square().sum().backward()
+            optimizer.step()
+            optimizer.zero_grad()
+
+    def fresh_optimizer():
+        model = torch.nn.Linear(8, 8)
+        arguments = TrainingArguments(optim=name, output_dir=str(tmp_path), report_to="none")
+        kind, options = Trainer.get_optimizer_cls_and_kwargs(arguments)
+        return model, kind(model.parameters(), **options)
+
+    model, optimizer = fresh_optimizer()
+    steps(model, optimizer, 3)
+    tensors = {}
+    packed = json.loads(json.dumps(pack(optimizer.state_dict(), tensors)))
+    again, other = fresh_optimizer()
+    again.load_state_dict(model.state_dict())
+    other.load_state_dict(unpack(packed, tensors))
+    steps(model, optimizer, 2)
+    steps(again, other, 2)
+    assert torch.equal(model.weight, again.weight)
+
+
+def test_what_json_cannot_hold_is_named():
+    with pytest.raises(TypeError, match="/a/1 is a object, which JSON cannot hold"):
+        pack({"a": [1, object()]}, {})

@@ -1,0 +1,183 @@
+"""Steps captured as CUDA graphs do what they do without; where they cannot be, this is said."""
+
+from types import SimpleNamespace
+from typing import ClassVar
+
+import pytest
+import torch
+
+from flan_qa_pipeline.errors import InputError
+from flan_qa_pipeline.models.batching import collate
+from flan_qa_pipeline.models.loading import load_base_model
+from flan_qa_pipeline.pipelines.modeling import nodes
+from flan_qa_pipeline.pipelines.modeling.nodes import attach_lora
+from flan_qa_pipeline.training.cuda_graphs import GraphedPasses
+
+needs_gpu = pytest.mark.skipif(not torch.cuda.is_available(), reason="only a GPU has CUDA graphs")
+
+
+@pytest.fixture
+def model(float32, lora, training):
+    base = load_base_model(float32.model_copy(update={"dequantize": True}))
+    return attach_lora(base, lora, training)
+
+
+@pytest.fixture
+def batches(windows, tokenizer):
+    """Two of one shape and one of another."""
+    rows = windows["train"].to_list()[:2]
+    longer = [{**row, "input_ids": row["input_ids"] * 3} for row in rows]
+    others = [{**row, "input_ids": row["input_ids"][::-1]} for row in rows]
+    return [
+        {
+            **{n: part.cuda() for n, part in collate(some, tokenizer.pad_token_id).items()},
+            "num_items_in_batch": torch.tensor(7, device="cuda"),
+        }
+        for some in (rows, longer, others)
+    ]
+
+
+def pass_both_ways(model, batch):
+    loss = model(**batch).loss
+    loss.backward()
+    return loss.detach()
+
+
+@needs_gpu
+def test_a_graph_gives_loss_and_gradients_of_the_model(model, batches):
+    assert batches[0]["input_ids"].shape == batches[2]["input_ids"].shape
+    assert batches[0]["input_ids"].shape != batches[1]["input_ids"].shape
+    weights = [weight for weight in model.parameters() if weight.requires_grad]
+    passes = GraphedPasses(model)
+    for accumulated in (batches, batches[1:], batches[2:], batches[:1]):
+        model.zero_grad()
+        losses = [passes(batch) for batch in accumulated]
+        found = [weight.grad.clone() for weight in weights]
+        model.zero_grad()
+        torch.testing.assert_close(losses, [pass_both_ways(model, batch) for batch in accumulated])
+        torch.testing.assert_close(found, [weight.grad for weight in weights])
+        if len(accumulated) == 1:
+            passes.clear()
+        with torch.no_grad():
+            for weight in weights:
+                weight.add_(0.01 * torch.randn_like(weight))
+
+
+def drop_out(model):
+    for part in model.train().modules():
+        if isinstance(part, torch.nn.Dropout):
+            part.p = 0.1
+
+
+@needs_gpu
+def test_a_graph_draws_dropout_anew(model, batches):
+    drop_out(model)
+    passes = GraphedPasses(model)
+    losses = {passes(batches[0]).item() for _ in range(4)}
+    assert len(losses) == 4
+
+
+@needs_gpu
+def test_training_on_graphs_has_the_same_losses(train, training, float32):
+    base = float32.model_copy(update={"dequantize": True})
+    short = training.model_copy(update={"eval_strategy": "no", "learning_rate": 1e-3})
+    losses = {}
+    for graphs in (True, False):
+        _, adapter = train(short.model_copy(update={"cuda_graphs": graphs}), base)
+        losses[graphs] = [entry["loss"] for entry in adapter.training["log"] if "loss" in entry]
+    assert losses[True] == pytest.approx(losses[False], rel=1e-3)
+
+
+@needs_gpu
+def test_capturing_draws_nothing(model, batches):
+    drop_out(model)
+    passes, states = GraphedPasses(model), []
+    for clears in (False, True):
+        torch.cuda.manual_seed(0)
+        for _ in range(2):
+            passes(batches[0])
+            if clears:
+                passes.clear()
+        states.append(torch.cuda.get_rng_state())
+    assert torch.equal(*states)
+
+
+class EagerPasses:
+    """What graphs are captured of."""
+
+    lengths: ClassVar[set[int]] = set()
+    n_cleared = 0
+
+    def __init__(self, model):
+        self._model = model
+
+    def __call__(self, batch):
+        assert all(part.training for part in self._model.modules())
+        self.lengths.add(batch["input_ids"].shape[1])
+        return pass_both_ways(self._model, batch)
+
+    def clear(self):
+        type(self).n_cleared += 1
+
+
+@pytest.fixture
+def captures_eagerly(monkeypatch):
+    """Let the trainer take its steps with `EagerPasses`."""
+    monkeypatch.setattr(EagerPasses, "lengths", set())
+    monkeypatch.setattr(EagerPasses, "n_cleared", 0)
+    monkeypatch.setattr("flan_qa_pipeline.training.trainer.GraphedPasses", EagerPasses)
+    monkeypatch.setattr(
+        nodes,
+        "_captures_graphs",
+        lambda model, training, processes: training.cuda_graphs is not False,
+    )
+
+
+@pytest.mark.usefixtures("captures_eagerly")
+@pytest.mark.parametrize(("free", "n_cleared"), [(3, 1), (1, 3)])
+def test_the_trainer_hands_over_all_that_a_step_needs(
+    train, training, monkeypatch, free, n_cleared
+):
+    """Accumulation over two, evaluations between steps; graphs are given up for lack of memory."""
+    accumulating = training.model_copy(
+        update={
+            "per_device_train_batch_size": 2,
+            "gradient_accumulation_steps": 2,
+            "save_strategy": "no",
+        }
+    )
+    _, expected = train(accumulating.model_copy(update={"cuda_graphs": False}))
+    assert EagerPasses.lengths == set()
+    monkeypatch.setattr("flan_qa_pipeline.training.trainer.free_memory", lambda device: free)
+    whole = SimpleNamespace(total_memory=4)
+    monkeypatch.setattr(torch.cuda, "get_device_properties", lambda device: whole)
+    _, found = train(accumulating)
+    losses = [
+        [(entry.get("loss"), entry.get("eval_loss")) for entry in adapter.training["log"]]
+        for adapter in (found, expected)
+    ]
+    assert losses[0] == losses[1]
+    for name, weight in expected.state_dict.items():
+        assert torch.equal(found.state_dict[name], weight)
+    assert EagerPasses.n_cleared == n_cleared
+
+
+@pytest.mark.usefixtures("captures_eagerly")
+def test_batches_to_capture_have_few_lengths(train, training, monkeypatch):
+    monkeypatch.setattr(nodes, "coarse_length", lambda length: 64)
+    train(training.model_copy(update={"eval_strategy": "no", "save_strategy": "no"}))
+    assert EagerPasses.lengths == {64}
+
+
+@pytest.mark.parametrize(
+    ("changes", "reason"),
+    [
+        ({"gradient_checkpointing": True}, "gradient_checkpointing is on"),
+        ({}, "activations are computed again" if torch.cuda.is_available() else "no GPU"),
+    ],
+)
+def test_what_cannot_be_captured_is_refused(train, training, float32, changes, reason):
+    packed = float32.model_copy(update={"dequantize": False})
+    told = training.model_copy(update={"cuda_graphs": True, **changes})
+    with pytest.raises(InputError, match=reason):
+        train(told, packed)
