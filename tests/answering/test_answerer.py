@@ -14,7 +14,7 @@ from flan_qa_pipeline.answering.answerer import find_answer
 from flan_qa_pipeline.config.parameters import GenerationParameters
 from flan_qa_pipeline.datasets.adapter import AdapterDataset
 from flan_qa_pipeline.errors import InputError
-from flan_qa_pipeline.models.adapter import Adapter
+from flan_qa_pipeline.models.adapter import WEIGHTS, Adapter
 from flan_qa_pipeline.models.loading import load_base_model
 from flan_qa_pipeline.pipelines.data_engineering.nodes import tokenize_questions
 from flan_qa_pipeline.pipelines.reporting.nodes import load_finetuned_model, predict
@@ -166,6 +166,11 @@ def test_saved_adapter_is_loaded_from_its_folder(adapter, answers, pairs, tmp_pa
 def test_what_is_no_adapter_is_refused(tmp_path, adapter):
     with pytest.raises(InputError, match=f"{tmp_path} holds no adapter"):
         QuestionAnswerer.from_folder(tmp_path)
+    AdapterDataset(filepath=str(tmp_path / "cut")).save(adapter)
+    weights = tmp_path / "cut" / WEIGHTS
+    weights.write_bytes(weights.read_bytes()[:100])
+    with pytest.raises(InputError, match=f"The adapter in {tmp_path}/cut is damaged"):
+        QuestionAnswerer.from_folder(tmp_path / "cut")
     with pytest.raises(InputError, match="is not in a Kedro project"):
         QuestionAnswerer.from_project(tmp_path)
     saved_by_another = {"model": adapter.provenance["model"], "prompt": {"template": "{question}"}}
@@ -199,10 +204,11 @@ def test_find_answer(answer, context, window, expected):
     assert span is None or window[0] <= span[0] < span[1] <= window[1]
 
 
-def test_importing_the_package_imports_no_model_library():
+def test_importing_the_package_imports_no_model_library_and_the_answerer_no_kedro():
     code = (
         "import sys, flan_qa_pipeline; assert 'torch' not in sys.modules; "
-        "assert set(flan_qa_pipeline.__all__) == {'Answer', 'QuestionAnswerer'}"
+        "assert set(flan_qa_pipeline.__all__) == {'Answer', 'QuestionAnswerer'}; "
+        "flan_qa_pipeline.QuestionAnswerer; assert 'kedro' not in sys.modules"
     )
     subprocess.run([sys.executable, "-c", code], check=True)  # noqa: S603
     import flan_qa_pipeline

@@ -166,7 +166,7 @@ def test_interrupted_save_leaves_no_version(trained, tmp_path, dataset, step, in
         elif step == "tokenizer":
             patch.setattr(type(adapter.tokenizer), "save_pretrained", fail)
         else:
-            patch.setattr(flan_qa_pipeline.adapter.json, "dumps", fail)
+            patch.setattr(flan_qa_pipeline.models.adapter.json, "dumps", fail)
         catalog = AtomicCatalog({"adapter": dataset(save="2026-01-02T00.00.00.000Z")})
         with pytest.raises((DatasetError, KeyboardInterrupt)):
             catalog.save("adapter", scaled(adapter, 2))

@@ -4,9 +4,9 @@ import pytest
 import torch
 from peft import LoraConfig, get_peft_model, set_peft_model_state_dict
 
+from flan_qa_pipeline.models.adapter import adapter_weights
 from flan_qa_pipeline.models.fused_lora import fuse
 from flan_qa_pipeline.models.loading import load_base_model
-from flan_qa_pipeline.models.sharding import adapter_weights
 
 BATCH = {
     "input_ids": torch.tensor([[17, 45, 101, 230, 9, 1], [300, 44, 12, 87, 150, 1]]),

@@ -11,11 +11,8 @@ from pathlib import Path
 from typing import Any, Literal, Self
 
 from datasets import Dataset
-from kedro.framework.session import KedroSession
-from kedro.framework.startup import bootstrap_project
-from kedro.io.core import Version
-from kedro.utils import find_kedro_project
 from pydantic import ValidationError
+from safetensors import SafetensorError
 
 from flan_qa_pipeline.answering.generation import answer_windows
 from flan_qa_pipeline.config.parameters import (
@@ -32,10 +29,9 @@ from flan_qa_pipeline.data.windows import (
     tokenize_contexts,
     tokenize_question,
 )
-from flan_qa_pipeline.datasets.adapter import AdapterDataset
 from flan_qa_pipeline.errors import InputError
 from flan_qa_pipeline.evaluation.thresholds import no_answer_probability
-from flan_qa_pipeline.models.adapter import Adapter, attach_adapter
+from flan_qa_pipeline.models.adapter import WEIGHTS, Adapter, attach_adapter, load_adapter
 from flan_qa_pipeline.models.loading import load_base_model
 from flan_qa_pipeline.models.sharding import shard
 
@@ -155,6 +151,11 @@ class QuestionAnswerer:
         Raises:
             InputError: no project, no such version, or an invalid parameter.
         """
+        from kedro.framework.session import KedroSession
+        from kedro.framework.startup import bootstrap_project
+        from kedro.io.core import Version
+        from kedro.utils import find_kedro_project
+
         folder = Path(project_path or Path.cwd()).resolve()
         root = find_kedro_project(folder)
         if root is None:
@@ -197,13 +198,22 @@ class QuestionAnswerer:
         Raises:
             InputError: the folder holds no adapter of this project, or its base cannot be loaded.
         """
-        dataset = AdapterDataset(filepath=str(Path(folder).resolve()))
-        if not dataset.exists():
+        folder = Path(folder)
+        if not (folder / WEIGHTS).is_file():
             raise InputError(
                 f"{folder} holds no adapter; give a folder such as "
                 "data/06_models/adapter/<version>/adapter."
             )
-        return cls(dataset.load(), **options)
+        try:
+            adapter = load_adapter(folder)
+        except InputError:
+            raise
+        except (OSError, ValueError, SafetensorError) as error:
+            raise InputError(
+                f"The adapter in {folder} is damaged ({' '.join(str(error).split()).rstrip('.')}); "
+                "copy the whole folder again, or train again."
+            ) from error
+        return cls(adapter, **options)
 
     def problem(self, context: Any, question: Any) -> str | None:
         """Say in one sentence why a pair cannot be answered; None if it can."""

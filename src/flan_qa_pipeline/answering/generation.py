@@ -18,6 +18,7 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from flan_qa_pipeline.config.parameters import GenerationParameters, PromptParameters
 from flan_qa_pipeline.data.windows import WindowAnswer, is_abstention, merge_windows
+from flan_qa_pipeline.models.adapter import base_of
 from flan_qa_pipeline.models.batching import (
     MIN_ROWS,
     coarse_length,
@@ -26,8 +27,8 @@ from flan_qa_pipeline.models.batching import (
     mask,
     pad,
 )
-from flan_qa_pipeline.models.sharding import base_of, whole_decoder
-from flan_qa_pipeline.models.t5 import Decoder
+from flan_qa_pipeline.models.decoder import Decoder
+from flan_qa_pipeline.models.sharding import whole_decoder
 
 logger = logging.getLogger(__name__)
 

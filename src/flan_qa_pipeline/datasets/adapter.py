@@ -1,18 +1,12 @@
 """A Kedro dataset of a LoRA adapter, in a folder that peft reads."""
 
-import json
 from pathlib import Path, PurePosixPath
 from typing import Any
 
 from kedro.io.core import AbstractVersionedDataset, Version
-from peft import (
-    LoraConfig,
-)
-from safetensors.torch import load_file, save_file
-from transformers import AutoTokenizer
 
-from flan_qa_pipeline.files import refuse_pickles, remove_at_once
-from flan_qa_pipeline.models.adapter import PROVENANCE, TRAINING, WEIGHTS, Adapter
+from flan_qa_pipeline.files import remove_at_once
+from flan_qa_pipeline.models.adapter import WEIGHTS, Adapter, load_adapter, save_adapter
 
 
 class AdapterDataset(AbstractVersionedDataset[Adapter, Adapter]):
@@ -44,27 +38,13 @@ class AdapterDataset(AbstractVersionedDataset[Adapter, Adapter]):
         )
 
     def load(self) -> Adapter:
-        folder = Path(self._get_load_path())
-        refuse_pickles(folder)
-        tokenizer = AutoTokenizer.from_pretrained(folder, local_files_only=True)
-        return Adapter(
-            config=LoraConfig.from_pretrained(str(folder)),
-            state_dict=load_file(folder / WEIGHTS),
-            tokenizer=tokenizer,
-            provenance=json.loads((folder / PROVENANCE).read_text(encoding="utf-8")),
-            training=json.loads((folder / TRAINING).read_text(encoding="utf-8")),
-        )
+        return load_adapter(Path(self._get_load_path()))
 
     def save(self, data: Adapter) -> None:
         folder = Path(self._get_save_path())
         remove_at_once(folder)
         folder.mkdir(parents=True)
-        save_file(data.state_dict, folder / WEIGHTS, metadata={"format": "pt"})
-        data.config.save_pretrained(str(folder))
-        data.tokenizer.save_pretrained(str(folder))
-        for name, content in ((PROVENANCE, data.provenance), (TRAINING, data.training)):
-            text = json.dumps(content, indent=2, ensure_ascii=False)
-            (folder / name).write_text(text, encoding="utf-8")
+        save_adapter(data, folder)
 
     def _exists(self) -> bool:
         return (Path(self._get_load_path()) / WEIGHTS).is_file()

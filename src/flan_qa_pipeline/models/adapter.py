@@ -1,7 +1,9 @@
 """A trained LoRA adapter: what is saved, how it is saved, how it is attached again."""
 
+import json
 from copy import copy
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -13,12 +15,14 @@ from peft import (
     set_peft_model_state_dict,
 )
 from pydantic import BaseModel
-from transformers import PreTrainedModel, PreTrainedTokenizerBase
+from safetensors.torch import load_file, save_file
+from transformers import AutoTokenizer, PreTrainedModel, PreTrainedTokenizerBase
 
 from flan_qa_pipeline.config.parameters import ModelParameters, PromptParameters
 from flan_qa_pipeline.errors import InputError
+from flan_qa_pipeline.files import refuse_pickles
 from flan_qa_pipeline.models.fused_lora import fuse
-from flan_qa_pipeline.models.sharding import adapter_weights
+from flan_qa_pipeline.models.sharded_tensors import sharded_like, whole
 
 WEIGHTS = "adapter_model.safetensors"
 PROVENANCE = "provenance.json"
@@ -102,6 +106,53 @@ def attach_adapter(
     set_peft_model_state_dict(model, adapter.state_dict)
     fuse(model)
     return model.eval()
+
+
+def base_of(model: PreTrainedModel | PeftModel) -> PreTrainedModel:
+    """The model under an adapter, or the model itself."""
+    return model.get_base_model() if isinstance(model, PeftModel) else model
+
+
+def adapter_weights(model: PeftModel) -> dict[str, torch.Tensor]:
+    """Copy the adapter's weights off a model, to the CPU, under peft's names."""
+    return {
+        name: whole(tensor.detach()).to("cpu", copy=True).contiguous()
+        for name, tensor in get_peft_model_state_dict(model).items()
+    }
+
+
+def set_adapter_weights(model: PeftModel, weights: dict[str, torch.Tensor]) -> None:
+    """Put whole weights under peft's names into a model's adapter."""
+    held = get_peft_model_state_dict(model)
+    set_peft_model_state_dict(
+        model, {name: sharded_like(weight, held[name]) for name, weight in weights.items()}
+    )
+
+
+def load_adapter(folder: Path) -> Adapter:
+    """Load an adapter from a folder that `save_adapter` has written.
+
+    Raises:
+        InputError: the folder holds a file that may be a pickle.
+    """
+    refuse_pickles(folder)
+    return Adapter(
+        config=LoraConfig.from_pretrained(str(folder)),
+        state_dict=load_file(folder / WEIGHTS),
+        tokenizer=AutoTokenizer.from_pretrained(folder, local_files_only=True),
+        provenance=json.loads((folder / PROVENANCE).read_text(encoding="utf-8")),
+        training=json.loads((folder / TRAINING).read_text(encoding="utf-8")),
+    )
+
+
+def save_adapter(adapter: Adapter, folder: Path) -> None:
+    """Save an adapter and its tokenizer to a folder in peft's layout: safetensors and JSON."""
+    save_file(adapter.state_dict, folder / WEIGHTS, metadata={"format": "pt"})
+    adapter.config.save_pretrained(str(folder))
+    adapter.tokenizer.save_pretrained(str(folder))
+    for name, content in ((PROVENANCE, adapter.provenance), (TRAINING, adapter.training)):
+        text = json.dumps(content, indent=2, ensure_ascii=False)
+        (folder / name).write_text(text, encoding="utf-8")
 
 
 def _shapes(state_dict: dict[str, torch.Tensor]) -> dict[str, tuple[int, ...]]:

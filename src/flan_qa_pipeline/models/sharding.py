@@ -10,17 +10,15 @@ arXiv:2304.11277; with QLoRA: https://huggingface.co/docs/peft/accelerate/fsdp.
 
 from collections.abc import Iterator
 from contextlib import contextmanager
-from typing import Any
 
-import torch
 from accelerate import PartialState
-from peft import PeftModel, get_peft_model_state_dict, set_peft_model_state_dict
+from peft import PeftModel
 from torch.distributed.fsdp import fully_shard
-from torch.distributed.tensor import DTensor, distribute_tensor
-from torch.utils._pytree import tree_map_only
+from torch.distributed.tensor import DTensor
 from transformers import PreTrainedModel
 
 from flan_qa_pipeline.errors import InputError
+from flan_qa_pipeline.models.adapter import base_of
 
 
 def shard(model: PreTrainedModel | PeftModel) -> PreTrainedModel | PeftModel:
@@ -62,37 +60,3 @@ def whole_decoder(model: PreTrainedModel | PeftModel) -> Iterator[None]:
     finally:
         for block in blocks:
             block.reshard()
-
-
-def base_of(model: PreTrainedModel | PeftModel) -> PreTrainedModel:
-    """The model under an adapter, or the model itself."""
-    return model.get_base_model() if isinstance(model, PeftModel) else model
-
-
-def whole(value: Any) -> Any:
-    """Gather the sharded tensors in nested state; all processes must call this."""
-    return tree_map_only(DTensor, DTensor.full_tensor, value)
-
-
-def sharded_like(value: torch.Tensor, like: torch.Tensor) -> torch.Tensor:
-    """This process's share of a whole tensor, if `like` is one; else the tensor itself."""
-    if not isinstance(like, DTensor):
-        return value
-    value = value.to(like.device)
-    return distribute_tensor(value, like.device_mesh, like.placements, src_data_rank=None)
-
-
-def adapter_weights(model: PeftModel) -> dict[str, torch.Tensor]:
-    """Copy the adapter's weights off a model, to the CPU, under peft's names."""
-    return {
-        name: whole(tensor.detach()).to("cpu", copy=True).contiguous()
-        for name, tensor in get_peft_model_state_dict(model).items()
-    }
-
-
-def set_adapter_weights(model: PeftModel, weights: dict[str, torch.Tensor]) -> None:
-    """Put whole weights under peft's names into a model's adapter."""
-    held = get_peft_model_state_dict(model)
-    set_peft_model_state_dict(
-        model, {name: sharded_like(weight, held[name]) for name, weight in weights.items()}
-    )

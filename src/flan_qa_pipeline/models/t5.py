@@ -20,20 +20,16 @@ from transformers import (
 )
 from transformers.masking_utils import eager_mask
 from transformers.modeling_outputs import Seq2SeqLMOutput
-from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
 from transformers.models.t5.modeling_t5 import (
     T5Attention,
     T5DenseGatedActDense,
     T5LayerNorm,
-    eager_attention_forward,
 )
-
-from flan_qa_pipeline.models.batching import round_up
 
 LOSS_CHUNK = 256
 
 
-def _additive(mask: torch.Tensor, dtype: torch.dtype) -> torch.Tensor:
+def additive(mask: torch.Tensor, dtype: torch.dtype) -> torch.Tensor:
     """Turn a mask, true where attention may go, into what is added to the scores."""
     return torch.zeros_like(mask, dtype=dtype).masked_fill_(~mask, torch.finfo(dtype).min)
 
@@ -66,7 +62,7 @@ class SharedMaskAttention(T5Attention):
     ) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor | None]:
         if position_bias is None and mask is not None:
             position_bias = (
-                _additive(mask, hidden_states.dtype) if mask.dtype == torch.bool else mask
+                additive(mask, hidden_states.dtype) if mask.dtype == torch.bool else mask
             )
             if self.has_relative_attention_bias:
                 cached = past_key_values is not None
@@ -240,7 +236,7 @@ class QuantizableT5(T5ForConditionalGeneration):
         if attention_mask is None:
             given = inputs_embeds if input_ids is None else input_ids
             attention_mask = given.new_ones(given.shape[:2])
-        readable = _additive(attention_mask[:, None, None].bool(), self.dtype)
+        readable = additive(attention_mask[:, None, None].bool(), self.dtype)
         length = decoder_input_ids.shape[1]
         past = torch.ones((1, 1, length, length), dtype=torch.bool, device=labels.device).tril()
         encoded = self.encoder(
@@ -248,7 +244,7 @@ class QuantizableT5(T5ForConditionalGeneration):
         ).last_hidden_state
         decoded = self.decoder(
             input_ids=decoder_input_ids,
-            attention_mask=_additive(past, self.dtype),
+            attention_mask=additive(past, self.dtype),
             encoder_hidden_states=encoded,
             encoder_attention_mask=readable,
             use_cache=False,
@@ -266,90 +262,3 @@ class QuantizableT5(T5ForConditionalGeneration):
 
     def _summed_loss(self, states: torch.Tensor, targets: torch.Tensor) -> torch.Tensor:
         return cross_entropy(self.lm_head(states).float(), targets, reduction="sum")
-
-
-class Decoder:
-    """A T5's decoder that writes to a batch of encoded inputs, token by token.
-
-    Keys and values of the encoder's states are made once, and laid out as products read them;
-    those of tokens go into room for `max_tokens`, of which all is attended to at every step, since
-    a CPU keeps a kernel for each shape of a product. The room is rounded up to what the kernels of
-    scaled_dot_product_attention read at a time. Results are those of the model itself.
-    """
-
-    def __init__(
-        self,
-        model: T5ForConditionalGeneration,
-        states: torch.Tensor,
-        attention_mask: torch.Tensor,
-        max_tokens: int,
-    ):
-        """Attend to the encoder's states (batch, length, d_model); mask (batch, length), 0 or 1."""
-        self._stack, self._head = model.decoder, model.lm_head
-        self.length, room = 0, round_up(max_tokens)
-        self._mask = _additive(attention_mask[:, None, None].bool(), states.dtype)
-        self._read: list[list[torch.Tensor]] = []
-        self._written: list[list[torch.Tensor]] = []
-        for block in self._stack.block:
-            attention = block.layer[1].EncDecAttention
-            self._read.append([_heads(attention, part(states)) for part in _key_value(attention)])
-            own = (len(states), attention.n_heads, room, attention.key_value_proj_dim)
-            self._written.append([states.new_zeros(own) for _ in range(2)])
-        first = self._stack.block[0].layer[0].SelfAttention
-        bias = first.compute_bias(room, room, states.device)
-        past = torch.ones_like(bias[0, 0], dtype=torch.bool).tril()
-        self._bias = bias + _additive(past, states.dtype)
-
-    def __call__(self, tokens: torch.Tensor) -> torch.Tensor:
-        """Append tokens (batch, n); return logits (batch, n, vocabulary)."""
-        start, self.length = self.length, self.length + tokens.shape[1]
-        bias = self._bias[:, :, start : self.length]
-        hidden = self._stack.embed_tokens(tokens)
-        for block, read, written in zip(self._stack.block, self._read, self._written, strict=True):
-            own, other, feed_forward = block.layer
-            normed = own.layer_norm(hidden)
-            attention = own.SelfAttention
-            for kept, part in zip(written, _key_value(attention), strict=True):
-                kept[:, :, start : self.length] = _heads(attention, part(normed))
-            hidden = hidden + _attend(attention, normed, *written, bias)
-            normed = other.layer_norm(hidden)
-            hidden = hidden + _attend(other.EncDecAttention, normed, *read, self._mask)
-            hidden = feed_forward(hidden)
-        return self._head(self._stack.final_layer_norm(hidden))
-
-    def rewind(self, length: int) -> None:
-        """Forget all tokens but the first `length`."""
-        self.length = length
-
-    def keep(self, rows: torch.Tensor) -> None:
-        """Go on with these rows of the batch alone."""
-        self._mask = self._mask[rows]
-        for kept in (self._read, self._written):
-            kept[:] = [[part[rows] for part in parts] for parts in kept]
-
-
-def _key_value(attention: T5Attention) -> tuple[torch.nn.Module, torch.nn.Module]:
-    return attention.k, attention.v
-
-
-def _heads(attention: T5Attention, projected: torch.Tensor) -> torch.Tensor:
-    """Turn (batch, length, heads x d_kv) into (batch, heads, length, d_kv), contiguous."""
-    split = projected.unflatten(2, (attention.n_heads, attention.key_value_proj_dim))
-    return split.transpose(1, 2).contiguous()
-
-
-def _attend(
-    attention: T5Attention,
-    normed: torch.Tensor,
-    key: torch.Tensor,
-    value: torch.Tensor,
-    bias: torch.Tensor,
-) -> torch.Tensor:
-    query = _heads(attention, attention.q(normed))
-    attend = ALL_ATTENTION_FUNCTIONS.get_interface(
-        attention.config._attn_implementation, eager_attention_forward
-    )
-    states, _ = attend(
-        attention, query, key, value, None, position_bias=bias, scaling=1.0, is_causal=False
-    )
-    return attention.o(states.flatten(2))

@@ -33,13 +33,8 @@ from transformers.trainer_utils import SaveStrategy, get_last_checkpoint, rotate
 
 from flan_qa_pipeline.errors import InputError
 from flan_qa_pipeline.files import refuse_pickles, remove_at_once, written_aside
-from flan_qa_pipeline.models.adapter import WEIGHTS
-from flan_qa_pipeline.models.sharding import (
-    adapter_weights,
-    set_adapter_weights,
-    sharded_like,
-    whole,
-)
+from flan_qa_pipeline.models.adapter import WEIGHTS, adapter_weights, set_adapter_weights
+from flan_qa_pipeline.models.sharded_tensors import sharded_like, whole
 
 logger = logging.getLogger(__name__)
 

@@ -19,8 +19,8 @@ from transformers.trainer_utils import TrainOutput
 
 from flan_qa_pipeline.config.parameters import OfBitsandbytes, Parameters, TrainingParameters
 from flan_qa_pipeline.errors import InputError
+from flan_qa_pipeline.models.adapter import adapter_weights, set_adapter_weights
 from flan_qa_pipeline.models.device import MIB, free_memory, peak_memory
-from flan_qa_pipeline.models.sharding import adapter_weights, set_adapter_weights
 from flan_qa_pipeline.training.checkpoints import CheckpointingTrainer
 from flan_qa_pipeline.training.cuda_graphs import GraphedPasses
 

@@ -1,0 +1,96 @@
+"""T5's decoder, token by token, with keys and values kept in room that is laid out once."""
+
+import torch
+from transformers import T5ForConditionalGeneration
+from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
+from transformers.models.t5.modeling_t5 import T5Attention, eager_attention_forward
+
+from flan_qa_pipeline.models.batching import round_up
+from flan_qa_pipeline.models.t5 import additive
+
+
+class Decoder:
+    """A T5's decoder that writes to a batch of encoded inputs, token by token.
+
+    Keys and values of the encoder's states are made once, and laid out as products read them;
+    those of tokens go into room for `max_tokens`, of which all is attended to at every step, since
+    a CPU keeps a kernel for each shape of a product. The room is rounded up to what the kernels of
+    scaled_dot_product_attention read at a time. Results are those of the model itself.
+    """
+
+    def __init__(
+        self,
+        model: T5ForConditionalGeneration,
+        states: torch.Tensor,
+        attention_mask: torch.Tensor,
+        max_tokens: int,
+    ):
+        """Attend to the encoder's states (batch, length, d_model); mask (batch, length), 0 or 1."""
+        self._stack, self._head = model.decoder, model.lm_head
+        self.length, room = 0, round_up(max_tokens)
+        self._mask = additive(attention_mask[:, None, None].bool(), states.dtype)
+        self._read: list[list[torch.Tensor]] = []
+        self._written: list[list[torch.Tensor]] = []
+        for block in self._stack.block:
+            attention = block.layer[1].EncDecAttention
+            self._read.append([_heads(attention, part(states)) for part in _key_value(attention)])
+            own = (len(states), attention.n_heads, room, attention.key_value_proj_dim)
+            self._written.append([states.new_zeros(own) for _ in range(2)])
+        first = self._stack.block[0].layer[0].SelfAttention
+        bias = first.compute_bias(room, room, states.device)
+        past = torch.ones_like(bias[0, 0], dtype=torch.bool).tril()
+        self._bias = bias + additive(past, states.dtype)
+
+    def __call__(self, tokens: torch.Tensor) -> torch.Tensor:
+        """Append tokens (batch, n); return logits (batch, n, vocabulary)."""
+        start, self.length = self.length, self.length + tokens.shape[1]
+        bias = self._bias[:, :, start : self.length]
+        hidden = self._stack.embed_tokens(tokens)
+        for block, read, written in zip(self._stack.block, self._read, self._written, strict=True):
+            own, other, feed_forward = block.layer
+            normed = own.layer_norm(hidden)
+            attention = own.SelfAttention
+            for kept, part in zip(written, _key_value(attention), strict=True):
+                kept[:, :, start : self.length] = _heads(attention, part(normed))
+            hidden = hidden + _attend(attention, normed, *written, bias)
+            normed = other.layer_norm(hidden)
+            hidden = hidden + _attend(other.EncDecAttention, normed, *read, self._mask)
+            hidden = feed_forward(hidden)
+        return self._head(self._stack.final_layer_norm(hidden))
+
+    def rewind(self, length: int) -> None:
+        """Forget all tokens but the first `length`."""
+        self.length = length
+
+    def keep(self, rows: torch.Tensor) -> None:
+        """Go on with these rows of the batch alone."""
+        self._mask = self._mask[rows]
+        for kept in (self._read, self._written):
+            kept[:] = [[part[rows] for part in parts] for parts in kept]
+
+
+def _key_value(attention: T5Attention) -> tuple[torch.nn.Module, torch.nn.Module]:
+    return attention.k, attention.v
+
+
+def _heads(attention: T5Attention, projected: torch.Tensor) -> torch.Tensor:
+    """Turn (batch, length, heads x d_kv) into (batch, heads, length, d_kv), contiguous."""
+    split = projected.unflatten(2, (attention.n_heads, attention.key_value_proj_dim))
+    return split.transpose(1, 2).contiguous()
+
+
+def _attend(
+    attention: T5Attention,
+    normed: torch.Tensor,
+    key: torch.Tensor,
+    value: torch.Tensor,
+    bias: torch.Tensor,
+) -> torch.Tensor:
+    query = _heads(attention, attention.q(normed))
+    attend = ALL_ATTENTION_FUNCTIONS.get_interface(
+        attention.config._attn_implementation, eager_attention_forward
+    )
+    states, _ = attend(
+        attention, query, key, value, None, position_bias=bias, scaling=1.0, is_causal=False
+    )
+    return attention.o(states.flatten(2))

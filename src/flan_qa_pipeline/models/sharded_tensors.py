@@ -1,0 +1,20 @@
+"""Tensors that FSDP has spread over the processes: gathered whole, and shared out again."""
+
+from typing import Any
+
+import torch
+from torch.distributed.tensor import DTensor, distribute_tensor
+from torch.utils._pytree import tree_map_only
+
+
+def whole(value: Any) -> Any:
+    """Gather the sharded tensors in nested state; all processes must call this."""
+    return tree_map_only(DTensor, DTensor.full_tensor, value)
+
+
+def sharded_like(value: torch.Tensor, like: torch.Tensor) -> torch.Tensor:
+    """This process's share of a whole tensor, if `like` is one; else the tensor itself."""
+    if not isinstance(like, DTensor):
+        return value
+    value = value.to(like.device)
+    return distribute_tensor(value, like.device_mesh, like.placements, src_data_rank=None)
