@@ -1,60 +1,71 @@
-# make run and make test set everything up. make lock renews requirements.lock, torch apart: its
-# version is below. Every package of the lock has the hashes of all files that PyPI has of its
-# version, and pip refuses other files. torch has none, nor what its CUDA builds need beside it
-# (nvidia-*, cuda-*, triton), since each index has builds of its own. pip takes the build that its
-# index offers (CUDA on Linux, if that is PyPI); its CPU build:
+# make run and make test set everything up in .venv. pip refuses every file that has no hash in
+# requirements/*.lock; torch alone has none (requirements/torch.txt says why). pip installs
+# whichever torch build your index serves: CUDA from PyPI on Linux. For the CPU build:
 #   make run TORCH_INDEX=https://download.pytorch.org/whl/cpu
 PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
-INSTALLED := $(VENV)/.installed
-TORCH := torch==2.13.0
+RUNS := $(VENV)/.runs
+TESTS := $(VENV)/.tests
 TORCH_INDEX ?=
 LOCKED := $(BIN)/pip install --quiet --require-hashes --no-deps
+UNBUILT := --no-build-isolation --use-pep517
 SIZE ?= starter
 
 .PHONY: run test bench lint lock audit clean
 
-run: $(INSTALLED)
+run: $(RUNS)
 	$(BIN)/kedro run
 
-test: $(INSTALLED)
+test: $(TESTS)
 	$(BIN)/pytest
 
-bench: $(INSTALLED)
+bench: $(RUNS)
 	$(BIN)/python benchmarks/usual_recipe.py benchmarks/results --size $(SIZE)
 	$(BIN)/python benchmarks/tokenization.py benchmarks/results
 
-lint: $(INSTALLED)
+lint: $(TESTS)
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
+	$(BIN)/lint-imports --no-logo --no-cache
+	$(BIN)/mypy
 
-$(INSTALLED): requirements.lock pyproject.toml Makefile
+# What the project needs to run.
+$(RUNS): requirements/build.lock requirements/run.lock requirements/torch.txt pyproject.toml
 	$(PYTHON) -m venv $(VENV)
-	sed -n '/^setuptools==/,/[^\\]$$/p' requirements.lock \
-		| $(LOCKED) --requirement /dev/stdin
-	$(LOCKED) --no-build-isolation --use-pep517 --requirement requirements.lock
-	$(BIN)/pip install --quiet $(if $(TORCH_INDEX),--index-url $(TORCH_INDEX)) $(TORCH)
+	$(LOCKED) --requirement requirements/build.lock
+	$(LOCKED) $(UNBUILT) --requirement requirements/run.lock
+	$(BIN)/pip install --quiet $(if $(TORCH_INDEX),--index-url $(TORCH_INDEX)) \
+		--requirement requirements/torch.txt
 	$(BIN)/pip install --quiet --no-deps --no-build-isolation --editable .
 	$(BIN)/pip check
 	touch $@
 
+# The same versions, and what tests and linters need besides.
+$(TESTS): $(RUNS) requirements/dev.lock
+	$(LOCKED) $(UNBUILT) --requirement requirements/dev.lock
+	$(BIN)/pip check
+	touch $@
+
+# Renews the locks for all platforms; [tool.uv.pip] in pyproject.toml holds the options.
+COMPILE = $(VENV)/lock/bin/uv pip compile --quiet
 lock:
-	$(PYTHON) -m venv --clear $(VENV)
-	$(BIN)/pip install --quiet uv
-	printf '%s\n' setuptools $(TORCH) | $(BIN)/uv pip compile --quiet --universal \
-		--python-version 3.11 --extra dev --generate-hashes --no-annotate \
-		--custom-compile-command 'make lock' --output-file $(VENV)/lock pyproject.toml -
-	sed -E '/^(torch|triton|nvidia-.*|cuda-.*)==/,/[^\\]$$/d' $(VENV)/lock > requirements.lock
-	rm -rf $(VENV)
+	$(PYTHON) -m venv $(VENV)/lock
+	$(VENV)/lock/bin/pip install --quiet uv
+	$(COMPILE) --upgrade --extra dev --constraint requirements/torch.txt \
+		--output-file requirements/dev.lock pyproject.toml
+	$(COMPILE) --extra app --constraint requirements/torch.txt \
+		--constraint requirements/dev.lock --output-file requirements/run.lock pyproject.toml
+	$(COMPILE) --constraint requirements/dev.lock --output-file requirements/build.lock \
+		requirements/build.in
 
 # Asks PyPI, over the network, for known vulnerabilities of the locked versions and of torch.
 audit:
 	$(PYTHON) -m venv $(VENV)/audit
 	$(VENV)/audit/bin/pip install --quiet pip-audit
-	{ sed -n 's/^\([^ ]*==[^ ]*\).*/\1/p' requirements.lock; echo $(TORCH); } \
-		| $(VENV)/audit/bin/pip-audit --strict --no-deps --disable-pip --requirement /dev/stdin \
-		|| { echo 'Vulnerable versions were found, or PyPI could not be asked (see above).'; exit 1; }
+	$(VENV)/audit/bin/pip-audit --strict --disable-pip --requirement requirements/dev.lock
+	$(VENV)/audit/bin/pip-audit --strict --disable-pip --no-deps \
+		--requirement requirements/torch.txt
 
 clean:
 	rm -rf $(VENV)

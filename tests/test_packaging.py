@@ -2,6 +2,7 @@
 
 import json
 import os
+import re
 import shutil
 import subprocess
 import sys
@@ -68,3 +69,19 @@ def test_the_wheel_runs_in_an_empty_folder(installed, tiny_base, corpus, tmp_pat
     assert json.loads(made.read_text(encoding="utf-8"))["run"]["git"] is None
     (site_of_metric,) = site.glob("flan_qa_pipeline/evaluation/squad_v2_scores/squad_v2_scores.py")
     assert site_of_metric.is_file()
+
+
+def test_locks_agree_and_leave_torch_to_its_index():
+    locks = {
+        path.stem: {
+            name: (version, options.count("--hash=sha256:"))
+            for name, version, options in re.findall(
+                r"^(\S+)==(\S+)(.*\n(?:    .*\n)*)", path.read_text(encoding="utf-8"), re.MULTILINE
+            )
+        }
+        for path in (REPOSITORY / "requirements").glob("*.lock")
+    }
+    assert locks["build"].items() <= locks["run"].items() <= locks["dev"].items()
+    assert all(hashes for _, hashes in locks["dev"].values())
+    of_torch = re.compile("torch|triton|nvidia-.*|cuda-.*")
+    assert not [name for name in locks["dev"] if of_torch.fullmatch(name)]

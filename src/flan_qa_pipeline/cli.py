@@ -4,7 +4,7 @@ import traceback
 from collections.abc import Callable
 from copy import copy
 from functools import wraps
-from typing import Any, TextIO
+from typing import Any, TextIO, cast
 
 import click
 from kedro.config import MissingConfigException
@@ -63,7 +63,7 @@ def cli() -> None:
 
 
 run = copy(kedro_run)  # the packaged project runs this one, too
-run.callback = in_a_sentence(in_processes(kedro_run.callback))
+run.callback = in_a_sentence(in_processes(cast(Callable[..., Any], kedro_run.callback)))
 cli.add_command(run)
 
 
@@ -144,7 +144,8 @@ def serve(
         raise InputError(
             "serve needs gradio, which is not installed; pip install 'flan_qa_pipeline[app]'."
         ) from error
-    with KedroSession.create(metadata.project_path, env=env, runtime_params=params) as session:
+    session = KedroSession.create(metadata.project_path, env=env, runtime_params=params)
+    with session:
         raw = session.load_context().config_loader["parameters"]
     chosen = {"host": host, "port": port}
     raw["serving"] |= {name: value for name, value in chosen.items() if value is not None}

@@ -13,7 +13,7 @@ DATA_CATALOG_CLASS = AtomicCatalog
 
 # .telemetry keeps the command line silent; a packaged run has no such file, nor a project around
 # it in which kedro-viz could keep what it notes of a run.
-DISABLE_HOOKS_FOR_PLUGINS = ("kedro-telemetry",)
+DISABLE_HOOKS_FOR_PLUGINS: tuple[str, ...] = ("kedro-telemetry",)
 if find_kedro_project(Path.cwd()) is None:
     DISABLE_HOOKS_FOR_PLUGINS += ("kedro-viz",)
 

@@ -16,6 +16,8 @@ from safetensors import SafetensorError
 
 from flan_qa_pipeline.answering.generation import answer_windows
 from flan_qa_pipeline.config.parameters import (
+    AttnImplementation,
+    ComputeDtype,
     GenerationParameters,
     ModelParameters,
     PromptParameters,
@@ -84,8 +86,8 @@ class QuestionAnswerer:
         no_answer_threshold: float | None = None,
         base_model: str | None = None,
         dequantize: Literal["auto"] | bool = "auto",
-        compute_dtype: Literal["auto", "float32", "bfloat16"] = "auto",
-        attn_implementation: Literal["auto", "eager", "sdpa"] = "auto",
+        compute_dtype: ComputeDtype = "auto",
+        attn_implementation: AttnImplementation = "auto",
         fsdp: bool = False,
     ):
         """Load the adapter's base model and attach the adapter.
@@ -161,11 +163,13 @@ class QuestionAnswerer:
         if root is None:
             raise InputError(f"{folder} is not in a Kedro project; give project_path.")
         bootstrap_project(root)
-        with KedroSession.create(root, env=env, runtime_params=runtime_params) as session:
+        session = KedroSession.create(root, env=env, runtime_params=runtime_params)
+        with session:
             context = session.load_context()
             parameters = check_parameters(context.config_loader["parameters"])
             version = Version(adapter_version, None) if adapter_version else None
-            adapters = context.catalog.get("adapter", version=version)
+            catalog: Any = context.catalog
+            adapters = catalog.get("adapter", version=version)
             if not adapters.exists():
                 saved = ", ".join(sorted(adapters.list_versions(full_path=False)))
                 raise InputError(

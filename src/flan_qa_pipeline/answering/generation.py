@@ -183,7 +183,7 @@ class _Decoding:
         banned[:, self._silences] = silent.unsqueeze(1)
         first = begin.masked_fill(banned, -torch.inf).argmax(-1)
         best = self._decode(decoder, begin, first)
-        rows = zip(best, silent.tolist(), says_it.tolist(), silence.tolist(), strict=True)
+        rows: Any = zip(best, silent.tolist(), says_it.tolist(), silence.tolist(), strict=True)
         greedy = [
             (self._abstention_text if says_it else "", silence, says_it) if silent else said
             for said, silent, says_it, silence in rows

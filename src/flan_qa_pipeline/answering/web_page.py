@@ -150,7 +150,7 @@ def build_page(answerer: QuestionAnswerer, serving: ServingParameters) -> gr.Blo
             outputs=outputs,
             js="() => ['', '', '', '', '']",  # answers to what was asked before
         )
-        asked = {
+        asked: dict[str, Any] = {
             "inputs": [context, question],
             "validator": check,
             "concurrency_id": "model",
@@ -226,13 +226,14 @@ def highlight(context: str, base: Answer, fine_tuned: Answer) -> list[tuple[str,
     """
     cuts = {0, len(context)}
     for answer in (base, fine_tuned):
-        cuts |= {answer.start, answer.end} - {None}
+        cuts |= {place for place in (answer.start, answer.end) if place is not None}
     pieces = []
     for start, end in pairwise(sorted(cuts)):
         by = [
             name
             for name, answer in (("base", base), ("fine-tuned", fine_tuned))
-            if answer.start is not None and answer.start <= start < answer.end
+            if answer.start is not None and answer.end is not None
+            if answer.start <= start < answer.end
         ]
         pieces.append((context[start:end], "both" if len(by) == 2 else by[0] if by else None))
     return pieces

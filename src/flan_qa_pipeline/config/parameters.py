@@ -57,6 +57,8 @@ Scheduler = Literal[
     "constant_with_warmup",
     "inverse_sqrt",
 ]
+ComputeDtype = Literal["auto", "float32", "bfloat16"]
+AttnImplementation = Literal["auto", "eager", "sdpa"]
 Format = Literal["float32", "bfloat16", "NF4 by the libraries", "NF4 here"]
 Names = Annotated[
     list[str],
@@ -136,8 +138,8 @@ class ModelParameters(_Section):
     double_quant: bool
     skip_modules: Names
     dequantize: Literal["auto"] | bool
-    compute_dtype: Literal["auto", "float32", "bfloat16"]
-    attn_implementation: Literal["auto", "eager", "sdpa"]
+    compute_dtype: ComputeDtype
+    attn_implementation: AttnImplementation
 
     @field_validator("revision", mode="before")
     @classmethod

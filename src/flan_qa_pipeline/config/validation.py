@@ -46,7 +46,7 @@ def _explain(place: str, problems: list[ErrorDetails]) -> str:
     if first["type"] == "extra_forbidden":
         *section, name = first["loc"]
         known = _fields(section)
-        near = difflib.get_close_matches(name, known, n=1)
+        near = difflib.get_close_matches(str(name), known, n=1)
         hint = f"did you mean {near[0]}?" if near else f"known here: {', '.join(known)}"
         return f"Unknown parameter {place}: {hint}"
     if first["type"] == "missing":

@@ -51,7 +51,7 @@ def on_disk(records: Iterable[Mapping[str, Any]], features: Features) -> Dataset
         return Dataset.from_file(file.name)
 
 
-def write_arrow(path: Path, batches: Iterable[Mapping[str, list]], features: Features) -> None:
+def write_arrow(path: Path, batches: Iterable[Mapping[str, list[Any]]], features: Features) -> None:
     """Write batches of columns to a file that `Dataset.from_file` reads, one at a time."""
     schema = features.arrow_schema
     with pa.OSFile(str(path), "wb") as sink, pa.ipc.new_stream(sink, schema) as writer:
@@ -59,7 +59,9 @@ def write_arrow(path: Path, batches: Iterable[Mapping[str, list]], features: Fea
             writer.write_batch(pa.RecordBatch.from_pydict(batch, schema))
 
 
-def _batches(records: Iterable[Mapping[str, Any]], columns: list[str]) -> Iterator[dict[str, list]]:
+def _batches(
+    records: Iterable[Mapping[str, Any]], columns: list[str]
+) -> Iterator[dict[str, list[Any]]]:
     batch, characters = [], 0
     for record in records:
         batch.append(record)
@@ -71,7 +73,7 @@ def _batches(records: Iterable[Mapping[str, Any]], columns: list[str]) -> Iterat
 
 
 def reused_splits(
-    splits: Mapping[str, Iterable[Mapping[str, list]]],
+    splits: Mapping[str, Iterable[Mapping[str, list[Any]]]],
     features: Features,
     *,
     key: str,
@@ -148,7 +150,7 @@ def _discard(folder: Path, keep: int) -> None:
         with suppress(FileNotFoundError):  # another run removes it, too
             used[place] = place.stat().st_mtime
     results = [place for place in used if not place.name.startswith(".")]
-    for place in sorted(results, key=used.get, reverse=True)[keep:]:
+    for place in sorted(results, key=used.__getitem__, reverse=True)[keep:]:
         remove_at_once(place)
     for place in used.keys() - set(results):
         if used[place] < time.time() - STALE:

@@ -26,7 +26,8 @@ class JSONText:
     def next(self) -> str:
         """The next character that is not white space, which stays; "" at the end."""
         while True:
-            self._at = WHITE_SPACE.match(self._text, self._at).end()
+            if space := WHITE_SPACE.match(self._text, self._at):
+                self._at = space.end()
             if self._at < len(self._text) or not self._read_on():
                 return self._text[self._at : self._at + 1]
 
@@ -57,7 +58,8 @@ class JSONText:
         """Take the next key of an object."""
         if self.next() != '"':
             raise self._error("Expecting a key in double quotes", self._at)
-        return self.value()
+        key: str = self.value()
+        return key
 
     def end(self) -> None:
         """Make sure that nothing follows."""

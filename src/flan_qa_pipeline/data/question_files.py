@@ -4,7 +4,7 @@ import json
 from collections.abc import Iterable, Iterator
 from itertools import islice
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import pandas as pd
 import pyarrow
@@ -83,7 +83,7 @@ def _csv(path: Path) -> Iterator[dict[str, Any]]:
                     f"line 2 has more fields than the {len(block.columns)} columns (a text with "
                     "commas must stand in quotes)"
                 )
-            yield from block.to_dict("records")
+            yield from cast(list[dict[str, Any]], block.to_dict("records"))
 
 
 def _json(path: Path) -> Iterator[dict[str, Any]]:

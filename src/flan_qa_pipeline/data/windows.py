@@ -6,7 +6,7 @@ and the windows' answers are merged back to one answer per question.
 
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 from transformers import PreTrainedTokenizerBase
 
@@ -93,14 +93,14 @@ def _require_room(
 
 
 def window_columns(
-    questions: Mapping[str, list],
+    questions: Mapping[str, list[Any]],
     tokenizer: PreTrainedTokenizerBase,
     prompt: PromptParameters,
     lengths: TokenizationParameters,
     *,
     abstains: bool,
     for_training: bool,
-) -> dict[str, list]:
+) -> dict[str, list[Any]]:
     """Turn columns of questions (id, question, context, answers) into columns of windows.
 
     They are id, window (its number), input_ids and labels: the ids of the answer in the window or,
@@ -112,7 +112,7 @@ def window_columns(
     """
     contexts = tokenize_contexts(tokenizer, questions["context"])
     prompts = tokenize_prompts(tokenizer, prompt.template, questions["question"])
-    columns: dict[str, list] = {"id": [], "window": [], "input_ids": []}
+    columns: dict[str, list[Any]] = {"id": [], "window": [], "input_ids": []}
     targets = []
     for id_, asked, context, answers in zip(
         questions["id"], prompts, questions["context"], questions["answers"], strict=True
@@ -128,7 +128,7 @@ def window_columns(
             columns["window"].append(number)
             columns["input_ids"].append(window.input_ids)
     distinct = list(dict.fromkeys(target for target in targets if target is not None))
-    labels = {None: []}
+    labels: dict[str | None, list[int]] = {None: []}
     if distinct:
         encoding = tokenizer(distinct, truncation=True, max_length=lengths.max_target_length)
         labels |= zip(distinct, encoding["input_ids"], strict=True)

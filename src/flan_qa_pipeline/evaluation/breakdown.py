@@ -5,7 +5,8 @@ paired: each resample draws questions and takes both models' scores on them.
 """
 
 import re
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Hashable, Iterator, Mapping, Sequence
+from typing import Any
 
 import numpy as np
 import pandas as pd
@@ -75,7 +76,8 @@ def bootstrap_interval(
     values, counts = np.unique(differences, axis=0, return_counts=True)
     means = rng.multinomial(n, counts / n, size=resamples) @ values / n
     tail = (1 - confidence) / 2
-    return np.quantile(means, [tail, 1 - tail], axis=0)
+    ends: np.ndarray = np.quantile(means, [tail, 1 - tail], axis=0)
+    return ends
 
 
 def breakdown(
@@ -152,7 +154,7 @@ def scores_markdown(table: pd.DataFrame, labels: Sequence[str], confidence: floa
     return _markdown(readable_scores(table, labels, confidence))
 
 
-def _gain(row: Mapping[str, float], metric: str) -> str:
+def _gain(row: Mapping[Hashable, Any], metric: str) -> str:
     gain, low, high = (row[f"{metric} gain{end}"] for end in ("", " low", " high"))
     return f"{gain:+.2f} [{low:+.2f}, {high:+.2f}]"
 

@@ -39,7 +39,7 @@ def base_weights(
         for name, part in base.named_modules()
         if isinstance(part, Linear) and ".lora_" not in name
     }
-    rest = sum(
+    rest: int = sum(
         parameter.numel()
         for name, parameter in base.named_parameters()
         if ".lora_" not in name and name.removesuffix(".weight") not in linear
@@ -59,7 +59,7 @@ def base_weights(
         "NF4 by the libraries": quantized(SKIPPED_BY_LIBRARIES, 2),
         "NF4 here": quantized(skip_modules, 2, double_quant),
     }
-    prepared = {"NF4 by the libraries": quantized(SKIPPED_BY_LIBRARIES, 4)}
+    prepared: dict[Format, int] = {"NF4 by the libraries": quantized(SKIPPED_BY_LIBRARIES, 4)}
     return {"loaded": loaded, "in training": loaded | prepared}
 
 
@@ -158,7 +158,7 @@ def memory_sizes(weights: dict[str, dict[Format, int]], measured: dict[str, Any]
             "weights in training MiB": weights["in training"],
             "training peak MiB": pd.Series(measured["peaks"], dtype=float),
         },
-        index=weights["loaded"],
+        index=list(weights["loaded"]),
     )
     step = f"{measured['batch_size']} x {measured['source_tokens']} tokens, {measured['device']}"
     return (sizes / MIB).rename_axis("format").reset_index().assign(step=step)

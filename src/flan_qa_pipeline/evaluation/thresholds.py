@@ -12,18 +12,20 @@ from dataclasses import dataclass
 
 import numpy as np
 import pandas as pd
+from numpy.typing import ArrayLike
 
 from flan_qa_pipeline.evaluation.scoring import per_question_scores
 
 
-def no_answer_probability(no_answer_scores: np.ndarray) -> np.ndarray:
+def no_answer_probability(no_answer_scores: ArrayLike) -> np.ndarray:
     """Probability of abstaining, were abstention and best answer the only two choices.
 
     `no_answer_scores` are log-odds in nats: log-probability of the abstention minus that of the
     best answer.
     """
     with np.errstate(over="ignore"):
-        return 1 / (1 + np.exp(-np.asarray(no_answer_scores, dtype=float)))
+        probabilities: np.ndarray = 1 / (1 + np.exp(-np.asarray(no_answer_scores, dtype=float)))
+    return probabilities
 
 
 def best_threshold(
@@ -135,8 +137,8 @@ def candidates(golds: Mapping[str, list[str]], predictions: pd.DataFrame) -> Can
     """Score one model's predictions (as `predict` makes them), in the order of the golds."""
     ordered = predictions.set_index("id")
     best, greedy = (
-        {id_: ordered.at[id_, column] for id_ in golds if id_ in ordered.index}
-        for column in ("answer_text", "prediction_text")
+        {id_: texts[id_] for id_ in golds if id_ in texts}
+        for texts in (ordered[column].to_dict() for column in ("answer_text", "prediction_text"))
     )
 
     def scores(texts: dict[str, str]) -> dict[str, np.ndarray]:

@@ -36,7 +36,7 @@ def fill_up(rows: Sequence[Any], batch_size: int) -> list[Any]:
     They are then a power of two or a multiple of 64, and at least 16 if `batch_size` is.
     """
     size = max(len(rows), min(MIN_ROWS, batch_size))
-    return [*rows, *rows[-1:] * (round_up(size, _rows_step(size)) - len(rows))]
+    return [*rows, *list(rows[-1:]) * (round_up(size, _rows_step(size)) - len(rows))]
 
 
 def _rows_step(n_rows: int) -> int:

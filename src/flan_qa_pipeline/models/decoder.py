@@ -29,13 +29,14 @@ class Decoder:
         self._stack, self._head = model.decoder, model.lm_head
         self.length, room = 0, round_up(max_tokens)
         self._mask = additive(attention_mask[:, None, None].bool(), states.dtype)
-        self._read: list[list[torch.Tensor]] = []
-        self._written: list[list[torch.Tensor]] = []
+        self._read: list[tuple[torch.Tensor, torch.Tensor]] = []
+        self._written: list[tuple[torch.Tensor, torch.Tensor]] = []
         for block in self._stack.block:
             attention = block.layer[1].EncDecAttention
-            self._read.append([_heads(attention, part(states)) for part in _key_value(attention)])
+            key, value = (_heads(attention, part(states)) for part in _key_value(attention))
+            self._read.append((key, value))
             own = (len(states), attention.n_heads, room, attention.key_value_proj_dim)
-            self._written.append([states.new_zeros(own) for _ in range(2)])
+            self._written.append((states.new_zeros(own), states.new_zeros(own)))
         first = self._stack.block[0].layer[0].SelfAttention
         bias = first.compute_bias(room, room, states.device)
         past = torch.ones_like(bias[0, 0], dtype=torch.bool).tril()
@@ -66,7 +67,7 @@ class Decoder:
         """Go on with these rows of the batch alone."""
         self._mask = self._mask[rows]
         for kept in (self._read, self._written):
-            kept[:] = [[part[rows] for part in parts] for parts in kept]
+            kept[:] = [(key[rows], value[rows]) for key, value in kept]
 
 
 def _key_value(attention: T5Attention) -> tuple[torch.nn.Module, torch.nn.Module]:

@@ -61,7 +61,7 @@ def _scaled(part: torch.Tensor, scaling: float, dtype: torch.dtype) -> torch.Ten
     return torch.mul(part, scaling, out=torch.empty_like(part, dtype=dtype))
 
 
-class _Fused:
+class _Fused(lora.LoraLayer):
     """A LoRA layer that adds one adapter's product in place; anything else is left to peft."""
 
     def forward(self, x: torch.Tensor, *args: Any, **kwargs: Any) -> torch.Tensor:

@@ -184,7 +184,7 @@ class QuantizableT5(T5ForConditionalGeneration):
         if config._attn_implementation == "eager":
             config._attn_implementation = LEAN
         super().__init__(config)
-        self._keep_in_fp32_modules = set()
+        self._keep_in_fp32_modules: set[str] = set()
         for module in self.modules():
             module.__class__ = _LEAN.get(type(module), type(module))
 
@@ -235,6 +235,8 @@ class QuantizableT5(T5ForConditionalGeneration):
             decoder_input_ids = torch.cat([start, said[:, :-1]], dim=1)
         if attention_mask is None:
             given = inputs_embeds if input_ids is None else input_ids
+            if given is None:
+                raise TypeError("The model reads input_ids or inputs_embeds; give one of them.")
             attention_mask = given.new_ones(given.shape[:2])
         readable = additive(attention_mask[:, None, None].bool(), self.dtype)
         length = decoder_input_ids.shape[1]

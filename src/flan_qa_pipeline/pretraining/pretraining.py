@@ -297,7 +297,7 @@ def crop(n_sentences: int, hit: int, kept: int, rng: random.Random) -> slice:
     return slice(start, start + kept)
 
 
-class ReadingExamples(torch.utils.data.Dataset):
+class ReadingExamples(torch.utils.data.Dataset[dict[str, list[int]]]):
     """The curriculum of the base model; an example is made when it is asked for.
 
     First come lookups from easy to hard, then questions on the corpus, with contexts of at most

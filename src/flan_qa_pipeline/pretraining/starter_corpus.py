@@ -206,7 +206,7 @@ def generate_corpus(
         kind = order.pop()
         main = new_entity(rng, kind, used_names)
         title = _title(kind, main)
-        paragraphs = []
+        paragraphs: list[dict[str, Any]] = []
         for _ in range(rng.randint(*paragraphs_per_article)):
             paragraph = write_paragraph(rng, kind, main, used_names)
             n_questions = rng.randint(*questions_per_paragraph)

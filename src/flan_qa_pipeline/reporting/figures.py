@@ -55,7 +55,7 @@ def plot_abstention(abstention_curve: pd.DataFrame, abstention_table: pd.DataFra
         rows = abstention_curve[abstention_curve["model"] == model].drop(columns="model")
         if rows.empty:
             continue
-        curve = PrecisionRecall(**{name: column.to_numpy() for name, column in rows.items()})
+        curve = PrecisionRecall(**{str(name): column.to_numpy() for name, column in rows.items()})
         points = np.linspace(0, len(curve.precision) - 1, _POINTS_DRAWN).round().astype(int)
         points = np.unique(points)
         figure.add_scatter(

@@ -26,18 +26,19 @@ class AtomicCatalog(DataCatalog):
     the first one writes; the others keep nothing but what lies in memory.
     """
 
-    def versions(self, names: Iterable[str]) -> dict[str, str]:
+    def versions(self, names: Iterable[str]) -> dict[str, str | None]:
         """Map the versioned ones of these datasets to the versions that would be loaded."""
         return {
-            name: self[name].resolve_load_version()
+            name: dataset.resolve_load_version()
             for name in names
-            if isinstance(self[name], AbstractVersionedDataset) and self[name]._version
+            if isinstance(dataset := self[name], AbstractVersionedDataset) and dataset._version
         }
 
-    def pin(self, name: str, version: str) -> None:
+    def pin(self, name: str, version: str | None) -> None:
         """Load this version of a dataset from now on."""
-        self[name].release()
-        self[name]._version = Version(version, self[name]._version.save)
+        dataset: Any = self[name]
+        dataset.release()
+        dataset._version = Version(version, dataset._version.save)
 
     def save(self, ds_name: str, data: Any) -> None:
         dataset = self[ds_name]

@@ -79,7 +79,7 @@ class ProjectHooks:
 
     @hook_impl
     def before_pipeline_run(
-        self, run_params: dict[str, Any], pipeline: Pipeline, catalog: CatalogProtocol
+        self, run_params: dict[str, Any], pipeline: Pipeline, catalog: CatalogProtocol[Any, Any]
     ) -> None:
         """Start the records of the run; check that inputs exist; claim the run's version."""
         _require_processes(self._parameters.distributed, run_params["runner"])
@@ -157,12 +157,12 @@ class ProjectHooks:
             self._checkpoints = folder / outputs["adapter"].training["fingerprint"]
 
     @hook_impl
-    def on_pipeline_error(self, error: Exception, catalog: CatalogProtocol) -> None:
+    def on_pipeline_error(self, error: Exception, catalog: CatalogProtocol[Any, Any]) -> None:
         """Tell of a dataset that cannot be read or written in one line, without a traceback."""
         self._remove_empty_logs()
         if isinstance(error, DatasetError):
             message = str(error)
-            dataset = catalog.get(message.partition(":")[0])
+            dataset: Any = catalog.get(message.partition(":")[0])
             if hasattr(dataset, "_filepath"):
                 message = message.replace(str(dataset), str(dataset._filepath))
             reason = " ".join(message.split()).rstrip(".")
@@ -174,7 +174,7 @@ class ProjectHooks:
             raise InputError(f"{reason}. {remedy}.") from error
 
     @hook_impl
-    def after_pipeline_run(self, pipeline: Pipeline, catalog: CatalogProtocol) -> None:
+    def after_pipeline_run(self, pipeline: Pipeline, catalog: CatalogProtocol[Any, Any]) -> None:
         """Save the nodes' times; remove a finished training's checkpoints; print the result."""
         if not PartialState().is_main_process:
             return
@@ -184,12 +184,12 @@ class ProjectHooks:
             discard_checkpoints(self._checkpoints)
         for name in ("score_table_markdown", "comparison_table_markdown"):
             if name in pipeline.all_outputs():
-                click.echo(f"\n{catalog.load(name)}\n{catalog.get(name)._get_load_path()}")
+                click.echo(f"\n{catalog.load(name)}\n{catalog[name]._get_load_path()}")
         for name in ("report", "comparison_report", "answers"):
             if name in pipeline.all_outputs():
-                click.echo(catalog.get(name)._get_load_path())
+                click.echo(catalog[name]._get_load_path())
         if "merged_model" in pipeline.all_outputs():
-            click.echo(catalog.get("merged_model")._filepath)
+            click.echo(catalog["merged_model"]._filepath)
 
     def _remove_empty_logs(self) -> None:
         with suppress(OSError):
@@ -267,7 +267,7 @@ def _require_inside(project: Path, name: str, path: str) -> None:
 
 
 def _require_same_file(
-    name: str, catalog: CatalogProtocol, parameter: str, wanted: str, project_path: Path
+    name: str, catalog: CatalogProtocol[Any, Any], parameter: str, wanted: str, project_path: Path
 ) -> None:
     """The catalog and the parameters name the file apart; an environment may change only one."""
     read = getattr(catalog.get(name), "_filepath", None) if name in catalog else None
@@ -281,9 +281,9 @@ def _require_same_file(
         )
 
 
-def _require_input(name: str, catalog: CatalogProtocol) -> None:
+def _require_input(name: str, catalog: CatalogProtocol[Any, Any]) -> None:
     dataset = catalog.get(name) if name in catalog else None
-    place = getattr(dataset, "_filepath", None)
+    place: Any = getattr(dataset, "_filepath", None)
     if name.startswith("raw_") and place is None:
         raise InputError(
             f"{name} is of type {type(dataset).__name__}, which reads no file, so that every run "

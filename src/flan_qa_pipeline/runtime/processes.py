@@ -24,8 +24,7 @@ from kedro.pipeline import Pipeline
 from kedro.runner import SequentialRunner
 from kedro.runner.task import Task
 from pluggy import PluginManager
-from torch.distributed.elastic.agent.server.api import SignalException
-from torch.distributed.elastic.multiprocessing import DefaultLogsSpecs
+from torch.distributed.elastic.multiprocessing import DefaultLogsSpecs, SignalException
 from torch.distributed.elastic.multiprocessing.errors import (
     ChildFailedError,
     ProcessFailure,
@@ -63,7 +62,7 @@ class DistributedRunner(SequentialRunner):
     def _run(
         self,
         pipeline: Pipeline,
-        catalog: AtomicCatalog,
+        catalog: Any,
         hook_manager: PluginManager | None = None,
         run_id: str | None = None,
     ) -> None:
@@ -81,7 +80,7 @@ class DistributedRunner(SequentialRunner):
 
 def _agree_on_versions(catalog: AtomicCatalog, names: Iterable[str]) -> None:
     """Wait for all processes; let them load the versions that the first one would load."""
-    versions = [catalog.versions(names) if PartialState().is_main_process else None]
+    versions = [catalog.versions(names) if PartialState().is_main_process else {}]
     broadcast_object_list(versions)
     for name, version in versions[0].items():
         catalog.pin(name, version)
@@ -118,7 +117,8 @@ def _num_processes(options: dict[str, Any]) -> int:
         runtime_params=options["params"],
     ) as session:
         parameters = session.load_context().config_loader["parameters"]
-    return parameters["distributed"]["num_processes"]
+    count: int = parameters["distributed"]["num_processes"]
+    return count
 
 
 def _take_part(run: Callable[..., Any], options: dict[str, Any]) -> Any:

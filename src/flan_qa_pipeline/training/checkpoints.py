@@ -27,7 +27,13 @@ from accelerate.utils import (
 from filelock import FileLock, Timeout
 from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
-from transformers import Seq2SeqTrainer, TrainerCallback, TrainerState
+from transformers import (
+    Seq2SeqTrainer,
+    TrainerCallback,
+    TrainerControl,
+    TrainerState,
+    TrainingArguments,
+)
 from transformers.trainer import TRAINER_STATE_NAME
 from transformers.trainer_utils import SaveStrategy, get_last_checkpoint, rotate_checkpoints
 
@@ -171,7 +177,7 @@ class CheckpointingTrainer(Seq2SeqTrainer):
                 logger.info("An interrupted training goes on from %s.", last)
             self.train(resume_from_checkpoint=last)
 
-    def _save_checkpoint(self, model, trial) -> None:
+    def _save_checkpoint(self, model: Any, trial: Any) -> None:
         if self.control.should_training_stop:
             return
         self.store_flos()
@@ -220,7 +226,7 @@ class CheckpointingTrainer(Seq2SeqTrainer):
         intervals = ("logging_steps", "eval_steps", "save_steps")
         return replace(self.state, **{name: getattr(self.args, name) for name in intervals})
 
-    def _load_from_checkpoint(self, resume_from_checkpoint, model=None) -> None:
+    def _load_from_checkpoint(self, resume_from_checkpoint: str, model: Any = None) -> None:
         checkpoint = Path(resume_from_checkpoint)
         try:
             weights = load_file(checkpoint / WEIGHTS)
@@ -234,7 +240,7 @@ class CheckpointingTrainer(Seq2SeqTrainer):
             ) from error
         set_adapter_weights(self.model, weights)
 
-    def _load_optimizer_and_scheduler(self, checkpoint) -> None:
+    def _load_optimizer_and_scheduler(self, checkpoint: str | None) -> None:
         if checkpoint is not None:
             state = self._resumed["optimizer"]
             weights = [w for group in self.optimizer.param_groups for w in group["params"]]
@@ -245,7 +251,7 @@ class CheckpointingTrainer(Seq2SeqTrainer):
             self.optimizer.load_state_dict(state)
             self.lr_scheduler.load_state_dict(self._resumed["scheduler"])
 
-    def _load_rng_state(self, checkpoint) -> None:
+    def _load_rng_state(self, checkpoint: str | None) -> None:
         if checkpoint is not None:
             set_random_state(self._resumed["random"])
 
@@ -261,7 +267,9 @@ class _CheckpointFlow(TrainerCallback):
         self._postponed = False
         self.random_of_epoch: dict[str, Any] = {}
 
-    def on_train_begin(self, args, state, control, **kwargs):
+    def on_train_begin(
+        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
+    ) -> None:
         trainer, resumed = self._trainer, self._trainer._resumed
         if state.is_world_process_zero:
             for old in Path(args.output_dir).glob("checkpoint-*"):
@@ -277,15 +285,21 @@ class _CheckpointFlow(TrainerCallback):
         between_epochs = float(state.epoch).is_integer()
         set_random_state(resumed["random" if between_epochs else "random_of_epoch"])
 
-    def on_epoch_begin(self, args, state, control, **kwargs):
+    def on_epoch_begin(
+        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
+    ) -> None:
         synchronize_rng_states([RNGType.TORCH])
         self.random_of_epoch = random_state()
 
-    def on_step_end(self, args, state, control, **kwargs):
+    def on_step_end(
+        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
+    ) -> None:
         self._postponed = control.should_save and float(state.epoch).is_integer()
         if self._postponed:
             control.should_save = False
 
-    def on_epoch_end(self, args, state, control, **kwargs):
+    def on_epoch_end(
+        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
+    ) -> None:
         if self._postponed:
             control.should_save = True

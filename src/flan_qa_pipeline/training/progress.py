@@ -1,6 +1,9 @@
 """How training shows itself on the terminal."""
 
+from typing import Any
+
 from tqdm.auto import tqdm
+from transformers import TrainerControl, TrainerState, TrainingArguments
 from transformers.trainer_callback import ProgressCallback
 
 
@@ -10,11 +13,15 @@ class LossInProgressBar(ProgressCallback):
     It leaves the terminal when training ends or begins anew with a smaller batch.
     """
 
+    training_bar: tqdm | None
+
     def __init__(self, description: str):
         super().__init__()
         self._description = description
 
-    def on_train_begin(self, args, state, control, **kwargs):
+    def on_train_begin(
+        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
+    ) -> None:
         if self.training_bar is not None:
             self.training_bar.close()
         if state.is_world_process_zero:
@@ -23,10 +30,19 @@ class LossInProgressBar(ProgressCallback):
             )
         self.current_step = 0
 
-    def on_prediction_step(self, args, state, control, eval_dataloader=None, **kwargs):
+    def on_prediction_step(
+        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
+    ) -> None:
         """Draw no second bar for the evaluation inside training."""
 
-    def on_log(self, args, state, control, logs=None, **kwargs):
-        if self.training_bar is not None and logs:
+    def on_log(
+        self,
+        args: TrainingArguments,
+        state: TrainerState,
+        control: TrainerControl,
+        logs: dict[str, float],
+        **kwargs: Any,
+    ) -> None:
+        if self.training_bar is not None:
             losses = {name: logs[name] for name in ("loss", "eval_loss") if name in logs}
             self.training_bar.set_postfix(losses, refresh=False)

@@ -12,10 +12,16 @@ import torch
 from accelerate.utils.memory import clear_device_cache, should_reduce_batch_size
 from peft import PeftModel
 from torch.utils.data import Sampler
-from transformers import TrainerCallback, TrainerState, set_seed
+from transformers import (
+    TrainerCallback,
+    TrainerControl,
+    TrainerState,
+    TrainingArguments,
+    set_seed,
+)
 from transformers.trainer import TRAINER_STATE_NAME
 from transformers.trainer_pt_utils import LengthGroupedSampler
-from transformers.trainer_utils import TrainOutput
+from transformers.trainer_utils import EvalLoopOutput, TrainOutput
 
 from flan_qa_pipeline.config.parameters import OfBitsandbytes, Parameters, TrainingParameters
 from flan_qa_pipeline.errors import InputError
@@ -148,7 +154,7 @@ class AnsweringTrainer(CheckpointingTrainer):
         """transformers' own estimate; its method counts the parameters anew at every step."""
         return 6 * inputs["input_ids"].numel() * self._n_parameters
 
-    def _get_train_sampler(self, *args: Any, **kwargs: Any) -> Sampler | None:
+    def _get_train_sampler(self, *args: Any, **kwargs: Any) -> Sampler[int] | None:
         sampler = super()._get_train_sampler(*args, **kwargs)
         if isinstance(sampler, LengthGroupedSampler):
             sampler.batch_size *= self.args.world_size
@@ -186,9 +192,8 @@ class AnsweringTrainer(CheckpointingTrainer):
         # peft's wrapper is in training mode when its base is still as it was loaded
         if not model.get_base_model().training:
             model.train()
-        return self._graphed_passes(
-            {**self._prepare_inputs(inputs), "num_items_in_batch": num_items_in_batch}
-        )
+        batch: dict[str, Any] = self._prepare_inputs(inputs)
+        return self._graphed_passes(batch | {"num_items_in_batch": num_items_in_batch})
 
     def _inner_training_loop(self, *args: Any, **kwargs: Any) -> TrainOutput:
         try:
@@ -205,7 +210,9 @@ class AnsweringTrainer(CheckpointingTrainer):
         if free_memory(device) < torch.cuda.get_device_properties(device).total_memory / 2:
             self._graphed_passes.clear()
 
-    def evaluation_loop(self, *args: Any, metric_key_prefix: str = "eval", **kwargs: Any):
+    def evaluation_loop(
+        self, *args: Any, metric_key_prefix: str = "eval", **kwargs: Any
+    ) -> EvalLoopOutput:
         self._leave_room_to_answer()
         output = super().evaluation_loop(*args, metric_key_prefix=metric_key_prefix, **kwargs)
         if self._answer_questions:
@@ -254,10 +261,20 @@ class BestAdapter(TrainerCallback):
         self.best_f1, self.best_step = state["best_f1"], state["best_step"]
         self._waited, self._state_dict = state["waited"], state["adapter"]
 
-    def on_train_begin(self, args, state, control, **kwargs):
+    def on_train_begin(
+        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
+    ) -> None:
         self._forget()
 
-    def on_evaluate(self, args, state, control, model=None, metrics=None, **kwargs):
+    def on_evaluate(
+        self,
+        args: TrainingArguments,
+        state: TrainerState,
+        control: TrainerControl,
+        model: PeftModel,
+        metrics: dict[str, float],
+        **kwargs: Any,
+    ) -> None:
         f1 = metrics["eval_f1"]
         self._waited = 0 if f1 > self.best_f1 + self._threshold else self._waited + 1
         if f1 >= self.best_f1:
@@ -267,7 +284,14 @@ class BestAdapter(TrainerCallback):
         if self._patience and self._waited >= self._patience:
             control.should_training_stop = True
 
-    def on_train_end(self, args, state, control, model=None, **kwargs):
+    def on_train_end(
+        self,
+        args: TrainingArguments,
+        state: TrainerState,
+        control: TrainerControl,
+        model: PeftModel,
+        **kwargs: Any,
+    ) -> None:
         if self._state_dict:
             set_adapter_weights(model, self._state_dict)
 
@@ -287,18 +311,26 @@ class StepTimer(TrainerCallback):
     def load_state_dict(self, state: dict[str, float]) -> None:
         self.seconds = state["seconds"]
 
-    def on_train_begin(self, args, state, control, **kwargs):
+    def on_train_begin(
+        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
+    ) -> None:
         self.seconds, self._started = 0.0, None
 
-    def on_step_begin(self, args, state, control, **kwargs):
+    def on_step_begin(
+        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
+    ) -> None:
         if self._started is None:
             self._started = time.perf_counter()
 
-    def on_step_end(self, args, state, control, **kwargs):
+    def on_step_end(
+        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
+    ) -> None:
         if control.should_log or control.should_evaluate or control.should_save:
             self._stop()
 
-    def on_epoch_end(self, args, state, control, **kwargs):
+    def on_epoch_end(
+        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
+    ) -> None:
         self._stop()
 
     def _stop(self) -> None:

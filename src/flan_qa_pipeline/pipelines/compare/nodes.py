@@ -1,6 +1,7 @@
 """Two saved versions side by side, question by question."""
 
 import logging
+from typing import Any
 
 import pandas as pd
 import plotly.graph_objects as go
@@ -35,7 +36,8 @@ def pair_questions(
         )
     for column in ("question", "context", "answers"):
         for id_ in shared:
-            one, other = (table.at[id_, column] for table in (first, second))
+            values: list[Any] = [table.at[id_, column] for table in (first, second)]
+            one, other = values
             if (list(one) if column == "answers" else one) != (
                 list(other) if column == "answers" else other
             ):

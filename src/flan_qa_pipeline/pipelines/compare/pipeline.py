@@ -1,3 +1,5 @@
+from typing import Any
+
 from kedro.pipeline import Pipeline, node
 
 from flan_qa_pipeline.reporting.figures import plot_comparison
@@ -11,7 +13,7 @@ from .nodes import (
 )
 
 
-def create_pipeline(**kwargs) -> Pipeline:
+def create_pipeline(**kwargs: Any) -> Pipeline:
     """Compare the fine-tuned answers of two saved versions (`compare.first`, `compare.second`)."""
     return Pipeline(
         [

@@ -2,7 +2,7 @@
 
 import inspect
 import logging
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import astuple, fields
 from pathlib import Path
 from typing import Any
@@ -70,7 +70,9 @@ def flatten_questions(
             f"{source} holds a DatasetDict with the splits {', '.join(raw)}; name one of its "
             f"splits, such as {Path(source) / next(iter(raw), 'train')}, in globals.yml."
         )
-    shape = flatten_rows if isinstance(raw, Dataset | SquadParquet) else flatten
+    shape: Callable[[Any, str, list[Rejection] | None], Iterator[dict[str, Any]]] = (
+        flatten_rows if isinstance(raw, Dataset | SquadParquet) else flatten
+    )
     rejected: list[Rejection] = []
     skipped = rejected if on_invalid == "skip" else None
     records = check(shape(raw, source, skipped), source, skipped)
@@ -133,7 +135,7 @@ def apply_unanswerable_policy(splits: DatasetDict, data: DataParameters) -> Data
             )
     if data.unanswerable == "drop":
         splits = splits.filter(lambda impossible: not impossible, input_columns="is_impossible")
-    limits = {
+    limits: dict[str, Any] = {
         "train": data.max_train_questions,
         "dev": data.max_dev_questions,
         "calibration": data.max_calibration_questions,
@@ -166,7 +168,7 @@ def tokenize_questions(
     n_questions = sum(map(len, questions.values()))
     with tqdm(total=n_questions, desc="Tokenize", unit="question", **LATE_BAR) as bar:
 
-        def tokenize(split: Dataset, for_training: bool) -> Iterator[dict[str, list]]:
+        def tokenize(split: Dataset, for_training: bool) -> Iterator[dict[str, list[Any]]]:
             for batch in split.iter(ROWS):
                 yield window_columns(
                     batch,

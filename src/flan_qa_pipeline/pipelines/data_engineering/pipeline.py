@@ -1,3 +1,5 @@
+from typing import Any
+
 from kedro.pipeline import Pipeline, node
 
 from .nodes import (
@@ -8,7 +10,7 @@ from .nodes import (
 )
 
 
-def create_pipeline(**kwargs) -> Pipeline:
+def create_pipeline(**kwargs: Any) -> Pipeline:
     """Load, check, split by article, select and tokenize SQuAD 2.0 questions."""
     return Pipeline(
         [

@@ -12,6 +12,8 @@ from tqdm.auto import tqdm
 
 from flan_qa_pipeline.answering.answerer import QuestionAnswerer
 from flan_qa_pipeline.config.parameters import (
+    AttnImplementation,
+    ComputeDtype,
     GenerationParameters,
     InferenceParameters,
     TokenizationParameters,
@@ -35,8 +37,8 @@ ANSWER_DTYPES = {
 def load_question_answerer(
     adapter: Adapter,
     dequantize: Any,
-    compute_dtype: str,
-    attn_implementation: str,
+    compute_dtype: ComputeDtype,
+    attn_implementation: AttnImplementation,
     tokenization: TokenizationParameters,
     generation: GenerationParameters,
     inference: InferenceParameters,
@@ -65,7 +67,7 @@ def answer_questions(
     Raises:
         InputError: the file cannot be read to its end, before anything is answered.
     """
-    counts = Counter()
+    counts: Counter[str] = Counter()
     with tqdm(
         total=len(new_questions),
         desc="Answer new questions",

@@ -1,9 +1,11 @@
+from typing import Any
+
 from kedro.pipeline import Pipeline, node
 
 from .nodes import answer_questions, load_question_answerer
 
 
-def create_pipeline(**kwargs) -> Pipeline:
+def create_pipeline(**kwargs: Any) -> Pipeline:
     """Answer a file of new questions with a saved adapter."""
     return Pipeline(
         [

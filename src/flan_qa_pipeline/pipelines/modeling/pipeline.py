@@ -1,9 +1,11 @@
+from typing import Any
+
 from kedro.pipeline import Pipeline, node
 
 from .nodes import attach_lora, measure_memory, merge_adapter, quantize_base_model, train_adapter
 
 
-def create_pipeline(**kwargs) -> Pipeline:
+def create_pipeline(**kwargs: Any) -> Pipeline:
     """Quantize the base model, attach LoRA and train the adapter."""
     return Pipeline(
         [
@@ -57,7 +59,7 @@ def create_pipeline(**kwargs) -> Pipeline:
     )
 
 
-def create_merge_pipeline(**kwargs) -> Pipeline:
+def create_merge_pipeline(**kwargs: Any) -> Pipeline:
     """Merge a saved adapter into its base, for serving."""
     return Pipeline(
         [

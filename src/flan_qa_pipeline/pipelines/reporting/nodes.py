@@ -253,7 +253,10 @@ def sample_questions(question_table: pd.DataFrame, reporting: ReportingParameter
 
 
 def tabulate_costs(
-    adapter: Adapter, question_table: pd.DataFrame, questions: DatasetDict, node_costs: dict
+    adapter: Adapter,
+    question_table: pd.DataFrame,
+    questions: DatasetDict,
+    node_costs: dict[str, dict[str, Any]],
 ) -> tuple[pd.DataFrame, str]:
     """List parameters, memory, speed and the wall time of the nodes run so far."""
     table = pd.DataFrame(

@@ -1,3 +1,5 @@
+from typing import Any
+
 from kedro.pipeline import Pipeline, node
 
 from flan_qa_pipeline.reporting.figures import (
@@ -23,7 +25,7 @@ from .nodes import (
 )
 
 
-def create_pipeline(**kwargs) -> Pipeline:
+def create_pipeline(**kwargs: Any) -> Pipeline:
     """Answer the validation questions with base and adapter; score, tabulate, compare."""
     prediction_inputs = [
         "questions",

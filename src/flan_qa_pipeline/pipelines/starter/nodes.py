@@ -110,7 +110,7 @@ def pretrain_base_model(
             use_cpu=not torch.cuda.is_available(),
             bf16=native,
             train_sampling_strategy="sequential",
-            dataloader_num_workers=min(os.cpu_count(), 16) - 1,
+            dataloader_num_workers=min(os.cpu_count() or 1, 16) - 1,
             dataloader_pin_memory=torch.cuda.is_available(),
             logging_steps=50,
             logging_nan_inf_filter=False,  # it waits for the device at every step

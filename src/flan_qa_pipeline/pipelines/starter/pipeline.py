@@ -1,3 +1,5 @@
+from typing import Any
+
 from kedro.pipeline import Pipeline, node
 
 from .nodes import (
@@ -9,7 +11,7 @@ from .nodes import (
 )
 
 
-def create_pipeline(**kwargs) -> Pipeline:
+def create_pipeline(**kwargs: Any) -> Pipeline:
     """Generate the starter corpus and make the starter base model from scratch."""
     return Pipeline(
         [
