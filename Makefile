@@ -10,7 +10,8 @@ TESTS := $(VENV)/.tests
 TORCH_INDEX ?=
 LOCKED := $(BIN)/pip install --quiet --require-hashes --no-deps
 UNBUILT := --no-build-isolation --use-pep517
-SIZE ?= starter
+RESULTS ?= build/benchmarks
+SIZES ?= small
 
 .PHONY: run test bench lint lock audit clean
 
@@ -20,9 +21,12 @@ run: $(RUNS)
 test: $(TESTS)
 	$(BIN)/pytest
 
+# All benchmarks, at sizes that two CPU cores can run; benchmarks/README.md has the others.
 bench: $(RUNS)
-	$(BIN)/python benchmarks/usual_recipe.py benchmarks/results --size $(SIZE)
-	$(BIN)/python benchmarks/tokenization.py benchmarks/results
+	$(BIN)/python benchmarks/usual_recipe.py $(RESULTS)
+	$(BIN)/python benchmarks/tokenization.py $(RESULTS)
+	$(BIN)/python benchmarks/batch_inference.py $(RESULTS)
+	$(BIN)/python benchmarks/flan_t5_shapes.py $(RESULTS) --sizes $(SIZES)
 
 lint: $(TESTS)
 	$(BIN)/ruff check .

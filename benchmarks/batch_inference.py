@@ -17,7 +17,6 @@ import pandas as pd
 from harness import MIB, PROJECT, STARTER, facts, measured, write_results
 
 from flan_qa_pipeline.data.squad import flatten
-from flan_qa_pipeline.runtime.provenance import git_commit, package_versions
 
 RAW = PROJECT / "data/01_raw"
 CORPUS = {name: RAW / f"starter_{name}.json" for name in ("train", "validation")}
@@ -60,7 +59,7 @@ def main() -> None:
     parser.add_argument("--files", nargs="+", default=FILES, metavar="KIND=ROWS,…")
     options = parser.parse_args()
     options.output.mkdir(parents=True, exist_ok=True)
-    given = facts() | {"versions": package_versions(), "git": git_commit(PROJECT)}
+    given = facts()
     corpus = starter_questions()
     rows: list[dict[str, Any]] = []
     with tempfile.TemporaryDirectory(prefix="inference_", dir=options.output) as folder:

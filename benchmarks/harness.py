@@ -8,7 +8,6 @@ import json
 import os
 import subprocess
 import time
-from importlib.metadata import version
 from operator import attrgetter
 from pathlib import Path
 from typing import Any
@@ -26,6 +25,7 @@ from transformers import AutoTokenizer, T5Config, set_seed
 
 from flan_qa_pipeline.config.parameters import LoraParameters, Parameters
 from flan_qa_pipeline.models.t5 import QuantizableT5
+from flan_qa_pipeline.runtime.provenance import git_commit, package_versions
 
 PROJECT = Path(__file__).resolve().parents[1]
 STARTER = PROJECT / "data/06_models/starter_t5"
@@ -146,11 +146,11 @@ def free() -> None:
 
 
 def facts() -> dict[str, Any]:
-    """The device and the versions that a result is of."""
-    names = ("torch", "transformers", "peft", "bitsandbytes", "accelerate")
+    """The device, the versions and the commit that a result is of."""
     return {
         "device": torch.cuda.get_device_name() if CUDA else f"CPU, {torch.get_num_threads()} cores",
-        "versions": {name: version(name) for name in names},
+        "versions": package_versions(),
+        "git": git_commit(PROJECT),
     }
 
 

@@ -17,7 +17,6 @@ import yaml
 from harness import PROJECT, STARTER, facts, measured, write_results
 
 from flan_qa_pipeline.pretraining.starter_corpus import generate_corpus
-from flan_qa_pipeline.runtime.provenance import git_commit, package_versions
 
 QUESTIONS_PER_ARTICLE = 25
 QUESTIONS_PER_PART = 130_000
@@ -88,7 +87,7 @@ def main() -> None:
     parser.add_argument("--questions", default="13000,130000")
     options = parser.parse_args()
     options.output.mkdir(parents=True, exist_ok=True)
-    given = facts() | {"versions": package_versions(), "git": git_commit(PROJECT)}
+    given = facts()
     rows: list[dict[str, Any]] = []
     for n_questions in map(int, options.questions.split(",")):
         with tempfile.TemporaryDirectory(prefix="tokenization_", dir=options.output) as work:
