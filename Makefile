@@ -8,6 +8,7 @@ BIN := $(VENV)/bin
 RUNS := $(VENV)/.runs
 TESTS := $(VENV)/.tests
 TORCH_INDEX ?=
+PYTEST ?=
 LOCKED := $(BIN)/pip install --quiet --require-hashes --no-deps
 UNBUILT := --no-build-isolation --use-pep517
 RESULTS ?= build/benchmarks
@@ -19,7 +20,7 @@ run: $(RUNS)
 	$(BIN)/kedro run
 
 test: $(TESTS)
-	$(BIN)/pytest
+	$(BIN)/pytest $(PYTEST)
 
 # All benchmarks, at sizes that two CPU cores can run; benchmarks/README.md has the others.
 bench: $(RUNS)
