@@ -8,6 +8,8 @@ BIN := $(VENV)/bin
 RUNS := $(VENV)/.runs
 TESTS := $(VENV)/.tests
 TORCH_INDEX ?=
+# Test files run side by side, each process in one thread: threads of several wait for each other.
+WORKERS ?= 2
 PYTEST ?=
 LOCKED := $(BIN)/pip install --quiet --require-hashes --no-deps
 UNBUILT := --no-build-isolation --use-pep517
@@ -20,7 +22,8 @@ run: $(RUNS)
 	$(BIN)/kedro run
 
 test: $(TESTS)
-	$(BIN)/pytest $(PYTEST)
+	OMP_NUM_THREADS=1 $(BIN)/pytest --numprocesses=$(WORKERS) \
+		--dist=loadfile --no-loadscope-reorder $(PYTEST)
 
 # All benchmarks, at sizes that two CPU cores can run; benchmarks/README.md has the others.
 bench: $(RUNS)

@@ -36,6 +36,12 @@ hypothesis.settings.register_profile("untimed", deadline=None)  # a busy machine
 hypothesis.settings.load_profile("untimed")
 
 
+def pytest_collection_modifyitems(items):
+    """Start files with slow tests first, so that no parallel process ends long after the others."""
+    slow = {item.path for item in items if item.get_closest_marker("slow")}
+    items.sort(key=lambda item: item.path not in slow)
+
+
 def copy_project(root):
     """Copy what makes this a Kedro project, without data."""
     for name in ("conf", "src"):

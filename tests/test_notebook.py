@@ -48,6 +48,7 @@ def executed(notebook, tmp_path_factory, tiny_base, corpus):
     return root, copy
 
 
+@pytest.mark.slow
 def test_every_step_runs_and_shows_what_the_catalog_holds(executed):
     root, notebook = executed
     outputs = [output for c in notebook.cells if c.cell_type == "code" for output in c.outputs]

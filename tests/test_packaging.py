@@ -38,6 +38,7 @@ def installed(tmp_path_factory):
     return root / "site", conf
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("unpacked", [False, True])
 def test_the_wheel_runs_in_an_empty_folder(installed, tiny_base, corpus, tmp_path, unpacked):
     site, conf = installed

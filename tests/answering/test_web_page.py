@@ -109,6 +109,7 @@ def test_api_gives_the_answers_of_both_models(client, pairs, expected):
         assert ask(client, *pair) == like(answers)
 
 
+@pytest.mark.slow
 def test_no_request_is_lost_under_load(client, pairs, expected):
     asked = [i % 7 for i in range(LOAD)]  # the short contexts
     with ThreadPoolExecutor(CLIENTS) as pool:
@@ -368,6 +369,7 @@ def kedro_serve(project, *options):
     )
 
 
+@pytest.mark.slow
 def test_kedro_serve_answers_until_it_is_interrupted(project, pairs, expected):
     port = free_port()
     params = "--params=model.compute_dtype=float32,serving.port=1"
@@ -416,7 +418,7 @@ def test_kedro_serve_refuses_in_one_line(project, monkeypatch, options, complain
 def test_kedro_serve_says_what_to_install(monkeypatch):
     monkeypatch.setitem(sys.modules, "gradio", None)
     monkeypatch.delitem(sys.modules, "flan_qa_pipeline.answering.web_page")
-    monkeypatch.delattr(flan_qa_pipeline, "serving")
+    monkeypatch.delattr(flan_qa_pipeline.answering, "web_page")
     refused = CliRunner().invoke(serve, [], obj=None)
     assert refused.exit_code == 1
     assert "pip install 'flan_qa_pipeline[app]'" in refused.output

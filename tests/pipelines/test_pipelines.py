@@ -443,28 +443,41 @@ def test_bad_parameters_stop_before_training(project, full_run, tiny_run, parame
     assert after["score_table"] == before["score_table"]
 
 
-@pytest.mark.parametrize(
-    ("text", "complaint"),
-    [
-        ('{"version": "v2.0", "data": [', "cannot be read: Expecting value at line 1"),
-        ('{"version": "v2.0", "data": [{"title": 1}]}', "is not SQuAD 2.0 JSON: "),
-    ],
-)
-def test_a_bad_file_is_told_once_on_the_command_line(project, full_run, tiny_base, text, complaint):
-    path = project / "data/01_raw/bad.json"
-    path.write_text(text, encoding="utf-8")
+COMMANDS = """
+import sys
+from kedro.framework.cli.cli import main
+
+for argument in sys.argv[1:]:
+    try:
+        main(["run", argument])
+    except SystemExit as end:
+        print("status", end.code, flush=True)
+"""
+
+
+def test_a_bad_file_is_told_once_on_the_command_line(project, full_run, tiny_base):
+    """Commands of one process, which starts up only once."""
+    bad = {
+        '{"version": "v2.0", "data": [': "cannot be read: Expecting value at line 1",
+        '{"version": "v2.0", "data": [{"title": 1}]}': "is not SQuAD 2.0 JSON: ",
+    }
+    paths = [project / f"data/01_raw/bad_{number}.json" for number in range(len(bad))]
+    for path, text in zip(paths, bad, strict=True):
+        path.write_text(text, encoding="utf-8")
     result = subprocess.run(  # noqa: S603
         [
-            *(sys.executable, "-m", "kedro", "run"),
-            f"--params=model.name={tiny_base},data.train_file={path}",
+            *(sys.executable, "-c", COMMANDS),
+            *(f"--params=model.name={tiny_base},data.train_file={path}" for path in paths),
         ],
         cwd=project,
-        capture_output=True,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
         text=True,
     )
-    assert result.returncode == 1
-    (line,) = (result.stdout + result.stderr).splitlines()
-    assert line.startswith(f"Error: {path} {complaint}")
+    lines = result.stdout.splitlines()
+    assert lines[1::2] == ["status 1"] * len(bad)
+    for line, path, complaint in zip(lines[::2], paths, bad.values(), strict=True):
+        assert line.startswith(f"Error: {path} {complaint}")
 
 
 def test_other_errors_keep_what_kedro_says_of_them(project, full_run, tiny_run, caplog):

@@ -136,6 +136,7 @@ def in_two(project, options):
     return done, last_version("adapter")
 
 
+@pytest.mark.slow
 def test_the_first_process_alone_writes_and_tells(project, in_two):
     done, version = in_two
     for folder in Path("data").glob("0[3-8]_*/*/*"):
@@ -148,6 +149,7 @@ def test_the_first_process_alone_writes_and_tells(project, in_two):
     assert "WARNING" not in done.stdout and "Warning" not in done.stderr
 
 
+@pytest.mark.slow
 def test_gradients_are_those_of_one_process_at_the_same_effective_batch(in_two, options):
     run_alone(options | {"training.per_device_train_batch_size": 8}, "modeling")
     (alone, log_alone), (in_two, log_in_two) = adapter(last_version("adapter")), adapter(in_two[1])
@@ -160,6 +162,7 @@ def test_gradients_are_those_of_one_process_at_the_same_effective_batch(in_two, 
         assert two == pytest.approx(one, rel=1e-4)
 
 
+@pytest.mark.slow
 def test_answers_are_those_of_one_process(in_two, options):
     _, version = in_two
     alone = run_alone(options, "evaluate", "inference", load_versions={"adapter": version})
@@ -192,6 +195,7 @@ def kill_one(*arguments: str) -> None:
     assert [path.name for path in checkpoints] == ["checkpoint-4"]
 
 
+@pytest.mark.slow
 def test_a_killed_process_ends_the_run_and_the_same_command_resumes(drawing):
     drawing, expected, log = drawing
     kill_one(*TRAINING, given(drawing))
@@ -204,6 +208,7 @@ def test_a_killed_process_ends_the_run_and_the_same_command_resumes(drawing):
     assert log_of(training) == log_of(log)
 
 
+@pytest.mark.slow
 def test_a_sharded_base_trains_resumes_and_answers_as_a_whole_one(drawing, options):
     drawing, expected, log = drawing
     sharded = given(drawing | {"distributed.fsdp": "true"})

@@ -28,6 +28,7 @@ def peaks(given):
     return training_peaks(FORMATS, *given, [WINDOW] * 16)
 
 
+@pytest.mark.slow
 def test_every_format_is_measured(peaks, given):
     assert list(peaks) == FORMATS
     weights = base_weights(load_base_model(given[0]), given[0].skip_modules)
@@ -36,6 +37,7 @@ def test_every_format_is_measured(peaks, given):
     assert peaks["bfloat16"] < peaks["float32"]
 
 
+@pytest.mark.slow
 def test_a_measured_step_is_of_the_batch_given(given, peaks):
     smaller = flan_qa_pipeline.training.measured_memory._training_peak(
         "float32", *given, [WINDOW] * 4
@@ -52,6 +54,7 @@ def end_for_want_of_memory(form, *given):
     return 7
 
 
+@pytest.mark.slow
 def test_what_does_not_fit_is_left_out_and_told(monkeypatch, caplog):
     monkeypatch.setattr(
         flan_qa_pipeline.training.measured_memory, "_training_peak", end_for_want_of_memory
