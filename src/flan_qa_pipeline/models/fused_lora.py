@@ -7,7 +7,7 @@ cast to the dtype of the activations, and products are added where they are made
 LoRA: Hu et al. 2021, "LoRA: Low-Rank Adaptation of Large Language Models", arXiv:2106.09685.
 """
 
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
 from peft import PeftModel
@@ -15,6 +15,11 @@ from peft.tuners import lora
 from peft.tuners.tuners_utils import BaseTunerLayer
 from torch import nn
 from torch.nn.functional import linear
+
+if TYPE_CHECKING:
+    from peft.tuners.lora import LoraLayer as _LoraLayer
+else:
+    _LoraLayer = object  # with another base Python refuses to swap the class of a layer
 
 
 class _Product(torch.autograd.Function):
@@ -61,7 +66,7 @@ def _scaled(part: torch.Tensor, scaling: float, dtype: torch.dtype) -> torch.Ten
     return torch.mul(part, scaling, out=torch.empty_like(part, dtype=dtype))
 
 
-class _Fused(lora.LoraLayer):
+class _Fused(_LoraLayer):
     """A LoRA layer that adds one adapter's product in place; anything else is left to peft."""
 
     def forward(self, x: torch.Tensor, *args: Any, **kwargs: Any) -> torch.Tensor:

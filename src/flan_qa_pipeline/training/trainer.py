@@ -271,8 +271,8 @@ class BestAdapter(TrainerCallback):
         args: TrainingArguments,
         state: TrainerState,
         control: TrainerControl,
-        model: PeftModel,
         metrics: dict[str, float],
+        model: PeftModel | None = None,
         **kwargs: Any,
     ) -> None:
         f1 = metrics["eval_f1"]
