@@ -448,8 +448,9 @@ import sys
 from kedro.framework.cli.cli import main
 
 for argument in sys.argv[1:]:
+    sys.argv = ["kedro", "run", argument]
     try:
-        main(["run", argument])
+        main()
     except SystemExit as end:
         print("status", end.code, flush=True)
 """
