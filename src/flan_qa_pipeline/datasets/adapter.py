@@ -5,9 +5,7 @@ from pathlib import Path, PurePosixPath
 from typing import Any
 
 from kedro.io.core import AbstractVersionedDataset, Version
-from peft import (
-    LoraConfig,
-)
+from peft import LoraConfig
 from safetensors.torch import load_file, save_file
 from transformers import AutoTokenizer
 
@@ -46,7 +44,9 @@ class AdapterDataset(AbstractVersionedDataset[Adapter, Adapter]):
     def load(self) -> Adapter:
         folder = Path(self._get_load_path())
         refuse_pickles(folder)
-        tokenizer = AutoTokenizer.from_pretrained(folder, local_files_only=True)
+        tokenizer = AutoTokenizer.from_pretrained(
+            folder, local_files_only=True, trust_remote_code=False
+        )
         return Adapter(
             config=LoraConfig.from_pretrained(str(folder)),
             state_dict=load_file(folder / WEIGHTS),

@@ -91,7 +91,8 @@ def attach_adapter(
     config = copy(adapter.config)
     config.base_model_name_or_path = base.name_or_path
     model = get_peft_model(base, config)
-    needed, held = _shapes(get_peft_model_state_dict(model)), _shapes(adapter.state_dict)
+    needed = _shapes(get_peft_model_state_dict(model, save_embedding_layers=False))
+    held = _shapes(adapter.state_dict)
     for name in sorted(needed.keys() | held.keys()):
         if needed.get(name) != held.get(name):
             raise InputError(

@@ -86,13 +86,13 @@ def adapter_weights(model: PeftModel) -> dict[str, torch.Tensor]:
     """Copy the adapter's weights off a model, to the CPU, under peft's names."""
     return {
         name: whole(tensor.detach()).to("cpu", copy=True).contiguous()
-        for name, tensor in get_peft_model_state_dict(model).items()
+        for name, tensor in get_peft_model_state_dict(model, save_embedding_layers=False).items()
     }
 
 
 def set_adapter_weights(model: PeftModel, weights: dict[str, torch.Tensor]) -> None:
     """Put whole weights under peft's names into a model's adapter."""
-    held = get_peft_model_state_dict(model)
+    held = get_peft_model_state_dict(model, save_embedding_layers=False)
     set_peft_model_state_dict(
         model, {name: sharded_like(weight, held[name]) for name, weight in weights.items()}
     )
