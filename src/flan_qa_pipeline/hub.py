@@ -143,7 +143,12 @@ class HubFiles(ABC):
         self.require([file.rfilename for file in info.siblings])
         found = replace(self, revision=info.sha)
         sizes = {file.rfilename: file.size or 0 for file in info.siblings}
-        found._require_room([sizes[name] for name in found._to_fetch(list(sizes))])
+        names = found._to_fetch(list(sizes))
+        size = sum(sizes[name] for name in names)
+        found._require_room(size)
+        if names:
+            where = constants.HF_HUB_CACHE
+            logger.info("Fetch %s: %d files, %s, to %s.", found, len(names), _bytes(size), where)
         return found
 
     def _to_fetch(self, held: Sequence[str]) -> list[str]:
@@ -158,18 +163,14 @@ class HubFiles(ABC):
             )
         ]
 
-    def _require_room(self, sizes: Sequence[int]) -> None:
+    def _require_room(self, size: int) -> None:
         cache = Path(constants.HF_HUB_CACHE)
         exists = next(folder for folder in (cache, *cache.parents) if folder.exists())
         free = shutil.disk_usage(exists).free
-        if sum(sizes) > free:
+        if size > free:
             raise InputError(
-                f"{self} takes {_gigabytes(sum(sizes))} in {cache}, where {_gigabytes(free)} are "
-                "free; make room there, or set HF_HOME to a folder on another disk."
-            )
-        if sizes:
-            logger.info(
-                "Fetch %s: %d files, %s, to %s.", self, len(sizes), _gigabytes(sum(sizes)), cache
+                f"{self} takes {_bytes(size)} in {cache}, where {_bytes(free)} are free; make room "
+                "there, or set HF_HOME to a folder on another disk."
             )
 
     def download(self) -> Path:
@@ -463,5 +464,5 @@ def _first_line(error: BaseException) -> str:
     return (str(error).strip() or type(error).__name__).splitlines()[0].rstrip(".:")
 
 
-def _gigabytes(size: int) -> str:
+def _bytes(size: int) -> str:
     return f"{size / 1e9:.2f} GB" if size >= 1e9 else f"{size / 1e6:.1f} MB"
