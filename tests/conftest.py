@@ -4,6 +4,7 @@ import json
 import os
 import re
 import shutil
+import time
 from collections import Counter
 from pathlib import Path
 
@@ -12,6 +13,17 @@ import pytest
 import torch
 import yaml
 from datasets import Dataset, DatasetDict, disable_caching
+from hub_server import (
+    BASE,
+    COMMIT,
+    ROWS,
+    ROWS_FILE,
+    SQUAD,
+    SQUAD_COMMIT,
+    read_repository,
+    running_hub,
+)
+from huggingface_hub import constants
 from transformers import set_seed
 
 from flan_qa_pipeline import QuestionAnswerer
@@ -137,6 +149,19 @@ def prompt_parameters(parameters):
 @pytest.fixture(scope="session")
 def tokenizer(model_parameters):
     return load_tokenizer(model_parameters)
+
+
+@pytest.fixture
+def hub(monkeypatch, tmp_path, tiny_base):
+    """A hub with a base model and a dataset; nothing is cached; nobody waits between tries."""
+    monkeypatch.setattr(time, "sleep", lambda seconds: None)
+    monkeypatch.setattr(constants, "HF_HUB_DISABLE_XET", True)
+    with running_hub(monkeypatch, tmp_path / "cache") as hub:
+        unread = ("pytorch_model.bin", "tf_model.h5", "README.md", "onnx/model.safetensors")
+        hub.add(BASE, read_repository(tiny_base) | dict.fromkeys(unread, b"not read"), COMMIT)
+        files = {"README.md": b"card", ROWS_FILE: ROWS}
+        hub.add(SQUAD, files, SQUAD_COMMIT, kind="datasets")
+        yield hub
 
 
 @pytest.fixture(scope="session")

@@ -1,78 +1,193 @@
-"""What is taken from the hub is checked first; local folders and the cache need no network."""
+"""What is taken from the hub: by the real client, from a stand-in for the hub that also fails."""
 
-import shutil
+import json
+import logging
+import re
+import resource
+import socket
+import time
+from contextlib import contextmanager
 
 import pytest
-from httpx import ConnectError
-from huggingface_hub import HfApi, HfFileSystem, constants
+from hub_server import BASE, COMMIT, ROWS, ROWS_FILE, SQUAD, SQUAD_COMMIT, read_repository
+from huggingface_hub import constants, hf_hub_download
 
 from flan_qa_pipeline.errors import InputError
-from flan_qa_pipeline.hub import require_reachable
+from flan_qa_pipeline.hub import DataFiles, ModelFiles, fetch, missing_model_file
 
-COMMIT = "7bcac572ce56db69c1ea7c8af255c5d7c9672fc2"
-FILE = "hf://datasets/rajpurkar/squad_v2@main/squad_v2/train-00000-of-00001.parquet"
-
-
-@pytest.fixture
-def on_hub(model_parameters):
-    return model_parameters.model_copy(
-        update={"name": "google/flan-t5-base", "revision": COMMIT},
-    )
+FILE = f"hf://datasets/{SQUAD}@{SQUAD_COMMIT}/{ROWS_FILE}"
+MODEL = ModelFiles(BASE, COMMIT)
 
 
-@pytest.fixture
-def unreachable(monkeypatch, tmp_path):
-    """A hub out of reach and an empty cache; the calls that were tried."""
-    calls = []
-
-    def fail(self, path, **kwargs):
-        calls.append(path)
-        raise ConnectError("Name or service not known")
-
-    monkeypatch.setattr(constants, "HF_HUB_CACHE", str(tmp_path))
-    monkeypatch.setattr(HfApi, "list_repo_files", fail)
-    monkeypatch.setattr(HfFileSystem, "info", fail)
-    return calls
+def asked(hub):
+    """The requests so far, but for that of the client's own list of programs that call it."""
+    return [request for request in hub.requests if "/api/agent-harnesses" not in request]
 
 
-def test_all_that_cannot_be_reached_is_one_error_with_two_ways_on(unreachable, on_hub):
+def message(*wanted):
     with pytest.raises(InputError) as error:
-        require_reachable(on_hub, ["data/local.json", FILE])
-    message = str(error.value)
-    assert f"google/flan-t5-base at {COMMIT}, {FILE} (Name or service not known)" in message
-    assert "--params=model.name=/path/to/snapshot,data.train_file=" in message
-    assert "kedro run" in message
-    assert unreachable == ["google/flan-t5-base", FILE]
+        fetch(*wanted or [MODEL])
+    return str(error.value)
 
 
-def test_local_files_and_folders_need_no_hub(unreachable, model_parameters):
-    require_reachable(model_parameters, ["data/train.json", "/data/train.parquet"])
-    assert not unreachable
+def test_what_is_needed_is_fetched_with_a_bar_and_only_once(hub, capsys, tiny_base, caplog):
+    with caplog.at_level(logging.INFO, logger="flan_qa_pipeline"):
+        [fetched] = fetch(MODEL)
+    names = {path.name for path in fetched.folder.iterdir()}
+    assert names == {path.name for path in tiny_base.iterdir()}
+    assert fetched.files == MODEL
+    weights = "model.safetensors"
+    assert (fetched.folder / weights).read_bytes() == (tiny_base / weights).read_bytes()
+    bar = capsys.readouterr().err
+    size = sum(path.stat().st_size for path in tiny_base.iterdir())
+    assert re.search(rf"Reconstruction complete.* {round(size / 1000)}kB", bar)
+    assert f"Fetch {BASE} at {COMMIT}: {len(names)} files, {size / 1e6:.1f} MB" in caplog.text
+    assert set(hub.sent) == names
+    before = asked(hub)
+    assert fetch(MODEL) == [fetched]
+    assert asked(hub) == before
+    assert not capsys.readouterr().err
+    hub.stop()
+    assert fetch(MODEL) == [fetched]
 
 
-@pytest.mark.parametrize("weights", ["model.safetensors", "model.safetensors.index.json"])
-def test_a_model_in_the_cache_needs_no_hub(unreachable, on_hub, tiny_base, tmp_path, weights):
-    snapshot = tmp_path / "models--google--flan-t5-base/snapshots" / COMMIT
-    snapshot.mkdir(parents=True)
-    shutil.copy(tiny_base / "config.json", snapshot)
-    with pytest.raises(InputError, match="Not to be had"):
-        require_reachable(on_hub)
-    shutil.copy(tiny_base / "model.safetensors", snapshot / weights)
-    unreachable.clear()
-    require_reachable(on_hub)
-    assert not unreachable
+def test_weights_come_from_the_second_host_without_the_token(hub, monkeypatch):
+    monkeypatch.setenv("HF_TOKEN", "hf_secret")
+    fetch(MODEL)
+    authorized = {path for path, token in hub.tokens.items() if token == "Bearer hf_secret"}  # noqa: S105
+    assert any("/resolve/" in path for path in authorized)
+    assert not any("/blobs/" in path for path in authorized)
 
 
-def test_a_revision_without_safetensors_is_refused(unreachable, monkeypatch, on_hub):
-    held = ["config.json", "pytorch_model.bin"]
-    monkeypatch.setattr(HfApi, "list_repo_files", lambda self, name, revision: held)
-    with pytest.raises(InputError, match=f"has no safetensors at {COMMIT}.*pin a revision"):
-        require_reachable(on_hub)
-    held.append("model.safetensors")
-    require_reachable(on_hub)
+def test_a_file_of_a_dataset_is_fetched_once(hub):
+    [fetched] = fetch(DataFiles.of(FILE))
+    assert fetched.path.read_bytes() == ROWS
+    assert fetched.files.pinned == FILE
+    assert hub.sent == {ROWS_FILE: len(ROWS)}
+    before = asked(hub)
+    assert fetch(DataFiles.of(FILE)) == [fetched]
+    assert asked(hub) == before
 
 
-def test_a_hub_id_without_a_revision_is_refused(unreachable, on_hub):
-    with pytest.raises(InputError, match="model.revision pins no commit or tag of google/flan"):
-        require_reachable(on_hub.model_copy(update={"revision": None}))
-    assert not unreachable
+def test_a_folder_of_parquet_files_is_fetched_whole(hub):
+    parts = {f"rows.parquet/part-{i}.parquet": ROWS + bytes([i]) for i in range(3)}
+    hub.add("some/rows", parts | {"rows.parquet/_SUCCESS": b""}, "a" * 40, kind="datasets")
+    [fetched] = fetch(DataFiles.of("hf://datasets/some/rows@" + "a" * 40 + "/rows.parquet"))
+    assert {path.name for path in fetched.path.iterdir()} == {f"part-{i}.parquet" for i in range(3)}
+
+
+def test_sharded_weights_are_fetched_and_an_index_alone_is_not_the_model(hub, tiny_base):
+    files = read_repository(tiny_base)
+    half = files.pop("model.safetensors")
+    shards = [f"model-0000{i}-of-00002.safetensors" for i in (1, 2)]
+    index = {"weight_map": dict(zip(("a", "b"), shards, strict=True))}
+    files["model.safetensors.index.json"] = json.dumps(index).encode()
+    hub.add(BASE, files | dict.fromkeys(shards, half), COMMIT)
+    [fetched] = fetch(MODEL)
+    assert missing_model_file(fetched.folder) is None
+    (fetched.folder / shards[1]).unlink()
+    assert missing_model_file(fetched.folder) == shards[1]
+    assert MODEL.cached() is None
+    fetch(MODEL)
+    assert (fetched.folder / shards[1]).is_file()
+
+
+def test_what_other_programs_cached_needs_no_hub(hub, tiny_base, tmp_path):
+    for path in tiny_base.iterdir():
+        hf_hub_download(BASE, path.name, revision=COMMIT)
+    hf_hub_download(SQUAD, ROWS_FILE, repo_type="dataset", revision=SQUAD_COMMIT)
+    hub.stop()
+    model, rows = fetch(MODEL, DataFiles.of(FILE))
+    assert missing_model_file(model.folder) is None
+    assert rows.path.read_bytes() == ROWS
+
+
+def test_a_moving_revision_is_pinned_and_told(hub, caplog):
+    model, rows = fetch(
+        ModelFiles(BASE, "main"), DataFiles.of(FILE.replace(f"@{SQUAD_COMMIT}", ""))
+    )
+    assert model.files == MODEL
+    assert rows.files.pinned == FILE
+    warnings = [r.getMessage() for r in caplog.records if r.levelno == logging.WARNING]
+    assert f"to pin it: --params=model.revision={COMMIT}" in warnings[0]
+    assert "cannot be repeated" in warnings[0]
+    assert f"to pin it: {FILE}" in warnings[1]
+    caplog.clear()
+    fetch(model.files, rows.files)
+    assert not caplog.records
+    hub.stop()
+    assert fetch(ModelFiles(BASE, "main")) == [model]
+    assert "taken to be the commit that it was" in caplog.text
+
+
+def test_all_that_cannot_be_reached_is_one_error_with_two_ways_on(hub):
+    hub.stop()
+    text = message(MODEL, DataFiles.of(FILE))
+    assert f"google/flan-t5-base at {COMMIT}, {FILE} ([Errno 111] Connection refused)" in text
+    assert "--params=model.name=/path/to/snapshot,data.train_file=" in text
+    assert "kedro run" in text
+
+
+def test_a_server_error_is_tried_again(hub, caplog):
+    hub.fail("revision", 429, times=1)
+    hub.fail("/tree/", 500, times=1)
+    hub.fail("HEAD .*config.json", 503, times=2)
+    hub.fail("GET /blobs/", 503, times=2)
+    hub.fail("GET /google/.*tokenizer.json", "cut", times=1)
+    hub.fail("GET /blobs/", "cut", times=2)
+    [fetched] = fetch(MODEL)
+    assert missing_model_file(fetched.folder) is None
+    assert "The hub answers 429; try again in 1 s." in caplog.text
+
+
+@pytest.mark.parametrize("request_of", ["revision", "tree", "HEAD", "GET /blobs"])
+def test_silence_ends(hub, monkeypatch, request_of):
+    for name in ("HF_HUB_ETAG_TIMEOUT", "HF_HUB_DOWNLOAD_TIMEOUT"):
+        monkeypatch.setattr(constants, name, 0.2)
+    hub.fail(request_of, "silence")
+    begun = time.monotonic()
+    assert "no answer within 0.2 s: run again later" in message()
+    assert time.monotonic() - begun < 10
+
+
+def test_a_silent_xet_store_ends(hub, monkeypatch, tmp_path):
+    """The limits are those of a user, in milliseconds; without any, hf_xet waits for minutes."""
+    monkeypatch.setattr(constants, "HF_HUB_DISABLE_XET", False)
+    for limit in ("CONNECT_TIMEOUT", "READ_TIMEOUT", "RETRY_BASE_DELAY"):
+        monkeypatch.setenv(f"HF_XET_CLIENT_{limit}", "100ms")
+    with socket.create_server(("127.0.0.1", 0)) as silent:
+        hub.repositories["models", BASE].xet = f"http://127.0.0.1:{silent.getsockname()[1]}"
+        begun = time.monotonic()
+        text = message()
+    assert time.monotonic() - begun < 30
+    assert "the Xet store of the hub cannot be read" in text
+    assert "set HF_HUB_DISABLE_XET=1 to fetch without it" in text
+    monkeypatch.setattr(constants, "HF_HUB_DISABLE_XET", True)
+    fetch(MODEL)
+
+
+@contextmanager
+def small_files():
+    """Let no file grow beyond 100 kB, as on a disk that is full."""
+    before = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (100_000, before[1]))
+    try:
+        yield
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, before)
+
+
+def test_a_disk_that_fills_up_is_told(hub):
+    with small_files():
+        text = message()
+    assert f"{constants.HF_HUB_CACHE} cannot be written (File too large): make room there" in text
+    [fetched] = fetch(MODEL)
+    assert missing_model_file(fetched.folder) is None
+
+
+def test_a_disk_without_room_is_told_before_the_download(hub):
+    hub.repositories["models", BASE].size = 10**18
+    text = message()
+    assert f"takes 1000000000.00 GB in {constants.HF_HUB_CACHE}, where" in text
+    assert "set HF_HOME" in text
+    assert not hub.sent

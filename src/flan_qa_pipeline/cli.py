@@ -1,5 +1,6 @@
 """Commands that this project adds to `kedro`, which finds the group `cli` here."""
 
+import re
 import traceback
 from collections.abc import Callable
 from copy import copy
@@ -43,11 +44,18 @@ def in_a_sentence(command: Callable[..., Any]) -> Callable[..., Any]:
     return wrapper
 
 
+def split_params(context: click.Context, option: click.Parameter, value: Any) -> Any:
+    """Read `--params` as Kedro does, but a revision of digits as text."""
+    if isinstance(value, str):
+        value = re.sub(r"\b(model\.revision=)(\d\w*)", r"\1'\2'", value)
+    return _split_params(context, option, value)
+
+
 def loads_adapter(command: Callable[..., None]) -> Callable[..., None]:
     """Add the options of `kedro run` that say which adapter is loaded and how it is used."""
     command = in_a_sentence(command)
     for option in (
-        click.option("--params", default="", help=PARAMS_ARG_HELP, callback=_split_params),
+        click.option("--params", default="", help=PARAMS_ARG_HELP, callback=split_params),
         click.option(
             "--load-versions", default="", help=LOAD_VERSION_HELP, callback=_split_load_versions
         ),
@@ -64,6 +72,8 @@ def cli() -> None:
 
 run = copy(kedro_run)  # the packaged project runs this one, too
 run.callback = in_a_sentence(in_processes(cast(Callable[..., Any], kedro_run.callback)))
+run.params = [copy(option) for option in kedro_run.params]
+next(option for option in run.params if option.name == "params").callback = split_params
 cli.add_command(run)
 
 

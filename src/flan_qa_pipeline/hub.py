@@ -1,86 +1,468 @@
-"""What a run takes from the Hugging Face hub, and whether it can be had, before the run begins."""
+"""Files of the Hugging Face hub: fetched once into its cache, and read from there."""
 
-from collections.abc import Iterable
+import json
+import logging
+import os
+import re
+import shutil
+import time
+from abc import ABC, abstractmethod
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, replace
+from json import JSONDecodeError
 from pathlib import Path
+from typing import ClassVar, TypeVar
 
-from httpx import HTTPError
-from huggingface_hub import HfApi, HfFileSystem, try_to_load_from_cache
-from huggingface_hub.errors import HfHubHTTPError, OfflineModeIsEnabled
+import httpx
+from huggingface_hub import (
+    HfApi,
+    constants,
+    get_session,
+    parse_hf_uri,
+    snapshot_download,
+    try_to_load_from_cache,
+)
+from huggingface_hub.errors import (
+    FileMetadataError,
+    GatedRepoError,
+    HfHubHTTPError,
+    HfUriError,
+    HFValidationError,
+    LocalEntryNotFoundError,
+    OfflineModeIsEnabled,
+    RepositoryNotFoundError,
+    RevisionNotFoundError,
+    RevisionResolutionError,
+)
+from huggingface_hub.utils import filter_repo_objects, validate_repo_id
+from tqdm.auto import tqdm
 
-from flan_qa_pipeline.config.parameters import ModelParameters
 from flan_qa_pipeline.errors import InputError
 
+logger = logging.getLogger(__name__)
+
+T = TypeVar("T")
+
 PROTOCOL = "hf://"
-_FAILURES = (HTTPError, HfHubHTTPError, OfflineModeIsEnabled, OSError)
+CONFIG = "config.json"
+WEIGHTS, WEIGHTS_INDEX = "model.safetensors", "model.safetensors.index.json"
+TOKENIZERS = ("tokenizer.json", "spiece.model")
+MODEL_FILES = (
+    CONFIG,
+    "generation_config.json",
+    WEIGHTS,
+    "model-*-of-*.safetensors",
+    WEIGHTS_INDEX,
+    *TOKENIZERS,
+    "tokenizer_config.json",
+    "special_tokens_map.json",
+    "added_tokens.json",
+)
+RETRIED = (429, 500, 502, 503, 504)
+WAITS = (1, 2, 4)  # seconds before each further try
+XET_LIMITS = {  # hf_xet waits minutes by default
+    "HF_XET_CLIENT_CONNECT_TIMEOUT": "10s",
+    "HF_XET_CLIENT_READ_TIMEOUT": "10s",
+    "HF_XET_CLIENT_RETRY_MAX_ATTEMPTS": "1",
+}
 
 
-def require_reachable(model: ModelParameters | None = None, files: Iterable[str] = ()) -> None:
-    """Check that a base model and `hf://` files can be read, without reading them.
+@dataclass(frozen=True)
+class HubFiles(ABC):
+    """Files of one repository at a revision: a commit, or a tag or branch, which may move."""
 
-    A model may be a folder, in the local cache, or on the hub.
+    repo_id: str
+    revision: str
+    repo_type: ClassVar[str]
+
+    @property
+    @abstractmethod
+    def patterns(self) -> Sequence[str]:
+        """Which files of the repository are fetched."""
+
+    @abstractmethod
+    def require(self, held: Sequence[str]) -> None:
+        """Check that a repository with these files has what is needed.
+
+        Raises:
+            InputError: names the file that is missing.
+        """
+
+    @abstractmethod
+    def is_whole(self, folder: Path) -> bool:
+        """Whether a snapshot in the cache has what is needed."""
+
+    @property
+    @abstractmethod
+    def pinned(self) -> str:
+        """How a user names the files at this revision."""
+
+    @property
+    def page(self) -> str:
+        prefix = constants.REPO_TYPES_URL_PREFIXES.get(self.repo_type, "")
+        return f"{constants.ENDPOINT}/{prefix}{self.repo_id}"
+
+    @property
+    def is_commit(self) -> bool:
+        return bool(re.fullmatch("[0-9a-f]{40}", self.revision))
+
+    def cached(self) -> Path | None:
+        """Find the folder of the snapshot in the cache, if it is whole; ask nobody."""
+        try:
+            folder = Path(self._snapshot(local_files_only=True))
+        except LocalEntryNotFoundError:
+            return None
+        return folder if self.is_whole(folder) else None
+
+    def _snapshot(self, **options: object) -> str:
+        return snapshot_download(
+            self.repo_id,
+            repo_type=self.repo_type,
+            revision=self.revision,
+            allow_patterns=list(self.patterns),
+            tqdm_class=tqdm,
+            **options,
+        )
+
+    def find(self) -> "HubFiles":
+        """Ask the hub for the repository; return its files at the commit of the revision.
+
+        Raises:
+            InputError: the repository lacks what is needed, or the disk has no room for it.
+        """
+        revision = HfApi().resolve_revision(
+            self.repo_id, repo_type=self.repo_type, revision=self.revision
+        )
+        info = HfApi().repo_info(
+            self.repo_id,
+            repo_type=self.repo_type,
+            revision=revision.resolved,
+            files_metadata=True,
+            timeout=constants.HF_HUB_ETAG_TIMEOUT,
+        )
+        self.require([file.rfilename for file in info.siblings])
+        found = replace(self, revision=info.sha)
+        sizes = {file.rfilename: file.size or 0 for file in info.siblings}
+        names = found._to_fetch(list(sizes))
+        size = sum(sizes[name] for name in names)
+        found._require_room(size)
+        if names:
+            where = constants.HF_HUB_CACHE
+            logger.info("Fetch %s: %d files, %s, to %s.", found, len(names), _bytes(size), where)
+        return found
+
+    def _to_fetch(self, held: Sequence[str]) -> list[str]:
+        return [
+            name
+            for name in filter_repo_objects(held, allow_patterns=list(self.patterns))
+            if not isinstance(
+                try_to_load_from_cache(
+                    self.repo_id, name, revision=self.revision, repo_type=self.repo_type
+                ),
+                str,
+            )
+        ]
+
+    def _require_room(self, size: int) -> None:
+        cache = Path(constants.HF_HUB_CACHE)
+        exists = next(folder for folder in (cache, *cache.parents) if folder.exists())
+        free = shutil.disk_usage(exists).free
+        if size > free:
+            raise InputError(
+                f"{self} takes {_bytes(size)} in {cache}, where {_bytes(free)} are free; make room "
+                "there, or set HF_HOME to a folder on another disk."
+            )
+
+    def download(self) -> Path:
+        """Fetch what the cache lacks; check the bytes of all files; return their folder."""
+        os.environ.update(XET_LIMITS | os.environ)
+        folder = Path(self._snapshot())
+        checked = HfApi().verify_repo_checksums(
+            self.repo_id, repo_type=self.repo_type, revision=self.revision
+        )
+        for mismatch in checked.mismatches:
+            broken = folder / mismatch["path"]
+            broken.resolve().unlink()
+            broken.unlink(missing_ok=True)
+            raise InputError(
+                f"{mismatch['path']} of {self} arrived with other bytes than the hub has (SHA-256 "
+                "or Git hash); it was removed from the cache: run again, and if it happens again "
+                "look for a proxy that changes downloads."
+            )
+        return folder
+
+
+@dataclass(frozen=True)
+class ModelFiles(HubFiles):
+    """A base model and its tokenizer: safetensors and JSON, no pickles, no code."""
+
+    repo_type = "model"
+    patterns = MODEL_FILES
+    path = ""
+
+    def __post_init__(self):
+        try:
+            validate_repo_id(self.repo_id)
+        except HFValidationError as error:
+            raise InputError(
+                f"model.name: {self.repo_id!r} is neither a folder here nor a hub id; give one "
+                "such as google/flan-t5-base, or the folder of a saved model."
+            ) from error
+
+    def __str__(self) -> str:
+        return f"{self.repo_id} at {self.revision}"
+
+    @property
+    def pinned(self) -> str:
+        return f"--params=model.revision={self.revision}"
+
+    def require(self, held: Sequence[str]) -> None:
+        if not any(name in (WEIGHTS, WEIGHTS_INDEX) for name in held):
+            raise InputError(
+                f"model.revision: {self.repo_id} has no safetensors at {self.revision}, and no "
+                "other weights are loaded; pin a revision that has them."
+            )
+        for needed in ((CONFIG,), TOKENIZERS):
+            if not any(name in needed for name in held):
+                raise InputError(
+                    f"model.name: {self.repo_id} has no {' or '.join(needed)} at {self.revision}; "
+                    "give a model that was saved with its tokenizer."
+                )
+
+    def is_whole(self, folder: Path) -> bool:
+        return missing_model_file(folder) is None
+
+
+@dataclass(frozen=True)
+class DataFiles(HubFiles):
+    """A file of a dataset repository, a folder of Parquet files in it, or a pattern of names."""
+
+    path: str
+    repo_type = "dataset"
+
+    @classmethod
+    def of(cls, url: str) -> "DataFiles":
+        """Read an `hf://` URL.
+
+        Raises:
+            InputError: it is none.
+        """
+        try:
+            uri = parse_hf_uri(url)
+        except HfUriError as error:
+            raise InputError(
+                f"{url} is no URL of a file on the hub; write it as "
+                "hf://datasets/OWNER/NAME@COMMIT/path/in/it.parquet."
+            ) from error
+        if uri.type != "dataset":
+            raise InputError(
+                f"{url} lies in a {uri.type} repository; give files of a dataset repository, "
+                "hf://datasets/OWNER/NAME@COMMIT/path/in/it.parquet."
+            )
+        return cls(uri.id, uri.revision or constants.DEFAULT_REVISION, uri.path_in_repo)
+
+    def __str__(self) -> str:
+        return self.pinned
+
+    @property
+    def pinned(self) -> str:
+        path = f"/{self.path}" if self.path else ""
+        return f"{PROTOCOL}datasets/{self.repo_id}@{self.revision.replace('/', '%2F')}{path}"
+
+    @property
+    def patterns(self) -> Sequence[str]:
+        return [self.path, f"{self.path}/*.parquet"] if self.path else ["*.parquet"]
+
+    def require(self, held: Sequence[str]) -> None:
+        if not list(filter_repo_objects(held, allow_patterns=self.patterns)):
+            some = ", ".join(sorted(name for name in held if not name.startswith("."))[:5])
+            raise InputError(
+                f"{self.repo_id} has no {self.path or 'Parquet file'} at {self.revision}; it has "
+                f"{some or 'no files'}."
+            )
+
+    def is_whole(self, folder: Path) -> bool:
+        return any(folder.glob(self.path or "**/*.parquet"))
+
+
+@dataclass(frozen=True)
+class Fetched:
+    """Files of the hub, at the commit that was fetched, and the snapshot that they lie in."""
+
+    files: HubFiles
+    folder: Path
+
+    @property
+    def path(self) -> Path:
+        return self.folder / self.files.path
+
+
+def fetch(*wanted: HubFiles) -> list[Fetched]:
+    """Fetch files into the hub's cache, after all of them have been found; what is there, stays.
+
+    Files at a commit that the cache has are not asked for. A branch or tag is looked up, and what
+    it stands for is logged; where the hub does not answer it is what it was the last time.
 
     Raises:
-        InputError: names all that cannot be reached and the two ways on; or a model that is
-            neither a folder nor a pinned hub id, or has no safetensors.
+        InputError: names all that cannot be had, why, and the ways on.
     """
+    found: list[HubFiles] = []
     failures: dict[str, str] = {}
-    if model is not None and not _is_folder(model) and not _is_cached(model):
+    for files in wanted:
         try:
-            held = HfApi().list_repo_files(model.name, revision=model.revision)
+            found.append(_at_commit(files))
         except _FAILURES as error:
-            failures[f"{model.name} at {model.revision}"] = _first_line(error)
-        else:
-            if not any(name.endswith(".safetensors") for name in held):
-                raise InputError(
-                    f"model.revision: {model.name} has no safetensors at {model.revision}, and no "
-                    "other weights are loaded; pin a revision that has them."
-                )
-    for file in files:
-        if file.startswith(PROTOCOL):
-            try:
-                HfFileSystem().info(file)
-            except _FAILURES as error:
-                failures[file] = _first_line(error)
+            failures[str(files)] = _why(error, files)
     if failures:
-        raise InputError(
-            f"Not to be had from the Hugging Face hub: {', '.join(failures)} "
-            f"({'; '.join(dict.fromkeys(failures.values()))}); name a local snapshot with "
-            "--params=model.name=/path/to/snapshot,data.train_file=/path/to/train.parquet,"
-            "data.validation_file=/path/to/validation.parquet, or run the embedded default, which "
-            "needs no network: kedro run."
-        )
+        raise _not_to_be_had(failures)
+    fetched = []
+    for files in found:
+        try:
+            folder = files.cached() or _retried(files.download)
+        except _FAILURES as error:
+            raise _not_to_be_had({str(files): _why(error, files)}) from error
+        fetched.append(Fetched(files, folder))
+    return fetched
 
 
-def _is_folder(model: ModelParameters) -> bool:
-    folder = Path(model.name)
-    if folder.is_dir():
-        if (folder / "config.json").is_file():
-            return True
-        raise InputError(
-            f"model.name: the folder {folder.absolute()} holds no config.json; give the folder "
-            "that a model and its tokenizer were saved in."
-        )
-    if model.name.count("/") > 1 or folder.is_absolute():
-        raise InputError(
-            f"model.name: there is no folder {folder.absolute()}; give the folder of a saved model "
-            "or a hub id such as google/flan-t5-base (the starter model is made by "
-            "`kedro run --pipelines=starter`)."
-        )
-    if model.revision is None:
-        raise InputError(
-            f"model.revision pins no commit or tag of {model.name}; give one with "
-            "--params=model.revision=… or add it to model.revision in a parameters file."
-        )
-    return False
+def missing_model_file(folder: Path) -> str | None:
+    """Name the first file that a folder lacks to be a model with its tokenizer."""
+    shards: set[str] = set()
+    if not (folder / WEIGHTS).is_file() and (folder / WEIGHTS_INDEX).is_file():
+        try:
+            index = json.loads((folder / WEIGHTS_INDEX).read_text(encoding="utf-8"))
+            shards = set(index["weight_map"].values())
+        except (ValueError, LookupError, TypeError, AttributeError) as error:
+            raise InputError(
+                f"{folder / WEIGHTS_INDEX} is no index of safetensors; fetch it again."
+            ) from error
+    for needed in ([CONFIG], *([name] for name in sorted(shards or {WEIGHTS})), TOKENIZERS):
+        if not any((folder / name).is_file() for name in needed):
+            return " or ".join(needed)
+    return None
 
 
-def _is_cached(model: ModelParameters) -> bool:
-    config, weights, index = (
-        isinstance(try_to_load_from_cache(model.name, name, revision=model.revision), str)
-        for name in ("config.json", "model.safetensors", "model.safetensors.index.json")
+_FAILURES = (httpx.HTTPError, OSError, RuntimeError, JSONDecodeError, RevisionResolutionError)
+
+
+def _at_commit(files: HubFiles) -> HubFiles:
+    if files.is_commit and files.cached():
+        return files
+    try:
+        found = _retried(files.find)
+    except _FAILURES as error:
+        answers = _status(error) not in (None, *RETRIED)
+        folder = None if answers else files.cached()
+        if folder is None:
+            raise
+        found = replace(files, revision=folder.name)
+        logger.warning(
+            "The hub cannot be asked what %s is now (%s); it is taken to be the commit that it was "
+            "the last time.",
+            files,
+            _why(error, files),
+        )
+    if not files.is_commit:
+        logger.warning(
+            "%s names no commit and may come to mean other files, so that this run cannot be "
+            "repeated for certain. It reads commit %s; to pin it: %s",
+            files,
+            found.revision,
+            found.pinned,
+        )
+    return found
+
+
+def _retried(call: Callable[[], T]) -> T:
+    """Call again, some seconds later, where the hub is overloaded or fails."""
+    for wait in WAITS:
+        _limit_waiting()
+        try:
+            return call()
+        except HfHubHTTPError as error:
+            if _status(error) not in RETRIED:
+                raise
+            logger.warning("The hub answers %d; try again in %d s.", _status(error), wait)
+            time.sleep(wait)
+    _limit_waiting()
+    return call()
+
+
+def _limit_waiting() -> None:
+    """Give the hub's client a time-out for every request: some of its own have none."""
+    session = get_session()
+    hooks = session.event_hooks
+    if _set_time_out not in hooks["request"]:
+        session.event_hooks = hooks | {"request": [*hooks["request"], _set_time_out]}
+
+
+def _set_time_out(request: httpx.Request) -> None:
+    limit = max(constants.HF_HUB_ETAG_TIMEOUT, constants.HF_HUB_DOWNLOAD_TIMEOUT)
+    given = request.extensions["timeout"]
+    request.extensions["timeout"] = {
+        phase: min(seconds or limit, limit) for phase, seconds in given.items()
+    }
+
+
+def _status(error: BaseException) -> int | None:
+    return error.response.status_code if isinstance(error, HfHubHTTPError) else None
+
+
+def _why(error: BaseException, files: HubFiles) -> str:
+    """Say in a clause what went wrong and what helps."""
+    while isinstance(error, LocalEntryNotFoundError | RevisionResolutionError) and error.__cause__:
+        error = error.__cause__
+    status = _status(error)
+    if isinstance(error, OfflineModeIsEnabled):
+        return "HF_HUB_OFFLINE is set: unset it to fetch"
+    if isinstance(error, RevisionNotFoundError):
+        return f"revision not found; choose one of {files.page}/commits/main"
+    if isinstance(error, GatedRepoError):
+        return f"gated: accept the terms on {files.page}, then log in with `hf auth login`"
+    if isinstance(error, RepositoryNotFoundError):
+        return "not found, or private: correct the name, or log in with `hf auth login`"
+    if status in (401, 403):
+        return f"access refused ({status}): log in with `hf auth login`"
+    if status == 429:
+        return "rate limit reached (429): run again in some minutes, or log in with `hf auth login`"
+    if status is not None:
+        return f"the hub answers {status}: run again later"
+    if isinstance(error, httpx.TimeoutException):
+        seconds = max(constants.HF_HUB_ETAG_TIMEOUT, constants.HF_HUB_DOWNLOAD_TIMEOUT)
+        return f"no answer within {seconds} s: run again later, or set HF_HUB_DOWNLOAD_TIMEOUT"
+    if isinstance(error, FileMetadataError | JSONDecodeError):
+        return (
+            f"{constants.ENDPOINT} does not answer as the hub does; look for a proxy's or a "
+            "network's sign-in page, and at HTTPS_PROXY and HF_ENDPOINT"
+        )
+    if isinstance(error, RuntimeError):
+        return (
+            f"the Xet store of the hub cannot be read ({_first_line(error)}); set "
+            "HF_HUB_DISABLE_XET=1 to fetch without it"
+        )
+    if isinstance(error, httpx.RemoteProtocolError) or "Consistency check" in str(error):
+        return "the connection was lost: run again, which fetches only what is missing"
+    if isinstance(error, OSError) and error.errno and error.filename is None:
+        return (
+            f"{constants.HF_HUB_CACHE} cannot be written ({error.strerror}): make room there, or "
+            "set HF_HOME to a folder on another disk"
+        )
+    return _first_line(error)
+
+
+def _not_to_be_had(failures: dict[str, str]) -> InputError:
+    return InputError(
+        f"Not to be had from the Hugging Face hub: {', '.join(failures)} "
+        f"({'; '.join(dict.fromkeys(failures.values()))}); name a local snapshot with "
+        "--params=model.name=/path/to/snapshot,data.train_file=/path/to/train.parquet,"
+        "data.validation_file=/path/to/validation.parquet, or run the embedded default, which "
+        "needs no network: kedro run."
     )
-    return config and (weights or index)
 
 
-def _first_line(error: Exception) -> str:
+def _first_line(error: BaseException) -> str:
     return (str(error).strip() or type(error).__name__).splitlines()[0].rstrip(".:")
+
+
+def _bytes(size: int) -> str:
+    return f"{size / 1e9:.2f} GB" if size >= 1e9 else f"{size / 1e6:.1f} MB"

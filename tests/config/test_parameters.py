@@ -2,6 +2,7 @@
 
 import pytest
 
+import flan_qa_pipeline.cli
 from flan_qa_pipeline.config.parameters import Parameters
 from flan_qa_pipeline.config.validation import check_parameters
 from flan_qa_pipeline.errors import InputError
@@ -29,6 +30,14 @@ def test_each_hub_id_has_its_own_revision(raw_parameters):
         assert check_parameters(raw_parameters).model.revision == revisions[name]
     raw_parameters["model"]["revision"] = "v1"
     assert check_parameters(raw_parameters).model.revision == "v1"
+
+
+def test_a_revision_of_digits_is_text(raw_parameters):
+    raw_parameters["model"]["revision"] = 1234567
+    assert check_parameters(raw_parameters).model.revision == "1234567"
+    command = ["--params=model.revision=0012e456,lora.r=4"]
+    with flan_qa_pipeline.cli.run.make_context("run", command) as context:
+        assert context.params["params"] == {"model": {"revision": "0012e456"}, "lora": {"r": 4}}
 
 
 def test_target_modules_can_be_given_without_commas(raw_parameters):

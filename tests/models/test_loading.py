@@ -9,8 +9,10 @@ import pytest
 import torch
 from bitsandbytes.functional import dequantize_4bit
 from bitsandbytes.nn import Linear4bit
+from huggingface_hub import save_torch_state_dict
 from kedro.io import DatasetError
 from safetensors.torch import load_file, save_file
+from sentencepiece import SentencePieceProcessor, SentencePieceTrainer
 from transformers import T5ForConditionalGeneration
 
 import flan_qa_pipeline.models.loading
@@ -18,7 +20,7 @@ from flan_qa_pipeline.datasets.pretrained import PretrainedDataset
 from flan_qa_pipeline.errors import InputError
 from flan_qa_pipeline.evaluation.costs import base_weights
 from flan_qa_pipeline.models.device import free_memory, resolve_attention, resolve_compute_dtype
-from flan_qa_pipeline.models.loading import load_base_model, load_tokenizer
+from flan_qa_pipeline.models.loading import check_base, load_base_model, load_tokenizer
 from flan_qa_pipeline.pipelines.modeling.nodes import attach_lora
 from flan_qa_pipeline.training.measured_memory import (
     held_bytes,
@@ -300,3 +302,83 @@ def test_calculated_weights_are_those_in_memory(
     assert sizes["NF4 by the libraries"] == held_bytes(loaded)
     by_libraries = prepare_by_libraries(loaded, parameters.training)
     assert weights["in training"]["NF4 by the libraries"] == held_bytes(by_libraries)
+
+
+@pytest.fixture
+def saved(tiny_base, tmp_path):
+    """A copy of the tiny base that may be changed."""
+    return shutil.copytree(tiny_base, tmp_path / "saved")
+
+
+def configure(folder, **changes):
+    config = json.loads((folder / "config.json").read_text())
+    (folder / "config.json").write_text(json.dumps(config | changes))
+
+
+@on_cpu
+@pytest.mark.parametrize("shard_size", ["10GB", "200KB"], ids=["one file", "shards"])
+@pytest.mark.parametrize("embeddings", [1, 3])
+def test_embeddings_may_be_stored_once_or_thrice_and_weights_in_shards(
+    float32, saved, embeddings, shard_size
+):
+    whole = float32.model_copy(update={"load_in_4bit": False})
+    expected = logits(load_base_model(whole))
+    weights = load_file(saved / "model.safetensors")
+    (saved / "model.safetensors").unlink()
+    weights = {name: tensor for name, tensor in weights.items() if "embed_tokens" not in name}
+    if embeddings == 3:
+        for stack in ("encoder", "decoder"):
+            weights[f"{stack}.embed_tokens.weight"] = weights["shared.weight"].clone()
+    save_torch_state_dict(weights, saved, max_shard_size=shard_size)
+    assert (len(list(saved.glob("*.safetensors"))) > 1) is (shard_size == "200KB")
+    check_base(whole.model_copy(update={"name": str(saved)}))
+    loaded = load_base_model(whole.model_copy(update={"name": str(saved)}))
+    torch.testing.assert_close(logits(loaded), expected)
+
+
+def test_a_sentencepiece_model_is_a_tokenizer(float32, saved, corpus):
+    """The repositories of T5 v1.1 have spiece.model and no tokenizer.json."""
+    contexts = (p["context"] for article in corpus["data"] for p in article["paragraphs"])
+    with (saved / "spiece.model").open("wb") as file:
+        SentencePieceTrainer.train(
+            sentence_iterator=contexts,
+            model_writer=file,
+            vocab_size=400,
+            pad_id=0,
+            eos_id=1,
+            unk_id=2,
+            bos_id=-1,
+            minloglevel=2,
+        )
+    (saved / "tokenizer.json").unlink()
+    given = {"tokenizer_class": "T5Tokenizer", "extra_ids": 100}
+    (saved / "tokenizer_config.json").write_text(json.dumps(given))
+    model = float32.model_copy(update={"name": str(saved)})
+    check_base(model)
+    tokenizer = load_tokenizer(model)
+    pieces = SentencePieceProcessor(model_file=str(saved / "spiece.model"))
+    text = "The Humoslow reaches a depth of 4.0 metres."
+    assert tokenizer(text)["input_ids"] == [*pieces.encode(text), tokenizer.eos_token_id]
+    assert len(tokenizer) == 500
+
+
+def test_flan_ul2_is_accepted(float32, saved):
+    configure(saved, feed_forward_proj="gated-silu", model_type="t5", tie_word_embeddings=False)
+    check_base(float32.model_copy(update={"name": str(saved)}))
+
+
+def test_code_of_a_repository_is_not_run(float32, saved, monkeypatch):
+    ran = saved / "ran"
+    (saved / "code.py").write_text(f"open({str(ran)!r}, 'w')")
+    monkeypatch.setattr("builtins.input", lambda *question: "y")
+    configure(
+        saved,
+        auto_map={"AutoConfig": "code.Config", "AutoModelForSeq2SeqLM": "code.Model"},
+    )
+    given = json.loads((saved / "tokenizer_config.json").read_text())
+    given["auto_map"] = {"AutoTokenizer": ["code.Tokenizer", "code.Tokenizer"]}
+    (saved / "tokenizer_config.json").write_text(json.dumps(given))
+    model = float32.model_copy(update={"name": str(saved)})
+    check_base(model)
+    load_base_model(model)
+    assert not ran.exists()

@@ -365,6 +365,31 @@ def test_a_long_step_shows_one_bar_and_a_short_one_none(tokenize, capfd, monkeyp
     assert "Tokenize:   0%" in capfd.readouterr().err
 
 
+def test_answers_that_the_tokenizer_cannot_spell_are_counted(tokenize, caplog):
+    def of(*answers):
+        return DatasetDict(
+            train=Dataset.from_list(
+                [
+                    {
+                        "id": str(i),
+                        "title": "x",
+                        "context": answer,
+                        "question": "What?",
+                        "answers": {"text": [answer], "answer_start": [0]},
+                        "is_impossible": False,
+                    }
+                    for i, answer in enumerate(answers)
+                ],
+                features=QUESTION_FEATURES,
+            )
+        )
+
+    tokenize(of("Vera Dormore", "4.0 metres"))
+    assert not caplog.records
+    tokenize(of("Vera Dormore", "\u6771\u4eac", "4.0 metres", "\u6771\u4eac"))
+    assert "a character of the answer in 2 of 4 windows (50.0%)" in caplog.text
+
+
 def test_too_long_question_is_named(tokenize):
     record = question("q7", "A context that is short.") | {"question": "Why " * 80 + "?"}
     with pytest.raises(InputError) as error:

@@ -132,7 +132,9 @@ class ModelParameters(_Section):
     """
 
     name: str
-    revision: str | None
+    revision: Annotated[  # YAML reads digits as a number
+        str | None, BeforeValidator(lambda given: str(given) if type(given) is int else given)
+    ]
     load_in_4bit: bool
     quant_type: Literal["nf4", "fp4"]
     double_quant: bool

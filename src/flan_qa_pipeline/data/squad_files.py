@@ -6,7 +6,6 @@ from dataclasses import dataclass
 from typing import Any, TextIO
 
 import fsspec
-import pyarrow
 from pyarrow.parquet import ParquetFile
 
 from flan_qa_pipeline.data.json_stream import read_items
@@ -43,13 +42,14 @@ class SquadParquet:
         """Yield the rows, 1000 of them in memory at a time.
 
         Raises:
-            InputError: a file is not Parquet.
+            InputError: a file is not Parquet, or cannot be read to its end.
         """
         files = [self.path]
-        if self.filesystem.isdir(self.path):
-            files = sorted(self.filesystem.glob(f"{self.path}/*.parquet"))
+        with _readable(self.path):
+            if self.filesystem.isdir(self.path):
+                files = sorted(self.filesystem.glob(f"{self.path}/*.parquet"))
         for path in files:
-            with self.filesystem.open(path, "rb") as file, _readable(path):
+            with _readable(path), self.filesystem.open(path, "rb") as file:
                 for batch in ParquetFile(file).iter_batches(ROWS):
                     yield from batch.to_pylist()
 
@@ -58,10 +58,10 @@ class SquadParquet:
 def _readable(path: str) -> Iterator[None]:
     try:
         yield
-    except (ValueError, RecursionError, pyarrow.ArrowException) as error:
+    except Exception as error:  # every filesystem has errors of its own
         if isinstance(error, InputError):
             raise
+        reason = " ".join(str(error).split()).rstrip(".") or type(error).__name__
         raise InputError(
-            f"{path} cannot be read: {' '.join(str(error).split())}; repair it at that place or "
-            "save it again."
+            f"{path} cannot be read: {reason}; repair it at that place, or save or fetch it again."
         ) from error

@@ -37,7 +37,9 @@ class PretrainedDataset(AbstractDataset[Any, Any]):
     def load(self) -> Any:
         refuse_pickles(Path(self._filepath))
         auto_class = getattr(transformers, self._auto_class)
-        return auto_class.from_pretrained(str(self._filepath), local_files_only=True)
+        return auto_class.from_pretrained(
+            str(self._filepath), local_files_only=True, trust_remote_code=False
+        )
 
     def save(self, data: Any) -> None:
         data.save_pretrained(str(self._filepath))

@@ -5,18 +5,19 @@ from functools import partial
 from pathlib import PurePosixPath
 from typing import Any, NoReturn
 
-import fsspec
 from kedro.io import AbstractDataset
-from kedro.io.core import get_filepath_str, get_protocol_and_path
 
+from flan_qa_pipeline.data.filesystems import filesystem_of
 from flan_qa_pipeline.data.squad_files import SquadJSON, SquadParquet
 from flan_qa_pipeline.errors import InputError
+from flan_qa_pipeline.hub import PROTOCOL, DataFiles, fetch
 
 
 class SquadFileDataset(AbstractDataset[NoReturn, SquadJSON | SquadParquet]):
     """A SQuAD 2.0 file that is read as it is used, from any filesystem that fsspec knows.
 
-    Parquet by its ending, `.parquet`, else JSON (UTF-8).
+    Parquet by its ending, `.parquet`, else JSON (UTF-8). A file on the Hugging Face hub (`hf://`)
+    is fetched into the hub's cache.
 
     Example:
     ```yaml
@@ -33,16 +34,26 @@ class SquadFileDataset(AbstractDataset[NoReturn, SquadJSON | SquadParquet]):
         credentials: dict[str, Any] | None = None,
         metadata: dict[str, Any] | None = None,
     ):
-        self._protocol, path = get_protocol_and_path(filepath)
-        self._fs = fsspec.filesystem(self._protocol, **credentials or {})
-        self._filepath = PurePosixPath(path)
+        self._url = filepath
+        self._fs, self._path = filesystem_of(filepath, **credentials or {})
+        self._filepath = PurePosixPath(self._path)
         self.metadata = metadata
 
+    def read_from(self, path: str) -> None:
+        """Read a local copy of the file from now on."""
+        self._url = path
+        self._fs, self._path = filesystem_of(path)
+
     def load(self) -> SquadJSON | SquadParquet:
-        path = get_filepath_str(self._filepath, self._protocol)
+        self._fetch()
         if self._filepath.suffix == ".parquet":
-            return SquadParquet(path, self._fs)
-        return SquadJSON(path, partial(self._open, path))
+            return SquadParquet(self._path, self._fs)
+        return SquadJSON(self._path, partial(self._open, self._path))
+
+    def _fetch(self) -> None:
+        if self._url.startswith(PROTOCOL):
+            [fetched] = fetch(DataFiles.of(self._url))
+            self.read_from(str(fetched.path))
 
     def _open(self, path: str) -> io.TextIOWrapper:
         try:
@@ -57,7 +68,8 @@ class SquadFileDataset(AbstractDataset[NoReturn, SquadJSON | SquadParquet]):
         raise NotImplementedError("A file of training questions is only read.")
 
     def _exists(self) -> bool:
-        return self._fs.exists(get_filepath_str(self._filepath, self._protocol))
+        self._fetch()
+        return self._fs.exists(self._path)
 
     def _describe(self) -> dict[str, Any]:
-        return {"filepath": self._filepath, "protocol": self._protocol}
+        return {"filepath": self._url}

@@ -95,7 +95,8 @@ def attach_adapter(
     config = copy(adapter.config)
     config.base_model_name_or_path = base.name_or_path
     model = get_peft_model(base, config)
-    needed, held = _shapes(get_peft_model_state_dict(model)), _shapes(adapter.state_dict)
+    needed = _shapes(get_peft_model_state_dict(model, save_embedding_layers=False))
+    held = _shapes(adapter.state_dict)
     for name in sorted(needed.keys() | held.keys()):
         if needed.get(name) != held.get(name):
             raise InputError(
@@ -117,13 +118,13 @@ def adapter_weights(model: PeftModel) -> dict[str, torch.Tensor]:
     """Copy the adapter's weights off a model, to the CPU, under peft's names."""
     return {
         name: whole(tensor.detach()).to("cpu", copy=True).contiguous()
-        for name, tensor in get_peft_model_state_dict(model).items()
+        for name, tensor in get_peft_model_state_dict(model, save_embedding_layers=False).items()
     }
 
 
 def set_adapter_weights(model: PeftModel, weights: dict[str, torch.Tensor]) -> None:
     """Put whole weights under peft's names into a model's adapter."""
-    held = get_peft_model_state_dict(model)
+    held = get_peft_model_state_dict(model, save_embedding_layers=False)
     set_peft_model_state_dict(
         model, {name: sharded_like(weight, held[name]) for name, weight in weights.items()}
     )
@@ -139,7 +140,9 @@ def load_adapter(folder: Path) -> Adapter:
     return Adapter(
         config=LoraConfig.from_pretrained(str(folder)),
         state_dict=load_file(folder / WEIGHTS),
-        tokenizer=AutoTokenizer.from_pretrained(folder, local_files_only=True),
+        tokenizer=AutoTokenizer.from_pretrained(
+            folder, local_files_only=True, trust_remote_code=False
+        ),
         provenance=json.loads((folder / PROVENANCE).read_text(encoding="utf-8")),
         training=json.loads((folder / TRAINING).read_text(encoding="utf-8")),
     )

@@ -4,7 +4,9 @@ Quantization: Dettmers et al. 2023, "QLoRA", arXiv:2305.14314 (NF4, double quant
 """
 
 import logging
+from collections.abc import Callable
 from copy import deepcopy
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -12,20 +14,22 @@ from accelerate import PartialState
 from accelerate.utils import gather_object
 from bitsandbytes.functional import dequantize_4bit
 from bitsandbytes.nn import Linear4bit
+from safetensors import SafetensorError, safe_open
 from torch.nn import Linear, Parameter
 from transformers import (
-    AutoConfig,
     AutoTokenizer,
     BitsAndBytesConfig,
+    PreTrainedConfig,
     PreTrainedModel,
     PreTrainedTokenizerBase,
+    T5Config,
     T5ForConditionalGeneration,
 )
 from transformers.quantizers.quantizers_utils import should_convert_module
 
 from flan_qa_pipeline.config.parameters import ModelParameters
 from flan_qa_pipeline.errors import InputError
-from flan_qa_pipeline.hub import require_reachable
+from flan_qa_pipeline.hub import CONFIG, ModelFiles, fetch, missing_model_file
 from flan_qa_pipeline.models.device import (
     MIB,
     free_memory,
@@ -36,13 +40,81 @@ from flan_qa_pipeline.models.t5 import QuantizableT5
 
 logger = logging.getLogger(__name__)
 
+LFS_POINTER = b"version https://git-lfs.github.com/spec/"
 DEQUANTIZED_SHARE = 1 / 8  # of the free memory, at most, that weights out of 4 bits may take
 
 
+def base_folder(model: ModelParameters) -> Path:
+    """Find the folder of a base model: the one that is named, or its snapshot in the hub's cache.
+
+    What the cache lacks is fetched.
+
+    Raises:
+        InputError: the name is neither a folder of a model nor a pinned hub id, or the hub does
+            not give the model.
+    """
+    folder = Path(model.name)
+    if folder.is_dir():
+        if not (folder / CONFIG).is_file():
+            raise _incomplete(folder, CONFIG)
+        return folder
+    [fetched] = fetch(hub_files(model))
+    return fetched.folder
+
+
+def hub_files(model: ModelParameters) -> ModelFiles:
+    """The files of a base model that is no folder here.
+
+    Raises:
+        InputError: the name is that of a missing folder, or has no revision.
+    """
+    folder = Path(model.name)
+    if model.name.count("/") > 1 or folder.is_absolute():
+        raise InputError(
+            f"model.name: there is no folder {folder.absolute()}; give the folder of a saved model "
+            "or a hub id such as google/flan-t5-base (the starter model is made by "
+            "`kedro run --pipelines=starter`)."
+        )
+    if model.revision is None:
+        raise InputError(
+            f"model.revision pins no commit or tag of {model.name}; give one with "
+            "--params=model.revision=… or add it to model.revision in a parameters file."
+        )
+    return ModelFiles(model.name, model.revision)
+
+
+def check_base(model: ModelParameters) -> None:
+    """Check what can be checked of a base model without reading its weights.
+
+    Raises:
+        InputError: its architecture, its tokenizer or a file of weights cannot be used.
+    """
+    folder = base_folder(model)
+    config = _load_config(model, folder)
+    tokenizer = load_tokenizer(model)
+    if len(tokenizer) > config.vocab_size:
+        raise InputError(
+            f"model.name: the tokenizer of {model.name} has {len(tokenizer)} tokens, but the model "
+            f"has embeddings of {config.vocab_size}; give a model with the tokenizer it was saved "
+            "with."
+        )
+    for weights in sorted(folder.glob("model*.safetensors")):
+        try:
+            with safe_open(weights, framework="pt"):
+                pass
+        except (SafetensorError, OSError) as error:
+            raise _unreadable(model, folder, weights, error) from error
+
+
 def load_tokenizer(model: ModelParameters) -> PreTrainedTokenizerBase:
-    """Load the base model's tokenizer."""
-    require_reachable(model)
-    return _from_hub_or_folder(AutoTokenizer, model)
+    """Load the base model's tokenizer.
+
+    Raises:
+        InputError: it is missing or cannot be read.
+    """
+    folder = base_folder(model)
+    _require_whole(folder)
+    return _read(model, folder, AutoTokenizer.from_pretrained)
 
 
 def load_base_model(model: ModelParameters, *, to_shard: bool = False) -> PreTrainedModel:
@@ -59,13 +131,9 @@ def load_base_model(model: ModelParameters, *, to_shard: bool = False) -> PreTra
         InputError: the name is neither a folder nor a hub id, the model is not a T5 v1.1, its
             weights are incomplete, or `skip_modules` names what is no linear layer.
     """
-    require_reachable(model)
-    config = _from_hub_or_folder(AutoConfig, model)
-    if config.model_type != "t5" or config.scale_decoder_outputs:
-        kind = "T5 1.0" if config.model_type == "t5" else config.model_type
-        raise InputError(
-            f"model.name: {model.name} is a {kind} model; choose a T5 v1.1 or FLAN-T5 model."
-        )
+    folder = base_folder(model)
+    config = _load_config(model, folder)
+    _require_whole(folder)
     dtype = resolve_compute_dtype(model.compute_dtype)
     quantization = BitsAndBytesConfig(
         load_in_4bit=True,
@@ -79,9 +147,10 @@ def load_base_model(model: ModelParameters, *, to_shard: bool = False) -> PreTra
     if attention == "sdpa":
         torch.backends.cuda.enable_cudnn_sdp(False)
     on_gpu = torch.cuda.is_available() and not to_shard
-    base, loading = _from_hub_or_folder(
-        QuantizableT5,
+    base, loading = _read(
         model,
+        folder,
+        QuantizableT5.from_pretrained,
         config=config,
         dtype=dtype,
         quantization_config=quantization if model.load_in_4bit else None,
@@ -90,6 +159,7 @@ def load_base_model(model: ModelParameters, *, to_shard: bool = False) -> PreTra
         use_safetensors=True,
         output_loading_info=True,
     )
+    base.name_or_path = model.name
     if loading["missing_keys"]:
         raise InputError(
             f"model.name: the weights of {model.name} lack {sorted(loading['missing_keys'])[0]}; "
@@ -162,12 +232,56 @@ def as_transformers_t5(model: PreTrainedModel) -> T5ForConditionalGeneration:
     return plain.eval()
 
 
-def _from_hub_or_folder(auto_class: Any, model: ModelParameters, **kwargs: Any) -> Any:
+def _require_whole(folder: Path) -> None:
+    if missing := missing_model_file(folder):
+        raise _incomplete(folder, missing)
+
+
+def _incomplete(folder: Path, missing: str) -> InputError:
+    return InputError(
+        f"model.name: the folder {folder.absolute()} holds no {missing}; give the folder that a "
+        "model and its tokenizer were saved in, with all of its files."
+    )
+
+
+def _load_config(model: ModelParameters, folder: Path) -> T5Config:
+    given = _read(model, folder, PreTrainedConfig.get_config_dict)[0]
+    kind = given.get("model_type")
+    if kind == "t5":
+        config = _read(model, folder, T5Config.from_pretrained)
+        if not config.scale_decoder_outputs:
+            return config
+        kind = "T5 1.0"
+    raise InputError(
+        f"model.name: {model.name} is a {kind} model; choose a T5 v1.1 or FLAN-T5 model."
+    )
+
+
+def _read(model: ModelParameters, folder: Path, read: Callable[..., Any], **options: Any) -> Any:
+    """Read from the folder alone, without running code that lies there."""
     try:
-        return auto_class.from_pretrained(model.name, revision=model.revision, **kwargs)
-    except OSError as error:
-        raise InputError(
-            f"model.name: {model.name} could not be read "
-            f"({' '.join(str(error).split()).rstrip('.')}); give the folder of a complete "
-            "snapshot, or data/06_models/starter_t5, which needs no network."
-        ) from error
+        return read(folder, local_files_only=True, trust_remote_code=False, **options)
+    except (OSError, ValueError, SafetensorError) as error:
+        raise _unreadable(model, folder, folder, error) from error
+
+
+def _is_lfs_pointer(path: Path) -> bool:
+    if not path.is_file():
+        return False
+    with path.open("rb") as file:
+        return file.read(len(LFS_POINTER)) == LFS_POINTER
+
+
+def _unreadable(model: ModelParameters, folder: Path, path: Path, error: Exception) -> InputError:
+    reason = " ".join(str(error).split()).rstrip(".")
+    if _is_lfs_pointer(path):
+        reason = "it is a Git LFS pointer, not the file itself"
+    if Path(model.name) == folder:
+        remedy = f"save the model in {folder} again, or download it again with `hf download`"
+    else:
+        remedy = f"remove it with `hf cache rm model/{model.name}` and run again, which fetches it"
+    what = model.name if path == folder else path
+    return InputError(
+        f"model.name: {what} could not be read ({reason}); {remedy}, or take "
+        "data/06_models/starter_t5, which needs no network."
+    )

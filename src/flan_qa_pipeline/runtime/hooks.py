@@ -15,19 +15,21 @@ import datasets
 import torch
 import transformers
 from accelerate import PartialState
+from accelerate.utils import broadcast_object_list
 from kedro.framework.context import KedroContext
 from kedro.framework.hooks import hook_impl
 from kedro.io import CatalogProtocol, DatasetError
-from kedro.io.core import get_protocol_and_path
 from kedro.pipeline import Pipeline
 from kedro.pipeline.node import Node
 
-from flan_qa_pipeline.config.parameters import DistributedParameters
+from flan_qa_pipeline.config.parameters import DistributedParameters, Parameters
 from flan_qa_pipeline.config.validation import check_parameters
+from flan_qa_pipeline.data.filesystems import filesystem_of
 from flan_qa_pipeline.errors import InputError
 from flan_qa_pipeline.evaluation.costs import node_times
-from flan_qa_pipeline.hub import require_reachable
+from flan_qa_pipeline.hub import PROTOCOL, DataFiles, HubFiles, fetch
 from flan_qa_pipeline.models.device import peak_memory, resolve_attention, resolve_compute_dtype
+from flan_qa_pipeline.models.loading import check_base, hub_files
 from flan_qa_pipeline.runtime.atomic_catalog import VersionNotSavedError
 from flan_qa_pipeline.runtime.processes import DistributedRunner, is_one_of_several, join
 from flan_qa_pipeline.runtime.provenance import git_commit, package_versions
@@ -35,6 +37,8 @@ from flan_qa_pipeline.training.checkpoints import discard_checkpoints
 from flan_qa_pipeline.training.trainer import require_trainable
 
 logger = logging.getLogger(__name__)
+
+FILLED_IN = {"parameters", "node_costs", "run_record"}  # by Kedro and by the hooks
 
 
 class ProjectHooks:
@@ -88,23 +92,22 @@ class ProjectHooks:
             require_trainable(self._parameters, PartialState().num_processes)
         self._node_costs: dict[str, dict[str, Any]] = {}
         self._checkpoints: Path | None = None
+        inputs = sorted(pipeline.inputs())
+        leads = PartialState().is_main_process
+        if leads:
+            self._require_inputs(inputs, catalog)
+        pinned = [self._fetch_inputs(inputs, catalog) if leads else None]
+        broadcast_object_list(pinned)
+        [self._parameters] = pinned
+        if "params:model" in inputs:
+            catalog.save("params:model", self._parameters.model)
         if "node_costs" in pipeline.inputs():
             catalog.save("node_costs", self._node_costs)
         if "run_record" in pipeline.inputs():
             catalog.save("run_record", self._record(run_params["run_id"]))
         self._logs = Path(self._parameters.training.logging_dir) / run_params["run_id"]
-        if not PartialState().is_main_process:
+        if not leads:
             return
-        inputs = sorted(pipeline.inputs())
-        for name in self._named_files.keys() & inputs:
-            _require_same_file(name, catalog, *self._named_files[name], self._project_path)
-        require_reachable(
-            self._parameters.model if "params:model" in inputs else None,
-            [self._named_files[name][1] for name in inputs if name.startswith("raw_")],
-        )
-        for name in inputs:
-            if not name.startswith("params:") and name != "parameters":
-                _require_input(name, catalog)
         _tell_what_changes_nothing(run_params["runtime_params"], inputs)
         if trains:
             _make_folder(self._parameters.training.output_dir, "training.output_dir")
@@ -117,6 +120,38 @@ class ProjectHooks:
                 f"{run_params['run_id']}; start this one again."
             ) from None
         os.environ["TENSORBOARD_LOGGING_DIR"] = str(self._logs)
+
+    def _require_inputs(self, inputs: Sequence[str], catalog: CatalogProtocol) -> None:
+        for name in self._named_files.keys() & inputs:
+            _require_same_file(name, catalog, *self._named_files[name], self._project_path)
+        for name in inputs:
+            filled_in = name.startswith("params:") or name in FILLED_IN
+            if not (filled_in or self._is_on_hub(name)):
+                _require_input(name, catalog)
+
+    def _is_on_hub(self, name: str) -> bool:
+        return name.startswith("raw_") and self._named_files[name][1].startswith(PROTOCOL)
+
+    def _fetch_inputs(self, inputs: Sequence[str], catalog: CatalogProtocol) -> Parameters:
+        """Fetch what the hub has of a run's inputs; return parameters that pin the commits."""
+        model, files = self._parameters.model, {}
+        wanted: dict[str, HubFiles] = {}
+        if "params:model" in inputs and not Path(model.name).is_dir():
+            wanted["params:model"] = hub_files(model)
+        for name in inputs:
+            if self._is_on_hub(name):
+                wanted[name] = DataFiles.of(self._named_files[name][1])
+        for name, fetched in zip(wanted, fetch(*wanted.values()), strict=True):
+            if name == "params:model":
+                model = model.model_copy(update={"revision": fetched.files.revision})
+            else:
+                catalog.get(name).read_from(str(fetched.path))
+                parameter = self._named_files[name][0].partition(".")[2]
+                files[parameter] = fetched.files.pinned
+        if "params:model" in inputs:
+            check_base(model)
+        data = self._parameters.data.model_copy(update=files)
+        return self._parameters.model_copy(update={"model": model, "data": data})
 
     def _record(self, run_id: str) -> dict[str, Any]:
         return {
@@ -271,9 +306,8 @@ def _require_same_file(
 ) -> None:
     """The catalog and the parameters name the file apart; an environment may change only one."""
     read = getattr(catalog.get(name), "_filepath", None) if name in catalog else None
-    protocol, path = get_protocol_and_path(wanted)
-    named = project_path / path if protocol == "file" else Path(path)
-    if read is not None and Path(read) != named:
+    _, named = filesystem_of(wanted if "://" in wanted else str(project_path / wanted))
+    if read is not None and Path(read) != Path(named):
         raise InputError(
             f"{parameter} is {wanted}, but the catalog's {name} reads {read}; set "
             f"{parameter.partition('.')[2]} in conf/<environment>/globals.yml or by "

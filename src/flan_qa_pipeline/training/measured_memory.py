@@ -34,7 +34,7 @@ from transformers.trainer_callback import PrinterCallback
 from flan_qa_pipeline.config.parameters import Format, ModelParameters, TrainingParameters
 from flan_qa_pipeline.models.device import resolve_compute_dtype
 from flan_qa_pipeline.models.fused_lora import fuse
-from flan_qa_pipeline.models.loading import load_base_model, load_tokenizer
+from flan_qa_pipeline.models.loading import base_folder, load_base_model, load_tokenizer
 
 logger = logging.getLogger(__name__)
 
@@ -99,14 +99,16 @@ def load_by_libraries(form: Format, model: ModelParameters) -> PreTrainedModel:
         bnb_4bit_use_double_quant=True,
         bnb_4bit_compute_dtype=dtype,
     )
-    return T5ForConditionalGeneration.from_pretrained(
-        model.name,
-        revision=model.revision,
+    base = T5ForConditionalGeneration.from_pretrained(
+        base_folder(model),
+        local_files_only=True,
         dtype=dtype,
         quantization_config=nf4 if quantized else None,
         device_map={"": 0 if torch.cuda.is_available() else "cpu"},
         use_safetensors=True,
     )
+    base.name_or_path = model.name
+    return base
 
 
 def prepare_by_libraries(base: PreTrainedModel, training: TrainingParameters) -> PreTrainedModel:

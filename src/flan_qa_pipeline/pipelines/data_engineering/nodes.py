@@ -2,6 +2,7 @@
 
 import inspect
 import logging
+from collections import Counter
 from collections.abc import Callable, Iterator
 from dataclasses import astuple, fields
 from pathlib import Path
@@ -10,6 +11,7 @@ from typing import Any
 import pandas as pd
 from datasets import Dataset, DatasetDict, Features, List, Value
 from tqdm.auto import tqdm
+from transformers import PreTrainedTokenizerBase
 
 from flan_qa_pipeline.config.parameters import (
     DataParameters,
@@ -180,7 +182,7 @@ def tokenize_questions(
                 )
                 bar.update(len(batch["id"]))
 
-        return reused_splits(
+        tokenized = reused_splits(
             {name: tokenize(split, name == "train") for name, split in questions.items()},
             WINDOW_FEATURES,
             key=fingerprint_json(
@@ -198,4 +200,22 @@ def tokenize_questions(
             folder=Path(data.cache_dir),
             keep=data.cached_results,
             name="Tokenized questions",
+        )
+    _warn_of_unknown_characters(tokenized, tokenizer)
+    return tokenized
+
+
+def _warn_of_unknown_characters(tokenized: DatasetDict, tokenizer: PreTrainedTokenizerBase) -> None:
+    """Say how many answers the model can neither learn nor write in full."""
+    counts: Counter[bool] = Counter()
+    for split in tokenized.values():
+        for batch in split.select_columns("labels").iter(ROWS):
+            counts.update(tokenizer.unk_token_id in labels for labels in batch["labels"] if labels)
+    if counts[True]:
+        logger.warning(
+            "The tokenizer lacks a character of the answer in %s of %s windows (%.1f%%): the model "
+            "cannot write these answers.",
+            f"{counts[True]:,}",
+            f"{counts.total():,}",
+            100 * counts[True] / counts.total(),
         )
