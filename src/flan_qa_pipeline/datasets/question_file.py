@@ -1,6 +1,7 @@
-"""Kedro datasets of new questions and of their growing answers."""
+"""Kedro datasets of new questions, of tables of texts, and of growing answers."""
 
-from pathlib import Path, PurePosixPath
+import re
+from pathlib import PurePosixPath
 from typing import Any, NoReturn
 
 import pandas as pd
@@ -9,6 +10,12 @@ from kedro.io.core import get_filepath_str
 from kedro_datasets.pandas import CSVDataset
 
 from flan_qa_pipeline.data.question_files import QuestionFile
+from flan_qa_pipeline.data.row_files import locate
+
+FORMULA = re.compile(
+    r"'*[=+\-@\t\r\n＝＋－＠]"
+)  # https://owasp.org/www-community/attacks/CSV_Injection
+NUMBER = re.compile(r"[+-]?\d+([.,]\d+)*%?")
 
 
 class QuestionFileDataset(AbstractDataset[NoReturn, QuestionFile]):
@@ -22,29 +29,59 @@ class QuestionFileDataset(AbstractDataset[NoReturn, QuestionFile]):
     ```
     """
 
-    def __init__(self, *, filepath: str, metadata: dict[str, Any] | None = None):
-        self._filepath = PurePosixPath(filepath)
+    def __init__(
+        self,
+        *,
+        filepath: str,
+        credentials: dict[str, Any] | None = None,
+        metadata: dict[str, Any] | None = None,
+    ):
+        self._questions = QuestionFile(filepath, credentials=credentials)
+        self.files = self._questions.files
+        self._fs, path = locate(filepath, credentials)
+        self._filepath = PurePosixPath(path)
         self.metadata = metadata
 
     def load(self) -> QuestionFile:
-        return QuestionFile(Path(self._filepath))
+        return self._questions
 
     def save(self, data: NoReturn) -> None:
         raise NotImplementedError("A file of new questions is only read.")
 
     def _exists(self) -> bool:
-        return Path(self._filepath).is_file()
+        return bool(self._fs.glob(str(self._filepath)))
 
     def _describe(self) -> dict[str, Any]:
-        return {"filepath": str(self._filepath)}
+        return {"filepath": self.files.url}
 
 
-class GrowingCSVDataset(CSVDataset):
+class TextCSVDataset(CSVDataset):
+    """A CSV file of texts that were written by others, safe to open in a spreadsheet.
+
+    Takes the arguments of `pandas.CSVDataset`. A text that a spreadsheet would take for a formula
+    is saved behind an apostrophe, as OWASP advises against CSV injection, and loaded without it;
+    numbers are not texts. Half a surrogate pair, which UTF-8 cannot say, is written as its escape.
+
+    Example:
+    ```yaml
+    rejected_train_questions:
+      type: flan_qa_pipeline.datasets.question_file.TextCSVDataset
+      filepath: data/08_reporting/rejected_train_questions.csv
+    ```
+    """
+
+    def load(self) -> pd.DataFrame:
+        return super().load().map(_unescaped)
+
+    def save(self, data: pd.DataFrame) -> None:
+        super().save(data.map(_escaped))
+
+
+class GrowingCSVDataset(TextCSVDataset):
     """A CSV file to which each save of a run adds rows: what a generator node yields.
 
-    Takes the arguments of `pandas.CSVDataset`. The first save of a run makes the file, or a new
-    version of it; a run that is interrupted leaves the rows saved so far. Half a surrogate pair,
-    which UTF-8 cannot say, is written as its escape.
+    Texts are saved as `TextCSVDataset` does. The first save of a run makes the file, or a new
+    version of it; a run that is interrupted leaves the rows saved so far.
 
     Example:
     ```yaml
@@ -63,7 +100,18 @@ class GrowingCSVDataset(CSVDataset):
         if begins:
             self._growing = get_filepath_str(self._get_save_path(), self._protocol)
         mode = "w" if begins else "a"
-        text = {"encoding": "utf-8", "errors": "backslashreplace", "newline": ""}
-        with self._fs.open(self._growing, mode=mode, **text) as file:
-            data.to_csv(file, header=begins, **self._save_args)
+        with self._fs.open(self._growing, mode=mode, encoding="utf-8", newline="") as file:
+            data.map(_escaped).to_csv(file, header=begins, **self._save_args)
         self._invalidate_cache()
+
+
+def _escaped(value: Any) -> Any:
+    if not isinstance(value, str):
+        return value
+    text = value.encode(errors="backslashreplace").decode()
+    return f"'{text}" if FORMULA.match(text) and not NUMBER.fullmatch(text) else text
+
+
+def _unescaped(value: Any) -> Any:
+    escaped = isinstance(value, str) and value.startswith("'") and FORMULA.match(value)
+    return value[1:] if escaped else value

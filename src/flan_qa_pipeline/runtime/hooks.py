@@ -15,15 +15,16 @@ import datasets
 import torch
 import transformers
 from accelerate import PartialState
+from fsspec.implementations.local import LocalFileSystem
 from kedro.framework.context import KedroContext
 from kedro.framework.hooks import hook_impl
 from kedro.io import CatalogProtocol, DatasetError
-from kedro.io.core import get_protocol_and_path
 from kedro.pipeline import Pipeline
 from kedro.pipeline.node import Node
 
 from flan_qa_pipeline.config.parameters import DistributedParameters
 from flan_qa_pipeline.config.validation import check_parameters
+from flan_qa_pipeline.data.row_files import RowFiles, locate
 from flan_qa_pipeline.errors import InputError
 from flan_qa_pipeline.evaluation.costs import node_times
 from flan_qa_pipeline.hub import require_reachable
@@ -105,6 +106,9 @@ class ProjectHooks:
         for name in inputs:
             if not name.startswith("params:") and name != "parameters":
                 _require_input(name, catalog)
+                files = getattr(catalog.get(name), "files", None)
+                if isinstance(files, RowFiles):
+                    files.find()
         _tell_what_changes_nothing(run_params["runtime_params"], inputs)
         if trains:
             _make_folder(self._parameters.training.output_dir, "training.output_dir")
@@ -271,8 +275,9 @@ def _require_same_file(
 ) -> None:
     """The catalog and the parameters name the file apart; an environment may change only one."""
     read = getattr(catalog.get(name), "_filepath", None) if name in catalog else None
-    protocol, path = get_protocol_and_path(wanted)
-    named = project_path / path if protocol == "file" else Path(path)
+    filesystem, path = locate(wanted)
+    local = isinstance(filesystem, LocalFileSystem)
+    named = project_path / wanted.removeprefix("file://") if local else Path(path)
     if read is not None and Path(read) != named:
         raise InputError(
             f"{parameter} is {wanted}, but the catalog's {name} reads {read}; set "
@@ -298,7 +303,7 @@ def _require_input(name: str, catalog: CatalogProtocol) -> None:
     if place is None:
         raise InputError(f"{name} is not kept between runs; start the run at a node that makes it.")
     if name.startswith("raw_"):
-        remedy = "set data.train_file and data.validation_file to SQuAD 2.0 files (JSON or Parquet)"
+        remedy = "set data.train_file and data.validation_file to files of questions"
     elif name == "new_questions":
         remedy = "name a file with --params=inference.questions_file=…"
     elif name.startswith(("first_", "second_")):
