@@ -36,7 +36,7 @@ BEGINNINGS = {  # of files that are not what their names say
 MEANS_DAMAGE = (
     ValueError,
     RecursionError,
-    OverflowError,  # a date that Python cannot say
+    OverflowError,  # a time out of Python's range
     EOFError,  # a compressed file that is cut
     OSError,
     csv.Error,
@@ -217,7 +217,7 @@ def has_rows(file: SourceFile) -> bool:
             return False
         try:
             first = next(json_text.items(), None)
-        except (ValueError, RecursionError):  # told of where the rows are read
+        except (ValueError, RecursionError):  # the reader of the rows names it
             return True
         return not (isinstance(first, dict) and "paragraphs" in first)
 
@@ -329,9 +329,21 @@ def dataset_rows(dataset: Dataset, path: str, columns: Columns) -> Iterator[Row]
 def _table_rows(
     batches: Iterable[pyarrow.RecordBatch | pyarrow.Table], found: Mapping[str, str]
 ) -> Iterator[Row]:
-    rows = (row for batch in batches for row in batch.to_pylist())
+    rows = (row for batch in batches for row in _python_rows(batch))
     for number, row in enumerate(rows, start=1):
         yield Row(f"row {number}", {name: row[column] for name, column in found.items()})
+
+
+def _python_rows(batch: pyarrow.RecordBatch | pyarrow.Table) -> list[dict[str, Any]]:
+    try:
+        return batch.to_pylist()
+    except (OverflowError, ValueError) as error:
+        for name in batch.schema.names:
+            try:
+                batch.column(name).to_pylist()
+            except (OverflowError, ValueError):
+                raise ValueError(f"column {name}: {error}") from error
+        raise
 
 
 READERS: dict[str, Callable[[SourceFile, Columns], Iterator[Row]]] = {

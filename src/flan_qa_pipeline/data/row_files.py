@@ -31,7 +31,7 @@ SPLITS = {
     for split, words in SPLIT_KEYWORDS.items()
 }
 SAVED, SAVED_SPLITS = "state.json", "dataset_dict.json"  # what save_to_disk puts in a folder
-KINDS_TOLD = (
+KINDS_READ = (
     f"it may end in {', '.join(READERS)} (all but Parquet also in .gz, .bz2, .xz or .zip), be a "
     "folder or glob of such files, or a folder that save_to_disk made. Two lines of a .jsonl file "
     "of training questions:\n"
@@ -69,16 +69,16 @@ class RowFiles:
                 return [SourceFile(saved, filesystem)]
             found = sorted(_files_below(filesystem, path, self.url, self.split))
         if not found:
-            raise InputError(f"{self.url} holds no file of questions; {KINDS_TOLD}")
+            raise InputError(f"{self.url} holds no file of questions; {KINDS_READ}")
         for name in found:
             _require_file(filesystem, name)
         kinds = {kind_of(name) for name in found}
         if None in kinds:
-            raise InputError(f"{found[0]} is not a file of questions by its name; {KINDS_TOLD}")
+            raise InputError(f"{found[0]} is not a file of questions by its name; {KINDS_READ}")
         if len(kinds) > 1:
             raise InputError(
-                f"{self.url} holds files of several kinds ({', '.join(sorted(kinds))}); name "
-                f"those of one by a glob such as {self.url.rstrip('/')}/*{min(kinds)}."
+                f"{self.url} holds several kinds of files ({', '.join(sorted(kinds))}); name "
+                f"the files of one kind by a glob such as {self.url.rstrip('/')}/*{min(kinds)}."
             )
         return [SourceFile(name, filesystem) for name in found]
 

@@ -24,6 +24,7 @@ from flan_qa_pipeline.errors import InputError
 
 logger = logging.getLogger(__name__)
 
+SHOWN = 100  # characters of an id in a message
 REQUIRED = ("context", "question", "answers")
 OPTIONAL = ("id", "title", "answer_start", "is_impossible")
 
@@ -353,9 +354,9 @@ def check(
             placed += starts.count(None)
             yield record
         elif rejected is None:
-            raise InputError(f"{source}: question {record['id']!r}: {problem}.")
+            raise InputError(f"{source}: question {record['id'][:SHOWN]!r}: {problem}.")
         else:
-            rejected.append(Rejection(source, "", record["id"], problem))
+            rejected.append(Rejection(source, "", record["id"][:SHOWN], problem))
     if placed:
         logger.info(
             "%s: %d answers without answer_start are placed where they first stand in the context.",

@@ -70,6 +70,9 @@ class TextCSVDataset(CSVDataset):
     ```
     """
 
+    # Python 3.11 puts those characters of a text in quotes that end a line, and no others
+    DEFAULT_SAVE_ARGS = CSVDataset.DEFAULT_SAVE_ARGS | {"lineterminator": "\r\n"}
+
     def load(self) -> pd.DataFrame:
         return super().load().map(_unescaped)
 

@@ -101,7 +101,7 @@ class ProjectHooks:
             _require_same_file(name, catalog, *self._named_files[name], self._project_path)
         require_reachable(
             self._parameters.model if "params:model" in inputs else None,
-            [self._named_files[name][1] for name in inputs if name.startswith("raw_")],
+            [self._named_files[name][1] for name in inputs if name in self._named_files],
         )
         for name in inputs:
             if not name.startswith("params:") and name != "parameters":
@@ -276,8 +276,9 @@ def _require_same_file(
     """The catalog and the parameters name the file apart; an environment may change only one."""
     read = getattr(catalog.get(name), "_filepath", None) if name in catalog else None
     filesystem, path = locate(wanted)
-    local = isinstance(filesystem, LocalFileSystem)
-    named = project_path / wanted.removeprefix("file://") if local else Path(path)
+    if isinstance(filesystem, LocalFileSystem) and not wanted.startswith("file:"):
+        _, path = locate(str(project_path / wanted))
+    named = Path(path)
     if read is not None and Path(read) != named:
         raise InputError(
             f"{parameter} is {wanted}, but the catalog's {name} reads {read}; set "
