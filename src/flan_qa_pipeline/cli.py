@@ -20,11 +20,20 @@ from kedro.framework.cli.utils import (
 from kedro.framework.session import KedroSession
 from kedro.framework.startup import ProjectMetadata
 from kedro.io import DatasetNotFoundError
+from rich.console import Console
 from yaml import YAMLError
 
 import flan_qa_pipeline
 from flan_qa_pipeline.config.validation import check_parameters
+from flan_qa_pipeline.data.profile import profile_questions
+from flan_qa_pipeline.datasets.squad_file import SquadFileDataset
 from flan_qa_pipeline.errors import InputError
+from flan_qa_pipeline.models.loading import load_tokenizer
+from flan_qa_pipeline.pipelines.data_engineering.nodes import (
+    flatten_questions,
+    reject_long_questions,
+)
+from flan_qa_pipeline.reporting.data_profile import profile_tables
 from flan_qa_pipeline.runtime.processes import in_processes
 
 
@@ -165,6 +174,41 @@ def serve(
     page = serving.build_page(answerer, settings)
     click.echo(f"{serving.launch(page, settings)} answers until Ctrl+C.")
     page.block_thread()
+
+
+@cli.command("check-data")
+@click.argument("file")
+@click.option(
+    "--split",
+    default="train",
+    show_default=True,
+    help="The split to check, where the names of a folder's files tell several apart.",
+)
+@click.option("--params", default="", help=PARAMS_ARG_HELP, callback=split_params)
+@env_option
+@click.pass_obj
+@in_a_sentence
+def check_data(
+    metadata: ProjectMetadata, file: str, split: str, env: str | None, params: dict[str, Any]
+) -> None:
+    """Check a file of training questions: counts, lengths, windows, rejects; nothing is trained."""
+    with KedroSession.create(metadata.project_path, env=env, runtime_params=params) as session:
+        parameters = check_parameters(session.load_context().config_loader["parameters"])
+    model, prompt, tokenization = parameters.model, parameters.prompt, parameters.tokenization
+    files = SquadFileDataset(filepath=file, split=split).load()
+    questions, invalid = flatten_questions(files, file, "skip", parameters.data.columns)
+    questions, rejected = reject_long_questions(
+        questions, invalid, file, "skip", model, prompt, tokenization
+    )
+    profile = profile_questions(questions, load_tokenizer(model), prompt, tokenization)
+    console = Console(width=min(80, Console().width), highlight=False)
+    for table in profile_tables(profile, rejected, tokenization):
+        console.print(table, "")
+    if len(rejected):
+        console.print(
+            f"{len(rejected):,} rejected: a run stops at the first one, or leaves them out and "
+            "lists them with data.on_invalid=skip."
+        )
 
 
 def _load_answerer(

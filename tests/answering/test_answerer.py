@@ -155,9 +155,10 @@ def test_a_pair_that_cannot_be_answered_is_named(answerer, pairs, context, quest
         answerer.answer([pairs[0], (context, question)])
 
 
-def test_a_context_without_tokens_is_answered_without_a_place(answerer):
-    [answer] = answerer.answer([("\u200b", "Who was it?")])
-    assert answer.start is None
+@pytest.mark.parametrize("text", ["\u200b", "\ufeff \u2060", "\u3164"])
+def test_what_cannot_be_seen_is_no_context_and_no_question(answerer, text):
+    assert answerer.problem(text, "Who was it?") == "The context is empty; give it as text."
+    assert answerer.problem("Ada.", text) == "The question is empty; give it as text."
 
 
 def test_saved_adapter_is_loaded_from_its_folder(adapter, answers, pairs, tmp_path):

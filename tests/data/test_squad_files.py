@@ -174,6 +174,7 @@ def test_memory_grows_by_a_fraction_of_the_text(tmp_path, parameters):
     assert peak(8000) - peak(2000) < 300 * 6000
 
 
-def test_a_folder_that_is_no_parquet_is_told(tmp_path):
-    with pytest.raises(InputError, match=f"{tmp_path} cannot be read: .*ends in .parquet"):
-        list(SquadFileDataset(filepath=str(tmp_path)).load().articles())
+def test_a_folder_without_files_of_questions_is_told(tmp_path):
+    told = f"{tmp_path} holds no file of questions; it may end in .csv, .json, .jsonl, .parquet"
+    with pytest.raises(InputError, match=told):
+        flatten_questions(SquadFileDataset(filepath=str(tmp_path)).load(), "x", "error")

@@ -2,10 +2,12 @@
 
 import json
 
+import pandas as pd
 import pytest
 from conftest import REPOSITORY
 from datasets import Dataset, DatasetDict
 
+from flan_qa_pipeline.data.splits import near_duplicates
 from flan_qa_pipeline.data.windows import split_template
 from flan_qa_pipeline.errors import InputError
 from flan_qa_pipeline.pipelines.data_engineering import nodes
@@ -13,6 +15,7 @@ from flan_qa_pipeline.pipelines.data_engineering.nodes import (
     QUESTION_FEATURES,
     apply_unanswerable_policy,
     flatten_questions,
+    reject_long_questions,
     split_by_article,
     tokenize_questions,
 )
@@ -146,6 +149,51 @@ def test_a_context_or_id_in_both_files_is_named(two_files, data, column):
     changed = validation.map(lambda row, i: row | ({column: value} if i == 0 else {}), True)
     with pytest.raises(InputError, match=f"1 .*{column}.* are also in .* remove them"):
         split_by_article(train, changed, data())
+
+
+@pytest.mark.parametrize(
+    "change",
+    [str.upper, lambda text: text.replace(" ", " \n\u00a0"), lambda text: "\u200b" + text,
+     lambda text: text.replace("e", "\uff45").replace("a", "\U0001d41a")],
+    ids=["case", "spaces", "zero-width", "form"],
+)  # fmt: skip
+def test_a_context_in_both_files_is_found_in_another_form(two_files, data, change):
+    train, validation = two_files
+    leak = change(train[0]["context"])
+    assert leak != train[0]["context"]
+    changed = validation.map(lambda row, i: row | ({"context": leak} if i == 0 else {}), True)
+    told = (
+        r"1 context.* are also in .* \(but for spaces, case and Unicode form\), such as .* remove"
+    )
+    with pytest.raises(InputError, match=told):
+        split_by_article(train, changed, data())
+
+
+def test_articles_that_share_a_context_in_another_form_go_together(data):
+    records = [question(f"q{i}", f"Text {i} is long.", title=f"title {i}") for i in range(20)]
+    records += [question(f"r{i}", f"TEXT {i}  is long.", title=f"other {i}") for i in range(20)]
+    pool = as_splits(*records)["train"]
+    splits = split_by_article(pool, pool, data(validation_fraction=0.3, dev_fraction=0.2))
+    for split in splits.values():
+        titles = set(split["title"])
+        assert {title.split()[1] for title in titles if title.startswith("title")} == {
+            title.split()[1] for title in titles if title.startswith("other")
+        }
+
+
+def test_contexts_that_are_almost_in_the_other_file_are_counted(two_files, data, caplog):
+    train, validation = two_files
+    split_by_article(train, validation, data())
+    assert "almost word for word" not in caplog.text
+    words = train[0]["context"].split()
+    assert len(words) > 30
+    for words[-1], told in (("Elsewhere.", True), ("another one of the many ends.", False)):
+        leak = " ".join(words if told else [*words[:15], *words[-1].split(), *words[15:]])
+        changed = validation.map(lambda row, leak=leak: row | {"context": leak})
+        caplog.clear()
+        split_by_article(train, changed, data())
+        assert ("1 of 1 contexts of the validation split stand almost word" in caplog.text) == told
+    assert not near_duplicates(train, as_splits(question("q", "Too short."))["train"])[0]
 
 
 def test_articles_that_share_a_context_go_together(data):
@@ -309,6 +357,29 @@ def test_only_windows_with_the_answer_are_labelled_with_it(
     assert n_without > 100
 
 
+def test_a_window_with_the_words_of_the_answer_elsewhere_is_not_trained_on(
+    tokenize, tokenizer, prompt_parameters
+):
+    filler = "The Final was played in July and won by many. " * 6
+    context = f"Vera Paul was the referee. {filler}They met Vera  Paul again. {filler}Veras Paulo."
+    record = question("q", context, "Vera Paul")
+    splits = as_splits(record)
+    kept = tokenize(splits, max_source_length=64, doc_stride=16)
+    abstention = tokenizer(prompt_parameters.abstention)["input_ids"]
+    held = {row["window"]: row["labels"] for row in kept["validation"]}
+    read = {
+        row["window"]: tokenizer.decode(row["input_ids"]).split("context:")[1]
+        for row in kept["validation"]
+    }
+    kinds = {number: labels for number, labels in held.items() if labels != abstention}
+    assert [number for number, text in read.items() if "met Vera Paul again" in text] == [
+        number for number, labels in kinds.items() if not labels
+    ]
+    assert held[0] == tokenizer("Vera Paul")["input_ids"]
+    assert held[max(held)] == abstention
+    assert [row["window"] for row in kept["train"]] == [n for n, ids in held.items() if ids]
+
+
 def test_windows_without_the_answer_are_for_validation_only_unless_kept(two_files, data, tokenize):
     splits = split_by_article(*two_files, data(unanswerable="flag"))
     lengths = {"max_source_length": 90, "doc_stride": 20}
@@ -416,3 +487,23 @@ def test_real_squad_v2_loses_no_short_answer(squad_v2_dir, data, tokenize, token
     }
     assert len(short) > 100
     assert short <= set(windows["id"])
+
+
+def test_a_question_that_is_too_long_is_listed_or_named_with_its_file(parameters, caplog):
+    records = [question(f"q{i}", "A context that is short.", "short") for i in range(2500)]
+    for i in (0, 1500):
+        records[i]["question"] = "Why " * 400 + "?"
+    rows = Dataset.from_list(records, features=QUESTION_FEATURES)
+    none = pd.DataFrame(columns=["source", "place", "id", "problem"])
+    arguments = (parameters.model, parameters.prompt, parameters.tokenization)
+    kept, rejected = reject_long_questions(rows, none, "a.json", "skip", *arguments)
+    assert len(kept) == 2498
+    assert not {"q0", "q1500"} & set(kept["id"])
+    assert rejected[["source", "id"]].to_numpy().tolist() == [["a.json", "q0"], ["a.json", "q1500"]]
+    assert rejected["problem"].str.contains("it takes .* of 256 tokens and leaves 0").all()
+    assert "a.json: 2 invalid records were left out" in caplog.text
+    with pytest.raises(InputError, match="a.json: question 'q0' takes .* shorten the question"):
+        reject_long_questions(rows, none, "a.json", "error", *arguments)
+    with pytest.raises(InputError, match="a.json holds no valid questions; the first: it takes"):
+        reject_long_questions(rows.select([0]), none, "a.json", "skip", *arguments)
+    assert reject_long_questions(kept, none, "a.json", "skip", *arguments)[0] is kept

@@ -2,6 +2,7 @@
 
 import json
 import logging
+import os
 import tracemalloc
 
 import pandas as pd
@@ -19,7 +20,7 @@ from flan_qa_pipeline import QuestionAnswerer
 from flan_qa_pipeline.cli import ask
 from flan_qa_pipeline.data.question_files import QuestionFile
 from flan_qa_pipeline.datasets.adapter import AdapterDataset
-from flan_qa_pipeline.datasets.question_file import GrowingCSVDataset
+from flan_qa_pipeline.datasets.question_file import GrowingCSVDataset, TextCSVDataset
 from flan_qa_pipeline.errors import InputError
 from flan_qa_pipeline.models.adapter import extract_adapter, provenance_of
 from flan_qa_pipeline.models.loading import load_base_model
@@ -286,6 +287,74 @@ def test_growing_csv_adds_within_a_run_and_begins_anew_in_the_next(tmp_path):
         plain = GrowingCSVDataset(filepath=str(tmp_path / "plain.csv"))
         plain.save(frames[0])
     assert len(plain.load()) == 2
+
+
+FORMULAS = [
+    "=cmd()", "+1+1", "-2+3", "@SUM(A1)", "\t=1", "\r=1", "\n=1", "＝1", "'=1", "''=1", "-40 °C",
+]  # fmt: skip
+HARMLESS = ["-40", "+3.5", "1,000", "5%", "'tis", "a=1", " =1", "", "é\n=1"]
+
+
+def test_formulas_are_saved_as_texts_and_loaded_as_they_were(tmp_path):
+    frame = pd.DataFrame({"id": FORMULAS + HARMLESS, "n": -1.5, "start": pd.array([-1] * 20)})
+    load_args = {"dtype": {"id": str, "start": "Int64"}, "keep_default_na": False}
+    for kind in (TextCSVDataset, GrowingCSVDataset):
+        path = tmp_path / f"{kind.__name__}.csv"
+        dataset = kind(filepath=str(path), load_args=load_args, save_args={"index": False})
+        dataset.save(frame)
+        plain = pd.read_csv(path, dtype=str, keep_default_na=False)
+        assert plain["id"].tolist() == [f"'{text}" for text in FORMULAS] + HARMLESS
+        assert set(plain["n"]) == {"-1.5"}
+        pd.testing.assert_frame_equal(dataset.load(), frame, check_dtype=False)
+
+
+def test_formulas_of_a_file_of_questions_reach_the_answers_as_texts(project, metadata, tmp_path):
+    rows = [{"id": "=cmd()", "context": "@Ada lives in London.", "question": "-Where?"}]
+    answers = infer(project, write(tmp_path / "q.jsonl", rows))
+    assert answers[["id", "context", "question"]].to_dict("records") == rows
+    [path] = sorted((project / "data/07_model_output/answers.csv").glob("*/answers.csv"))[-1:]
+    assert (
+        path.read_text(encoding="utf-8")
+        .splitlines()[1]
+        .startswith("'=cmd(),'@Ada lives in London.,'-Where?,")
+    )
+
+
+def test_a_missing_id_is_never_that_of_another_row(tmp_path):
+    given = ["2", None, "", "5", None, "05", "x", "row 9", None]
+    rows = [{"id": id_, "context": "Ada.", "question": "Who?"} for id_ in given]
+    path = tmp_path / "q.jsonl"
+    path.write_text("\n".join(map(json.dumps, rows)))
+    [chunk] = QuestionFile(path).chunks(100)
+    assert chunk["id"].tolist() == ["2", "row 2", "3", "5", "row 5", "05", "x", "row 9", "9"]
+
+
+def test_what_cannot_be_an_id_is_the_rows_error(project, metadata, tmp_path):
+    ids = ["a\0b", "x" * 10**6, "fine"]
+    rows = [{"id": id_, "context": "Ada is here.", "question": "Who?"} for id_ in ids]
+    rows.append({"id": "z", "context": "Ada is here.", "question": "\u200b\u200d"})
+    answers = infer(project, write(tmp_path / "q.jsonl", rows))
+    errors = answers["error"].tolist()
+    assert errors[0] == "The id holds a NUL character; remove it."
+    assert errors[1] == "The id has 1,000,000 characters; shorten it to 1,000 at most."
+    assert pd.isna(errors[2])
+    assert errors[3] == "The question is empty; give it as text."
+
+
+def test_columns_and_delimiters_of_new_questions(project, metadata, tmp_path):
+    path = tmp_path / "q.tsv"
+    path.write_text("Passage;Question\nAda is in London.;Where is Ada?\n", encoding="utf-8")
+    answers = infer(project, path, columns={"context": "passage"})
+    assert answers["context"].tolist() == ["Ada is in London."]
+    assert answers["error"].isna().all()
+    with pytest.raises(InputError, match="no column context, only Passage, Question; .*inference"):
+        infer(project, path)
+
+
+def test_a_pipe_is_refused_before_the_model_is_loaded(project, metadata, tmp_path):
+    os.mkfifo(tmp_path / "q.csv")
+    with pytest.raises(InputError, match=f"{tmp_path}/q.csv is neither a file nor a folder"):
+        infer(project, tmp_path / "q.csv")
 
 
 def asked(metadata, *arguments, **kwargs):

@@ -23,6 +23,7 @@ KINDS = {
     "finetuned_predictions": "pandas.ParquetDataset",
     "finetuned_scores": "json.JSONDataset",
     "score_table": "pandas.CSVDataset",
+    "sample_answers": "flan_qa_pipeline.datasets.question_file.TextCSVDataset",
     "report": "text.TextDataset",
     "score_figure": "plotly.JSONDataset",
     "adapter": "flan_qa_pipeline.datasets.adapter.AdapterDataset",
@@ -49,7 +50,7 @@ def data(name, n):
     match config[name]["type"]:
         case "huggingface.ArrowDataset":
             return Dataset.from_dict({"text": [text]})
-        case "pandas.ParquetDataset" | "pandas.CSVDataset":
+        case kind if kind.endswith(("ParquetDataset", "CSVDataset")):
             return pandas.DataFrame({"text": [f"{i} {i * i}" for i in range(n // 4)]})
         case "json.JSONDataset":
             return {"text": text}

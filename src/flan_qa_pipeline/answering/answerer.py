@@ -24,7 +24,7 @@ from flan_qa_pipeline.config.parameters import (
     TokenizationParameters,
 )
 from flan_qa_pipeline.config.validation import check_parameters
-from flan_qa_pipeline.data.squad import is_unicode
+from flan_qa_pipeline.data.texts import has_text, is_unicode
 from flan_qa_pipeline.data.windows import (
     WindowAnswer,
     question_windows,
@@ -273,7 +273,7 @@ class QuestionAnswerer:
                 raise InputError(f"The {name} is missing; give it as text.")
             if not isinstance(value, str):
                 raise InputError(f"The {name} is of type {type(value).__name__}; give it as text.")
-            if not value.strip():
+            if not has_text(value):
                 raise InputError(f"The {name} is empty; give it as text.")
             if not is_unicode(value):
                 raise InputError(f"The {name} holds half a surrogate pair; remove it.")

@@ -82,6 +82,23 @@ class _Section(BaseModel):
     model_config = ConfigDict(extra="forbid", frozen=True, protected_namespaces=())
 
 
+class QuestionColumns(_Section):
+    """The columns of a file of questions that are not called like their field."""
+
+    id: str | None = None
+    context: str | None = None
+    question: str | None = None
+
+
+class TrainingColumns(QuestionColumns):
+    """The columns of a file of training questions that are not called like their field."""
+
+    title: str | None = None
+    answers: str | None = None
+    answer_start: str | None = None
+    is_impossible: str | None = None
+
+
 class DataParameters(_Section):
     """Input files and what becomes of their articles.
 
@@ -94,6 +111,7 @@ class DataParameters(_Section):
 
     train_file: str
     validation_file: str
+    columns: TrainingColumns
     on_invalid: Literal["error", "skip"]
     unanswerable: Literal["keep", "drop", "flag"]
     validation_fraction: Fraction | None = Field(
@@ -271,6 +289,7 @@ class InferenceParameters(_Section):
     """Answers to new questions (see `answering.QuestionAnswerer`); `chunk_size` in rows."""
 
     questions_file: str
+    columns: QuestionColumns
     chunk_size: Positive
     no_answer_threshold: Annotated[float, Field(ge=0, le=1)] | None
 

@@ -4,8 +4,10 @@ Of all questions at once there are only numbers, distinct titles and digests in 
 """
 
 import json
+import re
 from array import array
 from collections.abc import Iterator
+from functools import lru_cache
 from hashlib import blake2b
 from typing import Any
 
@@ -13,13 +15,20 @@ import numpy as np
 from datasets import Dataset, concatenate_datasets
 
 from flan_qa_pipeline.data.squad import split_titles
+from flan_qa_pipeline.data.texts import normalized
 from flan_qa_pipeline.errors import InputError
 
 ROWS = 1000
+SHINGLE = 8  # words in a row
+FACTORS = np.random.default_rng(0).integers(2**63, size=SHINGLE, dtype=np.uint64) * 2 + 1
+NEAR = 0.9  # share of a text's shingles that makes it almost the same
 
 
 def hold_out(questions: Dataset, fraction: float, seed: int) -> tuple[Dataset, Dataset]:
-    """Hold out a fraction of the articles, and with them those that share a context."""
+    """Hold out a fraction of the articles, and with them those that share a context.
+
+    Contexts are the same that differ in nothing but spaces, case and Unicode form.
+    """
     numbers: dict[str, int] = {}
     groups: list[int] = []
     group_of_context: dict[bytes, int] = {}
@@ -31,7 +40,7 @@ def hold_out(questions: Dataset, fraction: float, seed: int) -> tuple[Dataset, D
         if article == len(groups):
             groups.append(article)
         articles.append(article)
-        shared = group_of_context.setdefault(_digest(context), article)
+        shared = group_of_context.setdefault(_digest(normalized(context)), article)
         groups[_root(groups, article)] = _root(groups, shared)
     roots = np.array([_root(groups, article) for article in range(len(groups))], dtype=np.int64)
     picked = [numbers[title] for title in split_titles(numbers, fraction, seed)]
@@ -68,9 +77,59 @@ def pool(train: Dataset, validation: Dataset) -> Dataset:
 
 
 def shared_values(one: Dataset, other: Dataset, column: str) -> list[str]:
-    """The sorted texts that stand in a column of both."""
-    digests = {_digest(value) for value in column_values(other, column)}
-    return sorted({value for value in column_values(one, column) if _digest(value) in digests})
+    """The sorted texts that stand in a column of both; contexts that are the same normalized."""
+    key = normalized if column == "context" else str
+    digests = {_digest(key(value)) for value in distinct_values(other, column)}
+    return sorted({v for v in distinct_values(one, column) if _digest(key(v)) in digests})
+
+
+def near_duplicates(train: Dataset, validation: Dataset) -> tuple[int, int, str]:
+    """Count validation contexts of which `NEAR` of the shingles stand in training contexts.
+
+    In memory are the validation contexts' shingles, as numbers.
+
+    Returns:
+        The count, the number of distinct contexts of at least one shingle, and the first context
+        that was counted ("" if none).
+    """
+    shingles = [_shingles(context) for context in distinct_values(validation, "context")]
+    known = np.unique(np.concatenate([*shingles, np.array([], np.uint64)]))
+    seen = np.zeros(len(known), bool)
+    if len(known):
+        for context in distinct_values(train, "context"):
+            found = _shingles(context)
+            places = np.minimum(np.searchsorted(known, found), len(known) - 1)
+            seen[places[known[places] == found]] = True
+    near, first = 0, ""
+    for context, own in zip(distinct_values(validation, "context"), shingles, strict=True):
+        if len(own) and seen[np.searchsorted(known, own)].mean() >= NEAR:
+            near, first = near + 1, first or context
+    return near, sum(len(own) > 0 for own in shingles), first
+
+
+def _shingles(text: str) -> np.ndarray:
+    """A number for each `SHINGLE` words in a row, none if there are fewer words."""
+    words = re.findall(r"\w+", normalized(text))
+    numbers = np.array([_number(word) for word in words], np.uint64)
+    if len(words) < SHINGLE:
+        return numbers[:0]
+    rows = np.lib.stride_tricks.sliding_window_view(numbers, SHINGLE)
+    return rows @ FACTORS
+
+
+@lru_cache(maxsize=2**17)
+def _number(word: str) -> int:
+    return int.from_bytes(blake2b(word.encode(), digest_size=8).digest())
+
+
+def distinct_values(dataset: Dataset, column: str) -> Iterator[str]:
+    """The values of a column, each where it comes first; their digests are in memory."""
+    known: set[bytes] = set()
+    for value in column_values(dataset, column):
+        digest = _digest(value)
+        if digest not in known:
+            known.add(digest)
+            yield value
 
 
 def column_values(dataset: Dataset, column: str) -> Iterator[Any]:

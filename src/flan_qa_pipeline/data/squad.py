@@ -1,18 +1,32 @@
-"""SQuAD 2.0 records: the official JSON schema, flat questions, checks, splits by article.
+"""Questions to train on: the official SQuAD schema, rows, checks, splits by article.
 
 Schema and `is_impossible`: Rajpurkar, Jia, Liang 2018, "Know What You Don't Know: Unanswerable
 Questions for SQuAD", arXiv:1806.03822.
 """
 
+import json
+import logging
 import random
 from collections.abc import Iterable, Iterator, Mapping
+from contextlib import suppress
 from dataclasses import dataclass
-from typing import Any
+from hashlib import blake2b
+from pathlib import PurePosixPath
+from typing import Annotated, Any
 
-from pydantic import BaseModel, ConfigDict, ValidationError
+from datasets import Dataset
+from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, ValidationError
 
-from flan_qa_pipeline.data.squad_files import SquadJSON
+from flan_qa_pipeline.data.readers import Columns, Row, SquadJSON, dataset_rows
+from flan_qa_pipeline.data.row_files import RowFiles
+from flan_qa_pipeline.data.texts import has_text, is_unicode, name_problem
 from flan_qa_pipeline.errors import InputError
+
+logger = logging.getLogger(__name__)
+
+SHOWN = 100  # characters of an id in a message
+REQUIRED = ("context", "question", "answers")
+OPTIONAL = ("id", "title", "answer_start", "is_impossible")
 
 
 class _Record(BaseModel):
@@ -21,7 +35,7 @@ class _Record(BaseModel):
 
 class Answer(_Record):
     text: str
-    answer_start: int
+    answer_start: int | None = None
 
 
 class Question(_Record):
@@ -42,7 +56,7 @@ class Article(_Record):
 
 
 class Squad(_Record):
-    """A file in the official SQuAD 2.0 schema, whose articles are checked one by one.
+    """A file in the official SQuAD schema, 2.0 or 1.1, whose articles are checked one by one.
 
     Other keys (plausible_answers) are ignored.
     """
@@ -52,17 +66,28 @@ class Squad(_Record):
 
 class FlatAnswers(_Record):
     text: list[str]
-    answer_start: list[int]
+    answer_start: list[int | None]
+
+
+def _given(value: Any) -> Any:
+    """What a row gives: None for an empty field, the digits of a number that is an id."""
+    if _is_missing(value):
+        return None
+    return str(value) if type(value) is int else value
 
 
 class FlatQuestion(_Record):
-    """A row of the Hugging Face dataset `squad_v2`; no answers means unanswerable."""
+    """A row, as of the Hugging Face dataset `squad_v2`; no answers means unanswerable.
 
-    id: str
-    title: str
+    A row may lack its id, its title and the places of its answers (see `flatten_rows`).
+    """
+
+    id: Annotated[str | None, BeforeValidator(_given)] = None
+    title: str | None = None
     context: str
     question: str
     answers: FlatAnswers
+    is_impossible: Annotated[bool | None, Field(strict=False), BeforeValidator(_given)] = None
 
 
 @dataclass(frozen=True)
@@ -184,28 +209,114 @@ def _without(raw: Any, places: Iterable[tuple[str | int, ...]]) -> Any:
     return raw
 
 
-def flatten_rows(
-    rows: Iterable[Mapping[str, Any]], source: str, rejected: list[Rejection] | None = None
+def read_records(
+    raw: Mapping[str, Any] | RowFiles | Dataset,
+    source: str,
+    named: Mapping[str, str],
+    rejected: list[Rejection] | None = None,
 ) -> Iterator[dict[str, Any]]:
-    """Yield the rows of a squad_v2-shaped dataset as flat records, like `flatten`.
+    """Yield one flat record per question of any input, as `flatten` does.
+
+    Args:
+        raw: the official schema, or files or a dataset of rows.
+        source: what the user calls it.
+        named: the names of the columns of rows that are not called like their field.
+        rejected: as of `flatten`.
+    """
+    columns = Columns(REQUIRED, OPTIONAL, named)
+    if isinstance(raw, Dataset):
+        yield from flatten_rows(dataset_rows(raw, source, columns), source, rejected)
+    elif isinstance(raw, RowFiles):
+        files = raw.find()
+        for file, part in zip(files, raw.parts(columns), strict=True):
+            name = source if len(files) == 1 else f"{source} ({PurePosixPath(file.path).name})"
+            shape = flatten if isinstance(part, SquadJSON) else flatten_rows
+            yield from shape(part, name, rejected)
+    else:
+        yield from flatten(raw, source, rejected)
+
+
+def flatten_rows(
+    rows: Iterable[Row], source: str, rejected: list[Rejection] | None = None
+) -> Iterator[dict[str, Any]]:
+    """Yield rows as flat records, like `flatten`.
+
+    Answers may be a text, a list of texts, a list of objects or an object of lists (text and
+    answer_start), or JSON of these; none, an empty text or list means unanswerable. A row without
+    an id is named by its place, and one without a title by its context, so that rows of one
+    context are one article.
 
     Raises:
         InputError: a row has another shape; names the row and the place in it.
     """
-    for number, row in enumerate(rows):
+    for place, fields in rows:
         try:
-            record = FlatQuestion.model_validate(row).model_dump()
+            row = FlatQuestion.model_validate(_with_lists(fields))
         except ValidationError as error:
             if rejected is None:
                 raise InputError(
-                    f"{source} is not shaped like squad_v2: row {number}: {_first_place(error)}; "
-                    "the columns are id, title, context, question, answers.text and "
-                    "answers.answer_start."
+                    f"{source} is not shaped like squad_v2: {place}: {_first_place(error)}; "
+                    "the columns are id, title, context, question and answers (texts, or text and "
+                    "answer_start)."
                 ) from None
             problem = _first_place(error)
-            rejected.append(Rejection(source, f"row {number}", str(row.get("id", "")), problem))
+            rejected.append(Rejection(source, place, str(fields.get("id", "")), problem))
             continue
-        yield record | {"is_impossible": not record["answers"]["text"]}
+        record = row.model_dump()
+        if row.id is None:
+            record["id"] = f"{place} {_digest(source, place, row.context, row.question)}"
+        if not row.title:
+            record["title"] = f"untitled {_digest(row.context)}"
+        if row.is_impossible is None:
+            record["is_impossible"] = not row.answers.text
+        yield record
+
+
+def _digest(*texts: str) -> str:
+    text = "\0".join(texts).encode(errors="surrogatepass")
+    return blake2b(text, digest_size=8).hexdigest()
+
+
+def _with_lists(fields: Mapping[str, Any]) -> dict[str, Any]:
+    """Give the answers of a row as a list of texts and one of places, None where there is none."""
+    fields = dict(fields)
+    starts = fields.pop("answer_start", None)
+    if isinstance(starts, str):  # as CSV has it
+        with suppress(ValueError):
+            starts = json.loads(starts)
+    if "answers" not in fields:
+        return fields
+    answers = _answers(fields["answers"])
+    if starts not in (None, "") and isinstance(answers, dict):
+        answers["answer_start"] = starts if isinstance(starts, list) else [starts]
+    return fields | {"answers": answers}
+
+
+def _answers(value: Any) -> Any:
+    if isinstance(value, str) and value[:1] in ("[", "{"):  # a list or an object, as CSV has it
+        with suppress(ValueError, RecursionError):
+            decoded = json.loads(value)
+            texts = decoded if isinstance(decoded, list) else [decoded]
+            if all(isinstance(t, str) or (isinstance(t, dict) and "text" in t) for t in texts):
+                value = decoded
+    if _is_missing(value):
+        value = []
+    if isinstance(value, str):
+        value = [value]
+    if isinstance(value, list):
+        answers = [a if isinstance(a, dict) else {"text": a} for a in value]
+        return {key: [answer.get(key) for answer in answers] for key in ("text", "answer_start")}
+    if isinstance(value, dict) and "text" in value:
+        text, start = value["text"], value.get("answer_start")
+        texts = text if isinstance(text, list) else [text]
+        if start is None:
+            start = [None] * len(texts)
+        return {"text": texts, "answer_start": start if isinstance(start, list) else [start]}
+    return value
+
+
+def _is_missing(value: Any) -> bool:
+    return value is None or value == "" or value != value
 
 
 def _first_place(
@@ -222,25 +333,36 @@ def check(
 ) -> Iterator[Mapping[str, Any]]:
     """Check every flat record: contexts and questions have text, offsets match, ids are unique.
 
-    Yields the records that are good: all, or those not put into a list `rejected`. Only ids are
-    held in memory.
+    Yields the records that are good: all, or those not put into a list `rejected`. An answer
+    without a place gets its first one in the context. Only ids are held in memory.
 
     Raises:
         InputError: names the first bad record, what is wrong with it, and the remedy; or none is
             good.
     """
     good: set[str] = set()
+    placed = 0
     for record in records:
+        starts = record["answers"]["answer_start"]
+        if None in starts:
+            record = _with_places(record)
         problem = _problem(record)
         if record["id"] in good:
             problem = "its id occurs more than once; give every question an id of its own"
         if problem is None:
             good.add(record["id"])
+            placed += starts.count(None)
             yield record
         elif rejected is None:
-            raise InputError(f"{source}: question {record['id']!r}: {problem}.")
+            raise InputError(f"{source}: question {record['id'][:SHOWN]!r}: {problem}.")
         else:
-            rejected.append(Rejection(source, "", record["id"], problem))
+            rejected.append(Rejection(source, "", record["id"][:SHOWN], problem))
+    if placed:
+        logger.info(
+            "%s: %d answers without answer_start are placed where they first stand in the context.",
+            source,
+            placed,
+        )
     if rejected and not good:
         raise InputError(
             f"{source} holds no valid questions; of {len(rejected)} that are not, the first: "
@@ -250,14 +372,28 @@ def check(
         raise InputError(f"{source} holds no questions; give a file with at least one article.")
 
 
+def _with_places(record: Mapping[str, Any]) -> dict[str, Any]:
+    texts, starts = record["answers"]["text"], record["answers"]["answer_start"]
+    if len(texts) == len(starts):
+        found = map(record["context"].find, texts)
+        starts = [
+            (place if place >= 0 else None) if start is None else start
+            for start, place in zip(starts, found, strict=True)
+        ]
+    return {**record, "answers": {"text": texts, "answer_start": starts}}
+
+
 def _problem(record: Mapping[str, Any]) -> str | None:
     context, answers = record["context"], record["answers"]
+    for name, thing in ((record["id"], "its id"), (record["title"], "its title")):
+        if problem := name_problem(name, thing):
+            return problem
     for text in (record["id"], record["title"], record["question"], context, *answers["text"]):
         if not is_unicode(text):
             return f"{text[:40]!r} holds half a surrogate pair, which is no character; remove it"
-    if not context.strip():
+    if not has_text(context):
         return "its context is empty; remove the paragraph or restore its text"
-    if not record["question"].strip():
+    if not has_text(record["question"]):
         return "the question is empty; remove it or restore its text"
     if record["is_impossible"] and answers["text"]:
         return "it is marked is_impossible but has answers; clear one of the two"
@@ -269,8 +405,13 @@ def _problem(record: Mapping[str, Any]) -> str | None:
             "answer_starts; give each answer one"
         )
     for text, start in zip(answers["text"], answers["answer_start"], strict=True):
-        if not text.strip():
+        if not has_text(text):
             return "an answer is empty; remove it or mark the question is_impossible"
+        if start is None:
+            return (
+                f"the answer {text[:40]!r} does not stand in the context; give it in the words of "
+                "the context, or remove it"
+            )
         found = context[start : start + len(text)] if start >= 0 else ""
         if found != text:
             return (
@@ -278,15 +419,6 @@ def _problem(record: Mapping[str, Any]) -> str | None:
                 "correct the offset (characters from the start of the context)"
             )
     return None
-
-
-def is_unicode(text: str) -> bool:
-    """Whether the text has only whole characters, no half of a surrogate pair."""
-    try:
-        text.encode()
-    except UnicodeEncodeError:
-        return False
-    return True
 
 
 def split_titles(titles: Iterable[str], fraction: float, seed: int) -> set[str]:

@@ -4,6 +4,7 @@ The question is never cut. A context that does not fit beside it is read in over
 and the windows' answers are merged back to one answer per question.
 """
 
+import re
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any, NamedTuple
@@ -75,21 +76,36 @@ def tokenize_question(
         InputError: too few tokens are left for the context.
     """
     [prompt] = tokenize_prompts(tokenizer, template, [question])
-    _require_room(prompt, lengths, "The question")
+    if problem := _lack_of_room(prompt, lengths):
+        raise InputError(f"The question {problem}.")
     return prompt
 
 
-def _require_room(
-    prompt: tuple[list[int], list[int]], lengths: TokenizationParameters, name: str
-) -> None:
+def _lack_of_room(
+    prompt: tuple[list[int], list[int]], lengths: TokenizationParameters
+) -> str | None:
     taken = sum(map(len, prompt))
     left = lengths.max_source_length - taken
-    if left <= lengths.doc_stride:
-        raise InputError(
-            f"{name} takes {taken} of {lengths.max_source_length} tokens and leaves "
-            f"{max(left, 0)} for the context, not more than doc_stride {lengths.doc_stride}; raise "
-            "tokenization.max_source_length or shorten the question."
-        )
+    if left > lengths.doc_stride:
+        return None
+    return (
+        f"takes {taken} of {lengths.max_source_length} tokens and leaves {max(left, 0)} for the "
+        f"context, not more than doc_stride {lengths.doc_stride}; raise "
+        "tokenization.max_source_length or shorten the question"
+    )
+
+
+def question_problems(
+    questions: Sequence[str],
+    tokenizer: PreTrainedTokenizerBase,
+    template: str,
+    lengths: TokenizationParameters,
+) -> list[str | None]:
+    """Say why each question is too long to be read beside its context; None if it is not."""
+    return [
+        _lack_of_room(prompt, lengths)
+        for prompt in tokenize_prompts(tokenizer, template, questions)
+    ]
 
 
 def window_columns(
@@ -105,7 +121,8 @@ def window_columns(
 
     They are id, window (its number), input_ids and labels: the ids of the answer in the window or,
     if the model `abstains`, of the abstention. Else a window without the answer has no labels, and
-    is left out `for_training`.
+    is left out `for_training`. So has and is a window with the words of an answer at another place
+    than the annotated one: it may answer the question or not (docs/large_corpora.md).
 
     Raises:
         InputError: a question leaves too few tokens for its context; names its id.
@@ -117,10 +134,13 @@ def window_columns(
     for id_, asked, context, answers in zip(
         questions["id"], prompts, questions["context"], questions["answers"], strict=True
     ):
-        _require_room(asked, lengths, f"Question {id_!r}")
+        if problem := _lack_of_room(asked, lengths):
+            raise InputError(f"Question {id_!r} {problem}.")
+        words = answer_words(answers["text"])
         for number, window in enumerate(question_windows(asked, contexts[context], lengths)):
-            answer = answer_in_window(answers["text"], answers["answer_start"], window.span)
-            target = prompt.abstention if answer is None and abstains else answer
+            target = answer_in_window(answers["text"], answers["answer_start"], window.span)
+            if target is None and abstains and not words.search(context, *window.span):
+                target = prompt.abstention
             if target is None and for_training:
                 continue
             targets.append(target)
@@ -190,6 +210,16 @@ def answer_in_window(
         if window[0] <= start and start + len(text) <= window[1]:
             return text
     return None
+
+
+def answer_words(texts: Iterable[str]) -> re.Pattern[str]:
+    """Compile what finds any of the answers as whole words; white space may differ.
+
+    >>> bool(answer_words(["5 May"]).search("On 5\\nMay.")), bool(answer_words([]).search("5"))
+    (True, False)
+    """
+    words = (r"\s+".join(map(re.escape, text.split())) for text in texts)
+    return re.compile("|".join(rf"(?<!\w){answer}(?!\w)" for answer in words) or r"(?!)")
 
 
 def is_abstention(text: str, abstention: str) -> bool:

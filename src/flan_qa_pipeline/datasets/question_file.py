@@ -1,6 +1,7 @@
-"""Kedro datasets of new questions and of their growing answers."""
+"""Kedro datasets of new questions, of tables of texts, and of growing answers."""
 
-from pathlib import Path, PurePosixPath
+import re
+from pathlib import PurePosixPath
 from typing import Any, NoReturn
 
 import pandas as pd
@@ -8,7 +9,15 @@ from kedro.io import AbstractDataset
 from kedro.io.core import get_filepath_str
 from kedro_datasets.pandas import CSVDataset
 
+from flan_qa_pipeline.data.filesystems import filesystem_of
 from flan_qa_pipeline.data.question_files import QuestionFile
+from flan_qa_pipeline.data.row_files import RowFiles
+from flan_qa_pipeline.hub import PROTOCOL, DataFiles, fetch
+
+FORMULA = re.compile(
+    r"'*[=+\-@\t\r\n＝＋－＠]"
+)  # https://owasp.org/www-community/attacks/CSV_Injection
+NUMBER = re.compile(r"[+-]?\d+([.,]\d+)*%?")
 
 
 class QuestionFileDataset(AbstractDataset[NoReturn, QuestionFile]):
@@ -22,29 +31,77 @@ class QuestionFileDataset(AbstractDataset[NoReturn, QuestionFile]):
     ```
     """
 
-    def __init__(self, *, filepath: str, metadata: dict[str, Any] | None = None):
-        self._filepath = PurePosixPath(filepath)
+    def __init__(
+        self,
+        *,
+        filepath: str,
+        credentials: dict[str, Any] | None = None,
+        metadata: dict[str, Any] | None = None,
+    ):
+        self._questions = QuestionFile(filepath, credentials=credentials)
+        _, path = filesystem_of(filepath, **credentials or {})
+        self._filepath = PurePosixPath(path)
         self.metadata = metadata
 
+    @property
+    def files(self) -> RowFiles:
+        return self._questions.files
+
+    def read_from(self, path: str) -> None:
+        """Read a local copy of the file from now on."""
+        self._questions = QuestionFile(path)
+
     def load(self) -> QuestionFile:
-        return QuestionFile(Path(self._filepath))
+        self._fetch()
+        return self._questions
+
+    def _fetch(self) -> None:
+        if self.files.url.startswith(PROTOCOL):
+            [fetched] = fetch(DataFiles.of(self.files.url))
+            self.read_from(str(fetched.path))
 
     def save(self, data: NoReturn) -> None:
         raise NotImplementedError("A file of new questions is only read.")
 
     def _exists(self) -> bool:
-        return Path(self._filepath).is_file()
+        self._fetch()
+        filesystem, path = filesystem_of(self.files.url, **self.files.credentials or {})
+        return bool(filesystem.glob(path))
 
     def _describe(self) -> dict[str, Any]:
-        return {"filepath": str(self._filepath)}
+        return {"filepath": self.files.url}
 
 
-class GrowingCSVDataset(CSVDataset):
+class TextCSVDataset(CSVDataset):
+    """A CSV file of texts that were written by others, safe to open in a spreadsheet.
+
+    Takes the arguments of `pandas.CSVDataset`. A text that a spreadsheet would take for a formula
+    is saved behind an apostrophe, as OWASP advises against CSV injection, and loaded without it;
+    numbers are not texts. Half a surrogate pair, which UTF-8 cannot say, is written as its escape.
+
+    Example:
+    ```yaml
+    rejected_train_questions:
+      type: flan_qa_pipeline.datasets.question_file.TextCSVDataset
+      filepath: data/08_reporting/rejected_train_questions.csv
+    ```
+    """
+
+    # Python 3.11 puts those characters of a text in quotes that end a line, and no others
+    DEFAULT_SAVE_ARGS = CSVDataset.DEFAULT_SAVE_ARGS | {"lineterminator": "\r\n"}
+
+    def load(self) -> pd.DataFrame:
+        return super().load().map(_unescaped)
+
+    def save(self, data: pd.DataFrame) -> None:
+        super().save(data.map(_escaped))
+
+
+class GrowingCSVDataset(TextCSVDataset):
     """A CSV file to which each save of a run adds rows: what a generator node yields.
 
-    Takes the arguments of `pandas.CSVDataset`. The first save of a run makes the file, or a new
-    version of it; a run that is interrupted leaves the rows saved so far. Half a surrogate pair,
-    which UTF-8 cannot say, is written as its escape.
+    Texts are saved as `TextCSVDataset` does. The first save of a run makes the file, or a new
+    version of it; a run that is interrupted leaves the rows saved so far.
 
     Example:
     ```yaml
@@ -63,7 +120,18 @@ class GrowingCSVDataset(CSVDataset):
         if begins:
             self._growing = get_filepath_str(self._get_save_path(), self._protocol)
         mode = "w" if begins else "a"
-        text = {"encoding": "utf-8", "errors": "backslashreplace", "newline": ""}
-        with self._fs.open(self._growing, mode=mode, **text) as file:
-            data.to_csv(file, header=begins, **self._save_args)
+        with self._fs.open(self._growing, mode=mode, encoding="utf-8", newline="") as file:
+            data.map(_escaped).to_csv(file, header=begins, **self._save_args)
         self._invalidate_cache()
+
+
+def _escaped(value: Any) -> Any:
+    if not isinstance(value, str):
+        return value
+    text = value.encode(errors="backslashreplace").decode()
+    return f"'{text}" if FORMULA.match(text) and not NUMBER.fullmatch(text) else text
+
+
+def _unescaped(value: Any) -> Any:
+    escaped = isinstance(value, str) and value.startswith("'") and FORMULA.match(value)
+    return value[1:] if escaped else value

@@ -25,6 +25,7 @@ from kedro.pipeline.node import Node
 from flan_qa_pipeline.config.parameters import DistributedParameters, Parameters
 from flan_qa_pipeline.config.validation import check_parameters
 from flan_qa_pipeline.data.filesystems import filesystem_of
+from flan_qa_pipeline.data.row_files import RowFiles
 from flan_qa_pipeline.errors import InputError
 from flan_qa_pipeline.evaluation.costs import node_times
 from flan_qa_pipeline.hub import PROTOCOL, DataFiles, HubFiles, fetch
@@ -128,9 +129,13 @@ class ProjectHooks:
             filled_in = name.startswith("params:") or name in FILLED_IN
             if not (filled_in or self._is_on_hub(name)):
                 _require_input(name, catalog)
+                files = getattr(catalog.get(name), "files", None)
+                if isinstance(files, RowFiles):
+                    files.find()
 
     def _is_on_hub(self, name: str) -> bool:
-        return name.startswith("raw_") and self._named_files[name][1].startswith(PROTOCOL)
+        _, file = self._named_files.get(name, ("", ""))
+        return file.startswith(PROTOCOL)
 
     def _fetch_inputs(self, inputs: Sequence[str], catalog: CatalogProtocol) -> Parameters:
         """Fetch what the hub has of a run's inputs; return parameters that pin the commits."""
@@ -332,7 +337,7 @@ def _require_input(name: str, catalog: CatalogProtocol[Any, Any]) -> None:
     if place is None:
         raise InputError(f"{name} is not kept between runs; start the run at a node that makes it.")
     if name.startswith("raw_"):
-        remedy = "set data.train_file and data.validation_file to SQuAD 2.0 files (JSON or Parquet)"
+        remedy = "set data.train_file and data.validation_file to files of questions"
     elif name == "new_questions":
         remedy = "name a file with --params=inference.questions_file=…"
     elif name.startswith(("first_", "second_")):

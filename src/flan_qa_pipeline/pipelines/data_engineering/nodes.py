@@ -1,9 +1,10 @@
-"""From SQuAD 2.0 input to tokenized windows."""
+"""From files of questions to tokenized windows."""
 
 import inspect
 import logging
+from array import array
 from collections import Counter
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from dataclasses import astuple, fields
 from pathlib import Path
 from typing import Any
@@ -18,13 +19,21 @@ from flan_qa_pipeline.config.parameters import (
     ModelParameters,
     PromptParameters,
     TokenizationParameters,
+    TrainingColumns,
 )
 from flan_qa_pipeline.data import windows
 from flan_qa_pipeline.data.arrow_files import on_disk, reused_splits
-from flan_qa_pipeline.data.splits import hold_out, pool, shared_values
-from flan_qa_pipeline.data.squad import Rejection, check, flatten, flatten_rows
-from flan_qa_pipeline.data.squad_files import SquadJSON, SquadParquet
-from flan_qa_pipeline.data.windows import window_columns
+from flan_qa_pipeline.data.row_files import RowFiles
+from flan_qa_pipeline.data.splits import (
+    NEAR,
+    SHINGLE,
+    hold_out,
+    near_duplicates,
+    pool,
+    shared_values,
+)
+from flan_qa_pipeline.data.squad import Rejection, check, read_records
+from flan_qa_pipeline.data.windows import question_problems, window_columns
 from flan_qa_pipeline.errors import InputError
 from flan_qa_pipeline.models.loading import load_tokenizer
 from flan_qa_pipeline.runtime.provenance import (
@@ -59,11 +68,12 @@ WINDOW_FEATURES = Features(
 
 
 def flatten_questions(
-    raw: SquadJSON | SquadParquet | dict[str, Any] | Dataset | DatasetDict,
+    raw: RowFiles | dict[str, Any] | Dataset | DatasetDict,
     source: str,
     on_invalid: str,
+    columns: TrainingColumns | None = None,
 ) -> tuple[Dataset, pd.DataFrame]:
-    """Flatten SQuAD 2.0 JSON, or squad_v2-shaped rows, to one checked row per question.
+    """Read SQuAD JSON, or rows of any kind of file, as one checked row per question.
 
     The table lists what was left out: nothing unless `on_invalid` is `skip`.
     """
@@ -72,15 +82,53 @@ def flatten_questions(
             f"{source} holds a DatasetDict with the splits {', '.join(raw)}; name one of its "
             f"splits, such as {Path(source) / next(iter(raw), 'train')}, in globals.yml."
         )
-    shape: Callable[[Any, str, list[Rejection] | None], Iterator[dict[str, Any]]] = (
-        flatten_rows if isinstance(raw, Dataset | SquadParquet) else flatten
-    )
+    named = columns.model_dump(exclude_none=True) if columns else {}
     rejected: list[Rejection] = []
     skipped = rejected if on_invalid == "skip" else None
-    records = check(shape(raw, source, skipped), source, skipped)
+    records = check(read_records(raw, source, named, skipped), source, skipped)
     questions = on_disk(
         tqdm(records, desc="Check questions", unit="question", **LATE_BAR), QUESTION_FEATURES
     )
+    return questions, _rejection_table(rejected, source)
+
+
+def reject_long_questions(
+    questions: Dataset,
+    rejected: pd.DataFrame,
+    source: str,
+    on_invalid: str,
+    model: ModelParameters,
+    prompt: PromptParameters,
+    tokenization: TokenizationParameters,
+) -> tuple[Dataset, pd.DataFrame]:
+    """Leave out, and list, questions that are too long to be read beside their context."""
+    tokenizer = load_tokenizer(model)
+    good, long = array("q"), []
+    batches = questions.select_columns(["id", "question"]).iter(ROWS)
+    rows = (
+        (id_, problem)
+        for batch in batches
+        for id_, problem in zip(
+            batch["id"],
+            question_problems(batch["question"], tokenizer, prompt.template, tokenization),
+            strict=True,
+        )
+    )
+    for number, (id_, problem) in enumerate(rows):
+        if problem is None:
+            good.append(number)
+        elif on_invalid == "skip":
+            long.append(Rejection(source, "", id_, f"it {problem}"))
+        else:
+            raise InputError(f"{source}: question {id_!r} {problem}.")
+    if not good:
+        raise InputError(f"{source} holds no valid questions; the first: {long[0].problem}.")
+    if not long:
+        return questions, rejected
+    return questions.select(good), pd.concat([rejected, _rejection_table(long, source)])
+
+
+def _rejection_table(rejected: list[Rejection], source: str) -> pd.DataFrame:
     if rejected:
         logger.warning(
             "%s: %d invalid records were left out (table of rejected questions); the first: %s.",
@@ -88,14 +136,13 @@ def flatten_questions(
             len(rejected),
             rejected[0].problem,
         )
-    table = pd.DataFrame(
+    return pd.DataFrame(
         [
             [text.encode(errors="backslashreplace").decode() for text in astuple(rejection)]
             for rejection in rejected
         ],
         columns=[field.name for field in fields(Rejection)],
     )
-    return questions, table
 
 
 def split_by_article(train: Dataset, validation: Dataset, data: DataParameters) -> DatasetDict:
@@ -109,11 +156,23 @@ def split_by_article(train: Dataset, validation: Dataset, data: DataParameters) 
     for column, thing in (("title", "article"), ("context", "context"), ("id", "question id")):
         shared = shared_values(train, validation, column)
         if shared:
+            but = " (but for spaces, case and Unicode form)" if column == "context" else ""
             raise InputError(
                 f"{len(shared)} {thing}(s) of {data.validation_file} are also in "
-                f"{data.train_file}, such as {shared[0][:60]!r}; remove them from one file, or "
-                "set data.validation_fraction to split the two files anew by article."
+                f"{data.train_file}{but}, such as {shared[0][:60]!r}; remove them from one file, "
+                "or set data.validation_fraction to split the two files anew by article."
             )
+    near, of, first = near_duplicates(train, validation)
+    if near:
+        logger.warning(
+            "%d of %d contexts of the validation split stand almost word for word in training "
+            "articles (%.0f%% of their runs of %d words), such as %r.",
+            near,
+            of,
+            100 * NEAR,
+            SHINGLE,
+            first[:60],
+        )
     train, dev = hold_out(train, data.dev_fraction, data.seed)
     train, calibration = hold_out(train, data.calibration_fraction, data.seed)
     splits = DatasetDict(train=train, dev=dev, calibration=calibration, validation=validation)

@@ -5,27 +5,68 @@ from kedro.pipeline import Pipeline, node
 from .nodes import (
     apply_unanswerable_policy,
     flatten_questions,
+    reject_long_questions,
     split_by_article,
     tokenize_questions,
 )
 
 
 def create_pipeline(**kwargs: Any) -> Pipeline:
-    """Load, check, split by article, select and tokenize SQuAD 2.0 questions."""
+    """Load, check, split by article, select and tokenize questions."""
     return Pipeline(
         [
             node(
                 flatten_questions,
-                inputs=["raw_train", "params:data.train_file", "params:data.on_invalid"],
-                outputs=["train_questions", "rejected_train_questions"],
+                inputs=[
+                    "raw_train",
+                    "params:data.train_file",
+                    "params:data.on_invalid",
+                    "params:data.columns",
+                ],
+                outputs=["checked_train_questions", "invalid_train_questions"],
                 name="flatten_train_questions",
                 tags=["load"],
             ),
             node(
+                reject_long_questions,
+                inputs=[
+                    "checked_train_questions",
+                    "invalid_train_questions",
+                    "params:data.train_file",
+                    "params:data.on_invalid",
+                    "params:model",
+                    "params:prompt",
+                    "params:tokenization",
+                ],
+                outputs=["train_questions", "rejected_train_questions"],
+                name="reject_long_train_questions",
+                tags=["load"],
+            ),
+            node(
                 flatten_questions,
-                inputs=["raw_validation", "params:data.validation_file", "params:data.on_invalid"],
-                outputs=["validation_questions", "rejected_validation_questions"],
+                inputs=[
+                    "raw_validation",
+                    "params:data.validation_file",
+                    "params:data.on_invalid",
+                    "params:data.columns",
+                ],
+                outputs=["checked_validation_questions", "invalid_validation_questions"],
                 name="flatten_validation_questions",
+                tags=["load"],
+            ),
+            node(
+                reject_long_questions,
+                inputs=[
+                    "checked_validation_questions",
+                    "invalid_validation_questions",
+                    "params:data.validation_file",
+                    "params:data.on_invalid",
+                    "params:model",
+                    "params:prompt",
+                    "params:tokenization",
+                ],
+                outputs=["validation_questions", "rejected_validation_questions"],
+                name="reject_long_validation_questions",
                 tags=["load"],
             ),
             node(

@@ -19,6 +19,7 @@ from flan_qa_pipeline.config.parameters import (
     TokenizationParameters,
 )
 from flan_qa_pipeline.data.question_files import QuestionFile
+from flan_qa_pipeline.data.texts import name_problem
 from flan_qa_pipeline.models.adapter import Adapter
 
 logger = logging.getLogger(__name__)
@@ -67,6 +68,7 @@ def answer_questions(
     Raises:
         InputError: the file cannot be read to its end, before anything is answered.
     """
+    new_questions = new_questions.named(inference.columns.model_dump(exclude_none=True))
     counts: Counter[str] = Counter()
     with tqdm(
         total=len(new_questions),
@@ -93,7 +95,10 @@ def answer_questions(
 def answer_chunk(question_answerer: QuestionAnswerer, chunk: pd.DataFrame) -> pd.DataFrame:
     """Answer the rows that can be answered; keep all of them, in order."""
     pairs = list(zip(chunk["context"], chunk["question"], strict=True))
-    problems = [question_answerer.problem(*pair) for pair in pairs]
+    problems = [
+        _id_problem(id_) or question_answerer.problem(*pair)
+        for id_, pair in zip(chunk["id"], pairs, strict=True)
+    ]
     answers = iter(
         question_answerer.answer(
             [pair for pair, problem in zip(pairs, problems, strict=True) if not problem]
@@ -102,3 +107,8 @@ def answer_chunk(question_answerer: QuestionAnswerer, chunk: pd.DataFrame) -> pd
     rows = [{"error": problem} if problem else asdict(next(answers)) for problem in problems]
     said = pd.DataFrame(rows, columns=list(ANSWER_DTYPES), index=chunk.index)
     return chunk.join(said.astype(ANSWER_DTYPES)).rename(columns={"text": "answer"})
+
+
+def _id_problem(id_: str) -> str | None:
+    problem = name_problem(id_, "The id")
+    return problem and f"{problem}."
