@@ -47,6 +47,13 @@ def test_unknown_key_near_a_known_one(raw_parameters):
     assert "Unknown parameter training.learning_rat: did you mean learning_rate?" in message
 
 
+@pytest.mark.parametrize("key", ["cache_dir", "cached_results"])
+def test_a_key_that_is_gone_is_told(raw_parameters, key):
+    raw_parameters["data"][key] = "data/05_model_input/cache"
+    message = complaint(raw_parameters)
+    assert f"Parameter data.{key} is gone: tokenized questions are kept in the catalog" in message
+
+
 def test_unknown_key_far_from_all_known_ones(raw_parameters):
     raw_parameters["generation"]["xyz"] = 1
     message = complaint(raw_parameters)

@@ -26,6 +26,7 @@ import flan_qa_pipeline.cli
 from flan_qa_pipeline.data.squad import flatten
 from flan_qa_pipeline.errors import InputError
 from flan_qa_pipeline.evaluation.squad_v2_scores.squad_v2_scores import SquadV2Scores
+from flan_qa_pipeline.pipelines import modeling, reporting
 from flan_qa_pipeline.runtime.provenance import fingerprint_splits
 
 VERSIONED = {
@@ -349,6 +350,52 @@ def test_adapter_of_another_prompt_is_refused(project, full_run, tiny_run):
     with pytest.raises(InputError, match="prompt.abstention is 'none'"):
         run(project, tiny_run | {"prompt": {"abstention": "none"}}, "evaluate")
     assert versions(project)["score_table"] == before["score_table"]
+
+
+def no_base(*args, **kwargs):
+    raise AssertionError("the base is loaded")
+
+
+def test_windows_of_other_choices_are_refused_before_the_base_is_loaded(
+    project, full_run, tiny_run, monkeypatch
+):
+    """Windows that do not fit the run, then an adapter that does not fit windows that do."""
+    before = versions(project)
+    for nodes in (modeling.nodes, reporting.nodes):
+        monkeypatch.setattr(nodes, "load_base_model", no_base)
+    asking = tiny_run | {"prompt": {"template": "{context} {question}"}}
+    silent = tiny_run | {"prompt": {"abstention": "none"}}
+    flagged = tiny_run | {"data": tiny_run["data"] | {"unanswerable": "flag"}}
+    shorter = tiny_run | {"tokenization": {"doc_stride": 32}}
+    for other, named in (
+        (asking, "prompt.template is"),
+        (silent, "prompt.abstention is 'none', theirs 'no answer'"),
+        (flagged, "data.unanswerable is 'flag', theirs 'keep'"),
+        (shorter, "tokenization.doc_stride is 32, theirs 64"),
+    ):
+        for pipeline in ("evaluate", "modeling"):
+            with pytest.raises(InputError, match=f"tokenized_questions do not fit .*{named}"):
+                run(project, other, pipeline)
+        with pytest.raises(InputError, match=named):
+            run(project, other, from_nodes=["quantize_base_model"])
+    run(project, asking, "data_engineering")
+    for pipeline in ("evaluate", "modeling"):
+        with pytest.raises(InputError, match="prompt.template is 'question: .* theirs '{context}"):
+            run(project, tiny_run, pipeline)
+    with pytest.raises(InputError, match="adapter does not fit .*template is .* trained with"):
+        run(project, asking, "evaluate")
+    assert versions(project)["adapter"] == before["adapter"]
+    assert versions(project)["finetuned_predictions"] == before["finetuned_predictions"]
+    monkeypatch.undo()
+    run(project, tiny_run, "data_engineering")
+
+
+def test_other_questions_than_those_tokenized_are_not_trained_on(project, full_run, tiny_run):
+    other = tiny_run | {"data": tiny_run["data"] | {"seed": 99}}
+    run(project, other, "data_engineering", to_nodes=["apply_unanswerable_policy"])
+    with pytest.raises(InputError, match="hold different train questions.*--load-versions"):
+        run(project, tiny_run, "modeling")
+    run(project, tiny_run, "data_engineering")
 
 
 def test_questions_of_a_run_that_did_not_tokenize_them_are_refused(project, full_run, tiny_run):

@@ -139,7 +139,7 @@ def in_two(project, options):
 def test_the_first_process_alone_writes_and_tells(project, in_two):
     done, version = in_two
     for folder in Path("data").glob("0[3-8]_*/*/*"):
-        assert folder.name == version or folder.parent.name == "cache", folder
+        assert folder.name == version, folder
     assert Path(f"data/08_reporting/report.html/{version}/report.html").is_file()
     assert len(list(Path(f"data/08_reporting/tensorboard/{version}").iterdir())) == 1
     assert done.stdout.count("report.html\n") == 1

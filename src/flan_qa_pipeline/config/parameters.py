@@ -111,10 +111,6 @@ class DataParameters(_Section):
     max_calibration_questions: Positive | None
     max_validation_questions: Positive | None
     seed: int
-    cache_dir: str
-    cached_results: Annotated[int, Field(ge=0)] = Field(
-        description="How many results of tokenization stay in `cache_dir`, those last used."
-    )
 
 
 class ModelParameters(_Section):

@@ -68,14 +68,11 @@ def extract_adapter(
     return Adapter(config, adapter_weights(model), tokenizer, provenance, training)
 
 
-def attach_adapter(
-    base: PreTrainedModel, adapter: Adapter, provenance: dict[str, Any]
-) -> PeftModel:
-    """Put a saved adapter on a freshly loaded base model, ready to generate.
+def require_trained_with(adapter: Adapter, provenance: dict[str, Any]) -> None:
+    """Check that a run uses an adapter with what the adapter depends on.
 
     Raises:
-        InputError: `provenance` differs from the adapter's own (names each difference), or the
-            weights are not those that the base takes (names the first).
+        InputError: `provenance` differs from the adapter's own (names each difference).
     """
     differences = [
         f"{section}.{key} is {value!r}, trained with {adapter.provenance[section].get(key)!r}"
@@ -88,6 +85,18 @@ def attach_adapter(
             f"The adapter does not fit this run: {'; '.join(differences)}. Restore these "
             "parameters, pin another version with --load-versions=adapter:…, or train again."
         )
+
+
+def attach_adapter(
+    base: PreTrainedModel, adapter: Adapter, provenance: dict[str, Any]
+) -> PeftModel:
+    """Put a saved adapter on a freshly loaded base model, ready to generate.
+
+    Raises:
+        InputError: `provenance` differs from the adapter's own, or the weights are not those that
+            the base takes (names the first).
+    """
+    require_trained_with(adapter, provenance)
     config = copy(adapter.config)
     config.base_model_name_or_path = base.name_or_path
     model = get_peft_model(base, config)

@@ -24,10 +24,13 @@ from kedro.pipeline.node import Node
 
 from flan_qa_pipeline.config.parameters import DistributedParameters
 from flan_qa_pipeline.config.validation import check_parameters
+from flan_qa_pipeline.data.tokenized import made_with, require_made_with
 from flan_qa_pipeline.errors import InputError
 from flan_qa_pipeline.evaluation.costs import node_times
 from flan_qa_pipeline.hub import require_reachable
+from flan_qa_pipeline.models.adapter import provenance_of, require_trained_with
 from flan_qa_pipeline.models.device import peak_memory, resolve_attention, resolve_compute_dtype
+from flan_qa_pipeline.models.loading import load_tokenizer
 from flan_qa_pipeline.runtime.atomic_catalog import VersionNotSavedError
 from flan_qa_pipeline.runtime.processes import DistributedRunner, is_one_of_several, join
 from flan_qa_pipeline.runtime.provenance import git_commit, package_versions
@@ -105,6 +108,7 @@ class ProjectHooks:
         for name in inputs:
             if not name.startswith("params:") and name != "parameters":
                 _require_input(name, catalog)
+        self._require_fitting(inputs, catalog)
         _tell_what_changes_nothing(run_params["runtime_params"], inputs)
         if trains:
             _make_folder(self._parameters.training.output_dir, "training.output_dir")
@@ -117,6 +121,19 @@ class ProjectHooks:
                 f"{run_params['run_id']}; start this one again."
             ) from None
         os.environ["TENSORBOARD_LOGGING_DIR"] = str(self._logs)
+
+    def _require_fitting(self, inputs: Sequence[str], catalog: CatalogProtocol) -> None:
+        """Check that saved windows and the saved adapter belong to the parameters of this run."""
+        given = self._parameters
+        if "tokenized_questions" in inputs:
+            tokenizer = load_tokenizer(given.model)
+            require_made_with(
+                _load("tokenized_questions", catalog),
+                made_with(tokenizer, given.prompt, given.tokenization, given.data),
+            )
+        if {"adapter", "params:model", "params:prompt"} <= set(inputs):
+            adapter = _load("adapter", catalog)
+            require_trained_with(adapter, provenance_of(given.model, given.prompt))
 
     def _record(self, run_id: str) -> dict[str, Any]:
         return {
@@ -161,17 +178,7 @@ class ProjectHooks:
         """Tell of a dataset that cannot be read or written in one line, without a traceback."""
         self._remove_empty_logs()
         if isinstance(error, DatasetError):
-            message = str(error)
-            dataset = catalog.get(message.partition(":")[0])
-            if hasattr(dataset, "_filepath"):
-                message = message.replace(str(dataset), str(dataset._filepath))
-            reason = " ".join(message.split()).rstrip(".")
-            remedy = (
-                "Earlier versions are whole; free space or clear the place, then run again"
-                if isinstance(error, VersionNotSavedError)
-                else "Repair or replace the file, then run again"
-            )
-            raise InputError(f"{reason}. {remedy}.") from error
+            raise _in_a_sentence(error, catalog) from error
 
     @hook_impl
     def after_pipeline_run(self, pipeline: Pipeline, catalog: CatalogProtocol) -> None:
@@ -194,6 +201,27 @@ class ProjectHooks:
     def _remove_empty_logs(self) -> None:
         with suppress(OSError):
             self._logs.rmdir()
+
+
+def _load(name: str, catalog: CatalogProtocol) -> Any:
+    try:
+        return catalog.load(name)
+    except DatasetError as error:
+        raise _in_a_sentence(error, catalog) from error
+
+
+def _in_a_sentence(error: DatasetError, catalog: CatalogProtocol) -> InputError:
+    message = str(error)
+    dataset = catalog.get(message.partition(":")[0])
+    if hasattr(dataset, "_filepath"):
+        message = message.replace(str(dataset), str(dataset._filepath))
+    reason = " ".join(message.split()).rstrip(".")
+    remedy = (
+        "Earlier versions are whole; free space or clear the place, then run again"
+        if isinstance(error, VersionNotSavedError)
+        else "Repair or replace the file, then run again"
+    )
+    return InputError(f"{reason}. {remedy}.")
 
 
 def _is_told_nowhere_else(record: logging.LogRecord) -> bool:
@@ -237,14 +265,12 @@ def _require_processes(distributed: DistributedParameters, runner: str) -> None:
 
 
 def _tell_what_changes_nothing(runtime_params: dict[str, Any], inputs: Sequence[str]) -> None:
-    for name, section in (("questions", "data"), ("tokenized_questions", "tokenization")):
-        if name in inputs and (given := runtime_params.get(section)):
-            logger.warning(
-                "This run reads the saved %s, which %s does not change; "
-                "--pipelines=data_engineering makes them anew.",
-                name,
-                ", ".join(f"{section}.{key}" for key in given),
-            )
+    if "questions" in inputs and (given := runtime_params.get("data")):
+        logger.warning(
+            "This run reads the saved questions, which %s does not change; "
+            "--pipelines=data_engineering makes them anew.",
+            ", ".join(f"data.{key}" for key in given),
+        )
 
 
 def _make_folder(folder: str, parameter: str) -> None:

@@ -32,6 +32,7 @@ from flan_qa_pipeline.config.parameters import (
     TrainingParameters,
 )
 from flan_qa_pipeline.data.squad import gold_texts, one_line
+from flan_qa_pipeline.data.tokenized import require_made_of
 from flan_qa_pipeline.errors import InputError
 from flan_qa_pipeline.evaluation.costs import base_weights
 from flan_qa_pipeline.evaluation.scoring import score_predictions
@@ -154,6 +155,7 @@ def train_adapter(
         "tokenized_questions": fingerprint_splits(tokenized_questions),
         "model": fingerprint_weights(lora_model),
     }
+    require_made_of(tokenized_questions, fingerprints["questions"])
     same_training = fingerprint_json(
         [
             fingerprints,
