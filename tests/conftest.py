@@ -156,8 +156,9 @@ def windows(tokenizer, questions, parameters):
     ]
     kept = [{column: row[column] for column in WINDOW_FEATURES} for row in rows]
     made = made_with(tokenizer, parameters.prompt, parameters.tokenization, parameters.data)
-    info = DatasetInfo(description=describe(made, fingerprint_splits(questions)))
-    dataset = Dataset.from_list(kept * 4, features=WINDOW_FEATURES, info=info)
+    text = describe(made, fingerprint_splits(questions))
+    info = DatasetInfo(description=text, features=WINDOW_FEATURES)
+    dataset = Dataset.from_list(kept * 4, info=info)
     held_out = dataset.select(range(3))
     return DatasetDict(train=dataset, dev=held_out, calibration=held_out, validation=dataset)
 

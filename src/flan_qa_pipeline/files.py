@@ -1,7 +1,7 @@
 """Folders that appear whole or not at all, and a check that a folder holds no pickles."""
 
 import shutil
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from contextlib import contextmanager, suppress
 from errno import EEXIST, ENOTEMPTY
 from pathlib import Path
@@ -39,11 +39,20 @@ def written_aside(folder: Path, beside: Path | None = None) -> Iterator[Path]:
         shutil.rmtree(aside, ignore_errors=True)
 
 
-def remove_at_once(folder: Path) -> None:
-    """Remove a folder, if there is one, so that it is never seen half-removed."""
+def remove_at_once(folder: Path, names: Iterable[str]) -> None:
+    """Remove these files from a folder so that it is never seen with some of them.
+
+    The folder goes, too, unless it holds anything else: then that stays where it is.
+    """
     with suppress(FileNotFoundError):
         aside = folder.rename(folder.with_name(f".{folder.name}.{uuid4().hex}"))
-        shutil.rmtree(aside, ignore_errors=True)
+        for name in names:
+            with suppress(OSError):
+                (aside / name).unlink()
+        try:
+            aside.rmdir()
+        except OSError:
+            aside.rename(folder)
 
 
 def refuse_pickles(folder: Path) -> None:

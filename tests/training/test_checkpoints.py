@@ -6,6 +6,7 @@ import random
 import shutil
 from pathlib import Path
 from types import SimpleNamespace
+from uuid import uuid4
 
 import numpy as np
 import pytest
@@ -270,10 +271,41 @@ def test_a_full_disk_stops_the_training_in_one_sentence(train, stopped):
 
 def test_half_written_checkpoints_are_cleared(train, stopped):
     (checkpoint,) = Path(stopped.output_dir).glob("*/checkpoint-4")
-    half = checkpoint.with_name(".checkpoint-8.0")
+    half = checkpoint.with_name(f".checkpoint-8.{uuid4().hex}")
     shutil.copytree(checkpoint, half)
     train_until(5, train, stopped)
     assert not half.exists()
+
+
+BESIDE_CHECKPOINTS = (
+    "notes.txt",
+    "{training}/notes.txt",
+    "{training}/checkpoint-final/weights.safetensors",
+    "{training}/checkpoint-3-of-mine/adapter_config.json",
+    "{training}/checkpoint-99/notes.txt",
+    "{training}/checkpoint-2",
+    "{training}/checkpoint-4/notes.txt",
+    "{training}/.checkpoint-8/notes.txt",
+    "{training}/.checkpoint-8.mine/training_state.json",
+    "other.lock",
+)
+
+
+def test_nothing_but_checkpoints_is_removed_from_their_folders(train, stopped):
+    """By a training that clears, rotates and discards its checkpoints among files of others."""
+    folder = folder_of(stopped)
+    others = [folder.parent / name.format(training=folder.name) for name in BESIDE_CHECKPOINTS]
+    for path in others:
+        path.parent.mkdir(exist_ok=True)
+        path.write_text(path.name)
+    (folder / "checkpoint-8").mkdir()
+    (folder / f".checkpoint-8.{uuid4().hex}").mkdir()
+    _, adapter = train(stopped.model_copy(update={"save_total_limit": 1}))
+    assert adapter.training["steps"] == 12
+    assert saved(stopped) == ["checkpoint-8"]
+    discard_checkpoints(folder)
+    assert sorted(path for path in folder.parent.rglob("*") if path.is_file()) == sorted(others)
+    assert all(path.read_text() == path.name for path in others)
 
 
 def test_random_state_passes_through_a_checkpoint():

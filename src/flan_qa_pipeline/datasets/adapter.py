@@ -5,9 +5,7 @@ from pathlib import Path, PurePosixPath
 from typing import Any
 
 from kedro.io.core import AbstractVersionedDataset, Version
-from peft import (
-    LoraConfig,
-)
+from peft import LoraConfig
 from safetensors.torch import load_file, save_file
 from transformers import AutoTokenizer
 

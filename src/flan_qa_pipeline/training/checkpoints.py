@@ -9,7 +9,7 @@ tensors in `training_state.safetensors` and everything else in `training_state.j
 import json
 import logging
 import random
-import shutil
+import re
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager, nullcontext, suppress
 from dataclasses import replace
@@ -25,11 +25,12 @@ from accelerate.utils import (
     synchronize_rng_states,
 )
 from filelock import FileLock, Timeout
+from peft.utils import CONFIG_NAME
 from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from transformers import Seq2SeqTrainer, TrainerCallback, TrainerState
 from transformers.trainer import TRAINER_STATE_NAME
-from transformers.trainer_utils import SaveStrategy, get_last_checkpoint, rotate_checkpoints
+from transformers.trainer_utils import SaveStrategy
 
 from flan_qa_pipeline.errors import InputError
 from flan_qa_pipeline.files import refuse_pickles, remove_at_once, written_aside
@@ -45,6 +46,8 @@ logger = logging.getLogger(__name__)
 
 TENSORS = "training_state.safetensors"
 STATE = "training_state.json"
+FILES = (WEIGHTS, CONFIG_NAME, TENSORS, STATE, TRAINER_STATE_NAME)
+HALF_WRITTEN = re.compile(r"\.checkpoint-\d+\.[0-9a-f]{32}")  # see `written_aside`
 
 
 def pack(value: Any, tensors: dict[str, torch.Tensor], place: str = "") -> Any:
@@ -117,8 +120,9 @@ def _claimed(folder: Path) -> Iterator[None]:
     try:
         with FileLock(folder.with_suffix(".lock"), timeout=0):
             folder.mkdir(exist_ok=True)
-            for half in folder.glob(".checkpoint-*"):
-                shutil.rmtree(half, ignore_errors=True)
+            for half in folder.iterdir():
+                if HALF_WRITTEN.fullmatch(half.name):
+                    remove_at_once(half, FILES)
             yield
     except Timeout:
         raise InputError(
@@ -132,8 +136,25 @@ def discard_checkpoints(folder: Path) -> None:
     lock = folder.with_suffix(".lock")
     if folder.exists():
         with suppress(Timeout), FileLock(lock, timeout=0):
-            remove_at_once(folder)
+            for checkpoint in saved_checkpoints(folder).values():
+                remove_at_once(checkpoint, FILES)
+            with suppress(OSError):  # others keep files in it
+                folder.rmdir()
             lock.unlink(missing_ok=True)
+
+
+def saved_checkpoints(folder: Path) -> dict[int, Path]:
+    """Map steps to the checkpoints of a training, from the first to the last.
+
+    Only folders that hold a file of a checkpoint count.
+    """
+    found = {
+        int(match[1]): place
+        for place in folder.glob("checkpoint-*")
+        if (match := re.fullmatch(r"checkpoint-(\d+)", place.name))
+        and any((place / name).exists() for name in FILES)
+    }
+    return dict(sorted(found.items()))
 
 
 class CheckpointingTrainer(Seq2SeqTrainer):
@@ -169,8 +190,8 @@ class CheckpointingTrainer(Seq2SeqTrainer):
         folder = Path(self.args.output_dir)
         leads = self.is_world_process_zero()
         with _claimed(folder) if leads else nullcontext():
-            found = get_last_checkpoint(str(folder)) if leads and resume == "auto" else None
-            (last,) = broadcast_object_list([found])
+            saved = saved_checkpoints(folder) if leads and resume == "auto" else {}
+            (last,) = broadcast_object_list([str(saved[max(saved)]) if saved else None])
             if last:
                 refuse_pickles(Path(last))
                 logger.info("An interrupted training goes on from %s.", last)
@@ -218,7 +239,8 @@ class CheckpointingTrainer(Seq2SeqTrainer):
                 f"{error}. Earlier checkpoints are whole; free space, or set training.output_dir "
                 "to another disk, then run again."
             ) from error
-        rotate_checkpoints(str(folder), self.args.save_total_limit)
+        for old in list(saved_checkpoints(folder).values())[: -self.args.save_total_limit]:
+            remove_at_once(old, FILES)
 
     def _state_as_given(self) -> TrainerState:
         """Give intervals as the arguments do, such as in shares: a resumed training compares."""
@@ -269,9 +291,9 @@ class _CheckpointFlow(TrainerCallback):
     def on_train_begin(self, args, state, control, **kwargs):
         trainer, resumed = self._trainer, self._trainer._resumed
         if state.is_world_process_zero:
-            for old in Path(args.output_dir).glob("checkpoint-*"):
-                if int(old.name.rpartition("-")[2]) > state.global_step:
-                    remove_at_once(old)
+            for step, old in saved_checkpoints(Path(args.output_dir)).items():
+                if step > state.global_step:
+                    remove_at_once(old, FILES)
         if not resumed:
             return
         state.compute_steps(args, state.max_steps)
