@@ -32,10 +32,10 @@ from flan_qa_pipeline.data.windows import (
     tokenize_contexts,
     tokenize_question,
 )
-from flan_qa_pipeline.datasets.adapter import AdapterDataset
+from flan_qa_pipeline.datasets.reading import load
 from flan_qa_pipeline.errors import InputError
 from flan_qa_pipeline.evaluation.thresholds import no_answer_probability
-from flan_qa_pipeline.models.adapter import Adapter, attach_adapter
+from flan_qa_pipeline.models.adapter import WEIGHTS, Adapter, attach_adapter, load_adapter
 from flan_qa_pipeline.models.loading import load_base_model
 from flan_qa_pipeline.models.sharding import shard
 
@@ -172,7 +172,7 @@ class QuestionAnswerer:
                     f"{adapters._filepath}; train one with `kedro run` or name one of: "
                     f"{saved or 'none yet'}."
                 )
-            adapter = adapters.load()
+            adapter = load(adapters)
         if parameters.distributed.fsdp:
             logger.info("distributed.fsdp is of kedro run: this process holds the whole base.")
         base_model = root / adapter.provenance["model"]["name"]
@@ -197,13 +197,13 @@ class QuestionAnswerer:
         Raises:
             InputError: the folder holds no adapter of this project, or its base cannot be loaded.
         """
-        dataset = AdapterDataset(filepath=str(Path(folder).resolve()))
-        if not dataset.exists():
+        folder = Path(folder).resolve()
+        if not (folder / WEIGHTS).is_file():
             raise InputError(
                 f"{folder} holds no adapter; give a folder such as "
                 "data/06_models/adapter/<version>/adapter."
             )
-        return cls(dataset.load(), **options)
+        return cls(load_adapter(folder), **options)
 
     def problem(self, context: Any, question: Any) -> str | None:
         """Say in one sentence why a pair cannot be answered; None if it can."""

@@ -1,6 +1,7 @@
 """Batched greedy decoding: answers, their log-probabilities, how near they are to abstaining."""
 
 import logging
+import math
 from collections.abc import Sequence
 from contextlib import nullcontext
 from dataclasses import dataclass
@@ -18,6 +19,7 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from flan_qa_pipeline.config.parameters import GenerationParameters, PromptParameters
 from flan_qa_pipeline.data.windows import WindowAnswer, is_abstention, merge_windows
+from flan_qa_pipeline.errors import InputError
 from flan_qa_pipeline.models.batching import (
     MIN_ROWS,
     coarse_length,
@@ -31,6 +33,8 @@ from flan_qa_pipeline.models.t5 import Decoder
 
 logger = logging.getLogger(__name__)
 
+OTHER_BEGINNINGS = 32  # tried where an output abstains in other words than the abstention's tokens
+
 
 @dataclass(frozen=True)
 class GeneratedAnswer:
@@ -39,7 +43,8 @@ class GeneratedAnswer:
     `text` is the greedy output and `score` its log-probability, end token included. `answer` is
     the text itself or, where that abstains, the greedy output that begins otherwise than the
     abstention, and `answer_score` its log-probability. `no_answer_score` is the log-probability
-    of the abstention, also as the text says it, minus that of `answer`.
+    of the abstention, also as the text says it, minus that of `answer`, which is "" where every
+    output tried abstains.
     """
 
     text: str
@@ -122,6 +127,14 @@ def generate_answers(
             progress.update(len(rows))
     if not sharded:
         answers = dict(gather_object(list(answers.items())))
+    if without := sum(not said.answer for said in answers.values()):
+        logger.warning(
+            "%d of %d windows have no answer beside the abstention: %d other beginnings abstain, "
+            "too.",
+            without,
+            len(answers),
+            OTHER_BEGINNINGS,
+        )
     return [answers[i] for i in range(len(input_ids))]
 
 
@@ -168,7 +181,7 @@ class _Decoding:
 
         The pass is over the abstention's own tokens. Where each of them is the most probable one,
         the abstention is what greedy decoding would say. What turns out to abstain in other tokens
-        is decoded again, without those that it began with.
+        is decoded again, without those that it began with, `OTHER_BEGINNINGS` times at most.
         """
         forced = self._abstaining.expand(len(input_ids), -1)
         decoder, logits = self._begin(input_ids, forced[:, :-1])
@@ -187,7 +200,10 @@ class _Decoding:
             (self._abstention_text if says_it else "", silence, says_it) if silent else said
             for said, silent, says_it, silence in rows
         ]
-        while unforeseen := [i for i, (text, *_) in enumerate(best) if self._abstains(text)]:
+        for _ in range(OTHER_BEGINNINGS):
+            unforeseen = [i for i, (text, *_) in enumerate(best) if self._abstains(text)]
+            if not unforeseen:
+                break
             rows = self.fill_up(unforeseen, len(input_ids))[: len(input_ids)]
             decoder, logits = self._begin([input_ids[i] for i in rows], forced[: len(rows), :0])
             begin = logits[:, 0]
@@ -202,6 +218,14 @@ class _Decoding:
         ):
             if self._abstains(text) and not its_tokens:
                 log_prob = float(np.logaddexp(log_prob, score))
+            if not all(map(math.isfinite, (score, answer_score, log_prob))):
+                raise InputError(
+                    "The model's probabilities are not finite numbers, so weights of the base or "
+                    "of the adapter are damaged or far too large; restore them, or train again "
+                    "with a lower training.learning_rate."
+                )
+            if self._abstains(answer):
+                answer = ""
             answers.append(
                 GeneratedAnswer(text, score, answer, answer_score, log_prob - answer_score)
             )

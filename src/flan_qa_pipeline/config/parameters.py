@@ -178,8 +178,8 @@ class LoraParameters(_Section):
     """peft.LoraConfig; `target_modules` is `all-linear` or a list of module names."""
 
     target_modules: Literal["all-linear"] | Annotated[Names, Field(min_length=1)]
-    r: Positive
-    alpha: Positive
+    r: Annotated[int, Field(ge=1, le=1024)]
+    alpha: Annotated[int, Field(ge=1, le=65536)]
     dropout: Fraction
     use_rslora: bool
     use_dora: bool

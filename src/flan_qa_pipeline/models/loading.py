@@ -5,13 +5,16 @@ Quantization: Dettmers et al. 2023, "QLoRA", arXiv:2305.14314 (NF4, double quant
 
 import logging
 from copy import deepcopy
+from pathlib import Path
 from typing import Any
 
 import torch
 from accelerate import PartialState
 from accelerate.utils import gather_object
+from accelerate.utils.memory import should_reduce_batch_size
 from bitsandbytes.functional import dequantize_4bit
 from bitsandbytes.nn import Linear4bit
+from safetensors import SafetensorError, safe_open
 from torch.nn import Linear, Parameter
 from transformers import (
     AutoConfig,
@@ -24,7 +27,8 @@ from transformers import (
 from transformers.quantizers.quantizers_utils import should_convert_module
 
 from flan_qa_pipeline.config.parameters import ModelParameters
-from flan_qa_pipeline.errors import InputError
+from flan_qa_pipeline.errors import InputError, in_one_line
+from flan_qa_pipeline.files import require_undamaged
 from flan_qa_pipeline.hub import require_reachable
 from flan_qa_pipeline.models.device import (
     MIB,
@@ -40,9 +44,53 @@ DEQUANTIZED_SHARE = 1 / 8  # of the free memory, at most, that weights out of 4 
 
 
 def load_tokenizer(model: ModelParameters) -> PreTrainedTokenizerBase:
-    """Load the base model's tokenizer."""
+    """Load the base model's tokenizer.
+
+    Raises:
+        InputError: there is none that knows a word.
+    """
     require_reachable(model)
-    return _from_hub_or_folder(AutoTokenizer, model)
+    tokenizer = _from_hub_or_folder(AutoTokenizer, model)
+    _require_words(tokenizer, model.name)
+    return tokenizer
+
+
+def read_tokenizer(folder: Path) -> PreTrainedTokenizerBase:
+    """Load a tokenizer from a folder that it was saved in.
+
+    Raises:
+        InputError: there is none, or its files are damaged.
+    """
+    try:
+        tokenizer = AutoTokenizer.from_pretrained(folder, local_files_only=True)
+    except Exception as error:  # tokenizers raises nothing more special
+        raise InputError(
+            f"The tokenizer in {folder} cannot be read ({in_one_line(error)}); restore its files."
+        ) from error
+    _require_words(tokenizer, str(folder))
+    return tokenizer
+
+
+def _require_words(tokenizer: PreTrainedTokenizerBase, place: str) -> None:
+    """Without its files transformers makes a T5 tokenizer of special tokens and the space."""
+    if len(tokenizer) <= len(tokenizer.all_special_tokens) + 1:
+        raise InputError(
+            f"{place} holds no vocabulary (tokenizer.json or spiece.model); restore the "
+            "tokenizer's files."
+        )
+
+
+def require_vocabulary(tokenizer: PreTrainedTokenizerBase, size: int, base: str) -> None:
+    """Check that a base model has an embedding for every token.
+
+    Raises:
+        InputError: it has fewer than the tokenizer has tokens.
+    """
+    if len(tokenizer) > size:
+        raise InputError(
+            f"model.name: {base} has {size} embeddings, but the tokenizer has {len(tokenizer)} "
+            "tokens, so they do not belong together; give the tokenizer of this base."
+        )
 
 
 def load_base_model(model: ModelParameters, *, to_shard: bool = False) -> PreTrainedModel:
@@ -57,7 +105,8 @@ def load_base_model(model: ModelParameters, *, to_shard: bool = False) -> PreTra
 
     Raises:
         InputError: the name is neither a folder nor a hub id, the model is not a T5 v1.1, its
-            weights are incomplete, or `skip_modules` names what is no linear layer.
+            files are damaged, its weights incomplete or not finite, it has fewer embeddings than
+            its tokenizer has tokens, or `skip_modules` names what is no linear layer.
     """
     require_reachable(model)
     config = _from_hub_or_folder(AutoConfig, model)
@@ -66,6 +115,10 @@ def load_base_model(model: ModelParameters, *, to_shard: bool = False) -> PreTra
         raise InputError(
             f"model.name: {model.name} is a {kind} model; choose a T5 v1.1 or FLAN-T5 model."
         )
+    require_vocabulary(load_tokenizer(model), config.vocab_size, model.name)
+    if (folder := Path(model.name)).is_dir():
+        require_undamaged(folder)
+        _require_finite(folder)
     dtype = resolve_compute_dtype(model.compute_dtype)
     quantization = BitsAndBytesConfig(
         load_in_4bit=True,
@@ -95,6 +148,7 @@ def load_base_model(model: ModelParameters, *, to_shard: bool = False) -> PreTra
             f"model.name: the weights of {model.name} lack {sorted(loading['missing_keys'])[0]}; "
             "give a complete T5 v1.1 or FLAN-T5 model, which has a language-model head of its own."
         )
+    _require_shapes(base, model.name)
     linear = [name for name, module in base.named_modules() if isinstance(module, Linear)]
     for skipped in model.skip_modules:
         if all(should_convert_module(name, [skipped]) for name in linear):
@@ -110,6 +164,38 @@ def load_base_model(model: ModelParameters, *, to_shard: bool = False) -> PreTra
         base = dequantize(base)
         base.keep_activations()
     return base.requires_grad_(False).eval()
+
+
+def _require_finite(folder: Path) -> None:
+    """Check the weights in a folder, one at a time: quantized to 4 bits NaN becomes a number."""
+    for path in sorted(folder.glob("*.safetensors")):
+        try:
+            with safe_open(path, framework="pt") as weights:
+                for name in weights.keys():  # noqa: SIM118, it is no dictionary
+                    weight = weights.get_tensor(name)
+                    if weight.is_floating_point() and not weight.isfinite().all():
+                        raise InputError(
+                            f"model.name: {name} in {path} holds NaN or infinity; give a base "
+                            "whose weights are finite."
+                        )
+        except (OSError, SafetensorError) as error:
+            raise InputError(
+                f"model.name: {path} cannot be read ({in_one_line(error)}); restore the base, or "
+                "give another."
+            ) from error
+
+
+def _require_shapes(base: PreTrainedModel, name: str) -> None:
+    """Check the weights' shapes, which transformers leaves alone in a model that it quantizes."""
+    with torch.device("meta"):
+        expected = dict(type(base)(base.config).named_parameters())
+    for key, weight in base.named_parameters():
+        held = tuple((getattr(weight, "quant_state", None) or weight).shape)
+        if held != tuple(expected[key].shape):
+            raise InputError(
+                f"model.name: {name} could not be read: {key} is of shape {held}, by its "
+                f"config.json {tuple(expected[key].shape)}; give a complete snapshot."
+            )
 
 
 def dequantize(base: PreTrainedModel) -> PreTrainedModel:
@@ -165,9 +251,10 @@ def as_transformers_t5(model: PreTrainedModel) -> T5ForConditionalGeneration:
 def _from_hub_or_folder(auto_class: Any, model: ModelParameters, **kwargs: Any) -> Any:
     try:
         return auto_class.from_pretrained(model.name, revision=model.revision, **kwargs)
-    except OSError as error:
+    except Exception as error:  # tokenizers raises nothing more special
+        if isinstance(error, MemoryError) or should_reduce_batch_size(error):
+            raise
         raise InputError(
-            f"model.name: {model.name} could not be read "
-            f"({' '.join(str(error).split()).rstrip('.')}); give the folder of a complete "
-            "snapshot, or data/06_models/starter_t5, which needs no network."
+            f"model.name: {model.name} could not be read ({in_one_line(error)}); give the folder "
+            "of a complete snapshot, or data/06_models/starter_t5, which needs no network."
         ) from error

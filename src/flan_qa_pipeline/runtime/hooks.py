@@ -25,7 +25,8 @@ from kedro.pipeline.node import Node
 from flan_qa_pipeline.config.parameters import DistributedParameters
 from flan_qa_pipeline.config.validation import check_parameters
 from flan_qa_pipeline.data.tokenized import made_with, require_made_with
-from flan_qa_pipeline.errors import InputError
+from flan_qa_pipeline.datasets.reading import in_a_sentence, load
+from flan_qa_pipeline.errors import InputError, in_one_line
 from flan_qa_pipeline.evaluation.costs import node_times
 from flan_qa_pipeline.hub import require_reachable
 from flan_qa_pipeline.models.adapter import provenance_of, require_trained_with
@@ -128,11 +129,11 @@ class ProjectHooks:
         if "tokenized_questions" in inputs:
             tokenizer = load_tokenizer(given.model)
             require_made_with(
-                _load("tokenized_questions", catalog),
+                load(catalog.get("tokenized_questions")),
                 made_with(tokenizer, given.prompt, given.tokenization, given.data),
             )
         if {"adapter", "params:model", "params:prompt"} <= set(inputs):
-            adapter = _load("adapter", catalog)
+            adapter = load(catalog.get("adapter"))
             require_trained_with(adapter, provenance_of(given.model, given.prompt))
 
     def _record(self, run_id: str) -> dict[str, Any]:
@@ -177,8 +178,14 @@ class ProjectHooks:
     def on_pipeline_error(self, error: Exception, catalog: CatalogProtocol) -> None:
         """Tell of a dataset that cannot be read or written in one line, without a traceback."""
         self._remove_empty_logs()
+        if isinstance(error, VersionNotSavedError):
+            raise InputError(
+                f"{in_one_line(error)}. Earlier versions are whole; free space or clear the "
+                "place, then run again."
+            ) from error
         if isinstance(error, DatasetError):
-            raise _in_a_sentence(error, catalog) from error
+            dataset = catalog.get(str(error).partition(":")[0])
+            raise in_a_sentence(error, dataset) from error
 
     @hook_impl
     def after_pipeline_run(self, pipeline: Pipeline, catalog: CatalogProtocol) -> None:
@@ -201,27 +208,6 @@ class ProjectHooks:
     def _remove_empty_logs(self) -> None:
         with suppress(OSError):
             self._logs.rmdir()
-
-
-def _load(name: str, catalog: CatalogProtocol) -> Any:
-    try:
-        return catalog.load(name)
-    except DatasetError as error:
-        raise _in_a_sentence(error, catalog) from error
-
-
-def _in_a_sentence(error: DatasetError, catalog: CatalogProtocol) -> InputError:
-    message = str(error)
-    dataset = catalog.get(message.partition(":")[0])
-    if hasattr(dataset, "_filepath"):
-        message = message.replace(str(dataset), str(dataset._filepath))
-    reason = " ".join(message.split()).rstrip(".")
-    remedy = (
-        "Earlier versions are whole; free space or clear the place, then run again"
-        if isinstance(error, VersionNotSavedError)
-        else "Repair or replace the file, then run again"
-    )
-    return InputError(f"{reason}. {remedy}.")
 
 
 def _is_told_nowhere_else(record: logging.LogRecord) -> bool:

@@ -11,7 +11,7 @@ import pyarrow.compute as pc
 import torch
 from accelerate import PartialState
 from datasets import Dataset, DatasetDict
-from peft import LoraConfig, PeftModel, get_peft_model
+from peft import PeftModel, get_peft_model
 from torch.nn import Linear
 from transformers import (
     PreTrainedModel,
@@ -36,7 +36,13 @@ from flan_qa_pipeline.data.tokenized import require_made_of
 from flan_qa_pipeline.errors import InputError
 from flan_qa_pipeline.evaluation.costs import base_weights
 from flan_qa_pipeline.evaluation.scoring import score_predictions
-from flan_qa_pipeline.models.adapter import Adapter, attach_adapter, extract_adapter, provenance_of
+from flan_qa_pipeline.models.adapter import (
+    Adapter,
+    attach_adapter,
+    extract_adapter,
+    lora_config,
+    provenance_of,
+)
 from flan_qa_pipeline.models.batching import coarse_length, collate, round_up
 from flan_qa_pipeline.models.device import peak_memory, resolve_attention
 from flan_qa_pipeline.models.fused_lora import fuse
@@ -104,18 +110,7 @@ def attach_lora(
                 "(or use all-linear)."
             )
     set_seed(training.seed)
-    model = get_peft_model(
-        base_model,
-        LoraConfig(
-            task_type="SEQ_2_SEQ_LM",
-            target_modules=targets if isinstance(targets, str) else list(targets),
-            r=lora.r,
-            lora_alpha=lora.alpha,
-            lora_dropout=lora.dropout,
-            use_rslora=lora.use_rslora,
-            use_dora=lora.use_dora,
-        ),
-    )
+    model = get_peft_model(base_model, lora_config(lora))
     fuse(model)
     trainable, total = model.get_nb_trainable_parameters()
     logger.info(
