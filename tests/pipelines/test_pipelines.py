@@ -4,6 +4,7 @@ import io
 import json
 import os
 import re
+import shutil
 import signal
 import subprocess
 import sys
@@ -28,6 +29,8 @@ from flan_qa_pipeline.errors import InputError
 from flan_qa_pipeline.evaluation.squad_v2_scores.squad_v2_scores import SquadV2Scores
 from flan_qa_pipeline.pipelines import modeling, reporting
 from flan_qa_pipeline.runtime.provenance import fingerprint_splits
+from flan_qa_pipeline.training.progress import LastingTensorBoard
+from flan_qa_pipeline.training.trainer import BestAdapter
 
 VERSIONED = {
     "questions": "03_primary/questions",
@@ -118,6 +121,7 @@ KILLED_RUN = """
 import json, os, signal, sys
 from kedro.framework.session import KedroSession
 from kedro.framework.startup import bootstrap_project
+from flan_qa_pipeline.training.progress import LastingTensorBoard
 from flan_qa_pipeline.training.trainer import BestAdapter
 
 
@@ -311,10 +315,67 @@ def test_a_folder_that_cannot_be_made_is_told_before_any_work(
     before = versions(project)
     (project / "a file").touch()
     parameters = tiny_run | {"training": tiny_run["training"] | {parameter: "a file/here"}}
-    told = f"a file/here cannot be made: Not a directory; .*training.{parameter}"
+    told = f"a file/here cannot be made or written in: Not a directory; .*training.{parameter}"
     with pytest.raises(InputError, match=told):
         run(project, parameters)
     assert versions(project) == before
+
+
+@pytest.mark.parametrize(
+    ("folder", "named"),
+    [
+        ("data", "nothing can be saved in .*/data/0"),
+        ("data/06_models/adapter", "adapter: nothing can be saved in .*/06_models/adapter"),
+        ("data/06_models/checkpoints", "checkpoints cannot be made or written in: .*output_dir"),
+        ("data/08_reporting", "nothing can be saved in .*/08_reporting"),
+        ("data/08_reporting/tensorboard", "tensorboard cannot be made .*training.logging_dir"),
+    ],
+)
+def test_a_read_only_folder_is_told_in_one_line_before_any_work(
+    project, full_run, tiny_base, folder, named
+):
+    before = versions(project)
+    read_only = f'mount --bind "{folder}" "{folder}" && mount -o remount,bind,ro "{folder}"'
+    prefix = [
+        shutil.which("unshare") or "unshare",
+        "-Urm",
+        "sh",
+        "-c",
+        f'{read_only} && "$@"',
+        "sh",
+    ]
+    if subprocess.run([*prefix, "true"], cwd=project, capture_output=True).returncode:  # noqa: S603
+        pytest.skip("a read-only folder needs Linux and leave to mount (unshare -Urm)")
+    command = [sys.executable, "-m", "kedro", "run", f"--params=model.name={tiny_base}"]
+    done = subprocess.run([*prefix, *command], cwd=project, capture_output=True, text=True)  # noqa: S603
+    assert done.returncode == 1
+    (line,) = (done.stdout + done.stderr).splitlines()
+    assert re.search(f"Error: .*{named}", line)
+    assert versions(project) == before
+
+
+def test_training_goes_on_if_its_log_is_removed_meanwhile(project, full_run, tiny_run, caplog):
+    def remove(self, args, state, control, **kwargs):
+        if state.global_step == 1:
+            shutil.rmtree(project / "data/08_reporting/tensorboard")
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(BestAdapter, "on_step_begin", remove)
+        version = run(project, tiny_run, "modeling", to_nodes=["train_adapter"])
+    assert version in versions(project)["adapter"]
+    folder = Path("data/08_reporting/tensorboard", version)
+    assert f"{folder} was removed during the training, which goes on" in " ".join(caplog.messages)
+    assert [path.name for path in folder.iterdir()][0].startswith("events.")
+
+
+def test_a_file_that_cannot_be_written_in_training_is_told(project, full_run, tiny_run):
+    def fail(self, *args, **kwargs):
+        raise OSError(30, "Read-only file system", "data/08_reporting")
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(LastingTensorBoard, "on_log", fail)
+        with pytest.raises(InputError, match="stopped after step 1: .*Read-only.*then run again"):
+            run(project, tiny_run, "modeling")
 
 
 @pytest.mark.parametrize(

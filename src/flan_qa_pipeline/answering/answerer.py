@@ -112,15 +112,22 @@ class QuestionAnswerer:
         """
         recorded = adapter.provenance
         try:
-            model = ModelParameters(
-                **recorded["model"] | ({"name": base_model} if base_model else {}),
-                dequantize=dequantize,
-                compute_dtype=compute_dtype,
-                attn_implementation=attn_implementation,
+            model = ModelParameters.model_validate(
+                recorded["model"]
+                | ({"name": base_model} if base_model else {})
+                | {
+                    "dequantize": dequantize,
+                    "compute_dtype": compute_dtype,
+                    "attn_implementation": attn_implementation,
+                }
             )
-            self.prompt = PromptParameters(**recorded["prompt"])
-            self.tokenization = tokenization or TokenizationParameters(**recorded["tokenization"])
-            self.generation = generation or GenerationParameters(**recorded["generation"])
+            self.prompt = PromptParameters.model_validate(recorded["prompt"])
+            self.tokenization = tokenization or TokenizationParameters.model_validate(
+                recorded["tokenization"]
+            )
+            self.generation = generation or GenerationParameters.model_validate(
+                recorded["generation"]
+            )
         except (KeyError, ValidationError) as error:
             raise InputError(
                 "The adapter was not saved by this version of the project, so that its "
@@ -175,7 +182,7 @@ class QuestionAnswerer:
             adapter = load(adapters)
         if parameters.distributed.fsdp:
             logger.info("distributed.fsdp is of kedro run: this process holds the whole base.")
-        base_model = root / adapter.provenance["model"]["name"]
+        base_model = root / str(adapter.provenance["model"].get("name"))
         return cls(
             adapter,
             tokenization=parameters.tokenization,

@@ -111,6 +111,8 @@ class ProjectHooks:
                 _require_input(name, catalog)
         self._require_fitting(inputs, catalog)
         _tell_what_changes_nothing(run_params["runtime_params"], inputs)
+        for name in sorted(pipeline.all_outputs() | {"node_times"}):
+            _require_writable_output(name, catalog)
         if trains:
             _make_folder(self._parameters.training.output_dir, "training.output_dir")
         _make_folder(self._parameters.training.logging_dir, "training.logging_dir")
@@ -259,14 +261,34 @@ def _tell_what_changes_nothing(runtime_params: dict[str, Any], inputs: Sequence[
         )
 
 
+def _require_writable_output(name: str, catalog: CatalogProtocol) -> None:
+    """Check that the place where a dataset is saved is writable, made or still to be made."""
+    dataset = catalog.get(name)
+    place = getattr(dataset, "_filepath", None)
+    if place is None or getattr(dataset, "_protocol", "file") != "file":
+        return
+    existing = next(parent for parent in Path(place).absolute().parents if parent.exists())
+    if Path(place).is_dir():
+        existing = Path(place)
+    if not (existing.is_dir() and os.access(existing, os.W_OK | os.X_OK)):
+        raise InputError(
+            f"{name}: nothing can be saved in {existing}, which is no writable folder; make it "
+            f"one, or name another place for {name} in the catalog."
+        )
+
+
 def _make_folder(folder: str, parameter: str) -> None:
+    reason = "Permission denied"
     try:
         Path(folder).mkdir(parents=True, exist_ok=True)
+        if os.access(folder, os.W_OK | os.X_OK):
+            return
     except OSError as error:
-        raise InputError(
-            f"{folder} cannot be made: {error.strerror}; make its place writable, or set "
-            f"{parameter} to another folder."
-        ) from error
+        reason = error.strerror
+    raise InputError(
+        f"{folder} cannot be made or written in: {reason}; make its place writable, or set "
+        f"{parameter} to another folder."
+    )
 
 
 def _require_inside(project: Path, name: str, path: str) -> None:

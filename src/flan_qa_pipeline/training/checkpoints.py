@@ -180,12 +180,12 @@ class CheckpointingTrainer(Seq2SeqTrainer):
         """Train, from the last checkpoint in `args.output_dir` if there is one and it may be used.
 
         Raises:
-            InputError: another process trains into this folder, or the checkpoint is damaged or
-                holds a pickle.
+            InputError: another process trains into this folder, the checkpoint is damaged or
+                holds a pickle, or a file cannot be read or written in training.
         """
         self.add_callback(self._flow)  # the last one: it restores what others have reset
         if self.args.save_strategy == SaveStrategy.NO:
-            self.train()
+            self._train_with_files(None)
             return
         folder = Path(self.args.output_dir)
         leads = self.is_world_process_zero()
@@ -195,7 +195,16 @@ class CheckpointingTrainer(Seq2SeqTrainer):
             if last:
                 refuse_pickles(Path(last))
                 logger.info("An interrupted training goes on from %s.", last)
-            self.train(resume_from_checkpoint=last)
+            self._train_with_files(last)
+
+    def _train_with_files(self, checkpoint: str | None) -> None:
+        try:
+            self.train(resume_from_checkpoint=checkpoint)
+        except OSError as error:
+            raise InputError(
+                f"The training stopped after step {self.state.global_step}: {error}. Restore that "
+                "place, then run again; a training goes on from its last checkpoint."
+            ) from error
 
     def _save_checkpoint(self, model, trial) -> None:
         if self.control.should_training_stop:

@@ -1,7 +1,37 @@
-"""How training shows itself on the terminal."""
+"""How training shows itself: on the terminal and in TensorBoard."""
+
+import logging
+from pathlib import Path
 
 from tqdm.auto import tqdm
+from transformers.integrations import TensorBoardCallback
 from transformers.trainer_callback import ProgressCallback
+
+logger = logging.getLogger(__name__)
+
+
+class LastingTensorBoard(TensorBoardCallback):
+    """TensorBoard's log of a training, which goes on if its folder is removed meanwhile.
+
+    TensorBoard writes in a thread, which would print a traceback and end the training.
+    """
+
+    def on_log(self, args, state, control, **kwargs):
+        self._restore_folder()
+        super().on_log(args, state, control, **kwargs)
+
+    def on_train_end(self, args, state, control, **kwargs):
+        self._restore_folder()
+        super().on_train_end(args, state, control, **kwargs)
+
+    def _restore_folder(self) -> None:
+        if self.tb_writer is None or Path(self.tb_writer.log_dir).is_dir():
+            return
+        logger.warning(
+            "%s was removed during the training, which goes on; its log begins here.",
+            self.tb_writer.log_dir,
+        )
+        Path(self.tb_writer.log_dir).mkdir(parents=True)
 
 
 class LossInProgressBar(ProgressCallback):

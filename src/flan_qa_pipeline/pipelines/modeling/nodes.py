@@ -59,7 +59,7 @@ from flan_qa_pipeline.runtime.provenance import (
     fingerprint_weights,
 )
 from flan_qa_pipeline.training.measured_memory import training_peaks
-from flan_qa_pipeline.training.progress import LossInProgressBar
+from flan_qa_pipeline.training.progress import LastingTensorBoard, LossInProgressBar
 from flan_qa_pipeline.training.trainer import (
     AnsweringTrainer,
     BestAdapter,
@@ -175,7 +175,7 @@ def train_adapter(
         accelerator_config={"non_blocking": torch.cuda.is_available()},
         logging_nan_inf_filter=False,
         ddp_find_unused_parameters=False,
-        report_to="tensorboard",
+        report_to="none",
     )
     arguments._n_gpu = min(arguments.n_gpu, 1)  # else the batch is multiplied by all GPUs seen
     trainer = AnsweringTrainer(
@@ -208,7 +208,8 @@ def train_adapter(
         patience=training.early_stopping_patience,
         threshold=training.early_stopping_threshold,
     )
-    for callback in (LossInProgressBar("Train the adapter"), timer, best):
+    shown = (LossInProgressBar("Train the adapter"), LastingTensorBoard())
+    for callback in (*shown, timer, best):
         trainer.add_callback(callback)
     if processes > 1:
         logger.info(
