@@ -2,6 +2,7 @@
 
 import json
 import logging
+import math
 import random
 import shutil
 from pathlib import Path
@@ -306,6 +307,51 @@ def test_nothing_but_checkpoints_is_removed_from_their_folders(train, stopped):
     discard_checkpoints(folder)
     assert sorted(path for path in folder.parent.rglob("*") if path.is_file()) == sorted(others)
     assert all(path.read_text() == path.name for path in others)
+
+
+@pytest.mark.parametrize("value", [math.nan, math.inf])
+def test_a_training_that_diverges_stops_at_that_step(train, fresh, value):
+    """A weight that is no number from step 6 on; it is neither logged nor saved until step 9."""
+    training = fresh(**STEPS | {"save_steps": 4})
+
+    def damage(self, args, state, control, model=None, **kwargs):
+        if state.global_step == 5:
+            with torch.no_grad():
+                next(w for n, w in model.named_parameters() if "lora_B" in n)[0] = value
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(BestAdapter, "on_step_begin", damage)
+        with pytest.raises(InputError) as stopped:
+            train(training)
+    checkpoint = folder_of(training) / "checkpoint-4"
+    assert "diverged: the loss of step 6 is no finite number; the last" in str(stopped.value)
+    assert f"before it is {checkpoint}. Lower training.learning_rate (0.02)" in str(stopped.value)
+    assert saved(training) == ["checkpoint-4"]
+
+
+@pytest.mark.parametrize(("step", "told"), [(8, "in step 8: .* no checkpoint"), (12, "last step")])
+def test_weights_that_are_no_numbers_are_not_saved(train, fresh, step, told):
+    """They may have become so in the very step that is saved, whose loss was still a number."""
+
+    def damage(self, args, state, control, model=None, **kwargs):
+        if state.global_step == step:
+            with torch.no_grad():
+                next(w for n, w in model.named_parameters() if "lora_B" in n)[0] = math.nan
+
+    training = fresh(**STEPS | {"load_best_model_at_end": False, "eval_strategy": "no"})
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(BestAdapter, "on_step_end", damage)
+        with pytest.raises(InputError, match=f"diverged .*{told}"):
+            train(training)
+    assert ("checkpoint-8" in saved(training)) is (step == 12)
+
+
+@pytest.mark.parametrize("value", [1e30, 1e38])
+def test_a_learning_rate_that_is_far_too_high_stops_the_training(train, fresh, value):
+    """Configured values have bounds, but what is too high depends on the model."""
+    training = fresh(**STEPS | {"save_strategy": "no"}, learning_rate=value, warmup_steps=0)
+    with pytest.raises(InputError, match=r"the loss of step [23] .*; none was saved. Lower train"):
+        train(training)
 
 
 def test_random_state_passes_through_a_checkpoint():

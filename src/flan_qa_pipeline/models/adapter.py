@@ -186,9 +186,14 @@ def _read_weights(path: Path) -> dict[str, torch.Tensor]:
     for name, weight in weights.items():
         if weight.dtype not in WEIGHT_DTYPES:
             raise InputError(f"{path}: {name} is of type {weight.dtype}; {RESTORE}.")
-        if not weight.isfinite().all():
-            raise InputError(f"{path}: {name} holds NaN or infinity; {RESTORE}.")
+    if name := not_finite(weights):
+        raise InputError(f"{path}: {name} holds NaN or infinity; {RESTORE}.")
     return weights
+
+
+def not_finite(weights: dict[str, torch.Tensor]) -> str | None:
+    """The name of the first tensor that holds NaN or infinity."""
+    return next((name for name, weight in weights.items() if not weight.isfinite().all()), None)
 
 
 def extract_adapter(
@@ -197,9 +202,18 @@ def extract_adapter(
     provenance: dict[str, Any],
     training: dict[str, Any],
 ) -> Adapter:
-    """Take the adapter off a trained model, with what is to be kept beside it."""
-    config = model.peft_config["default"]
-    return Adapter(config, adapter_weights(model), tokenizer, provenance, training)
+    """Take the adapter off a trained model, with what is to be kept beside it.
+
+    Raises:
+        InputError: its weights are not finite.
+    """
+    config, weights = model.peft_config["default"], adapter_weights(model)
+    if name := not_finite(weights):
+        raise InputError(
+            f"The training diverged in its last step: {name} holds NaN or infinity; lower "
+            "training.learning_rate and train again."
+        )
+    return Adapter(config, weights, tokenizer, provenance, training)
 
 
 def require_trained_with(adapter: Adapter, provenance: dict[str, Any]) -> None:

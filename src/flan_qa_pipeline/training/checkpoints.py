@@ -34,7 +34,7 @@ from transformers.trainer_utils import SaveStrategy
 
 from flan_qa_pipeline.errors import InputError
 from flan_qa_pipeline.files import refuse_pickles, remove_at_once, written_aside
-from flan_qa_pipeline.models.adapter import WEIGHTS
+from flan_qa_pipeline.models.adapter import WEIGHTS, not_finite
 from flan_qa_pipeline.models.sharding import (
     adapter_weights,
     set_adapter_weights,
@@ -222,6 +222,12 @@ class CheckpointingTrainer(Seq2SeqTrainer):
         optimizer, weights = whole(self.optimizer.state_dict()), adapter_weights(self.model)
         if not self.is_world_process_zero():
             return
+        if name := not_finite(weights):
+            raise InputError(
+                f"The training diverged in step {self.state.global_step}: {name} holds NaN or "
+                "infinity, so no checkpoint is made of it; lower training.learning_rate and train "
+                "again."
+            )
         tensors: dict[str, torch.Tensor] = {}
         state = pack(
             {
