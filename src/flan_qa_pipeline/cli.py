@@ -1,5 +1,6 @@
 """Commands that this project adds to `kedro`, which finds the group `cli` here."""
 
+import sys
 import traceback
 from collections.abc import Callable
 from copy import copy
@@ -23,22 +24,31 @@ from yaml import YAMLError
 
 import flan_qa_pipeline
 from flan_qa_pipeline.config.validation import check_parameters
-from flan_qa_pipeline.errors import InputError
+from flan_qa_pipeline.errors import InputError, in_one_line
+from flan_qa_pipeline.runtime import interruption
 from flan_qa_pipeline.runtime.processes import in_processes
+
+REFUSED_BY_KEDRO = (MissingConfigException, YAMLError, DatasetNotFoundError, ValueError)
 
 
 def in_a_sentence(command: Callable[..., Any]) -> Callable[..., Any]:
-    """Tell of an environment, file or name that Kedro refuses in a sentence, not by a traceback."""
+    """Tell of what Kedro refuses (an environment, file, name) in a sentence, and of Ctrl+C."""
 
     @wraps(command)
     def wrapper(*args: Any, **options: Any) -> Any:
         try:
-            return command(*args, **options)
-        except (MissingConfigException, YAMLError, DatasetNotFoundError, ValueError) as error:
+            with interruption.raised():
+                return command(*args, **options)
+        except (Exception, KeyboardInterrupt) as error:
+            if isinstance(error, KeyboardInterrupt) or interruption.came():
+                interruption.tell()
+                sys.exit(interruption.STATUS)
+            if not isinstance(error, REFUSED_BY_KEDRO):
+                raise
             *_, (frame, _) = traceback.walk_tb(error.__traceback__)
             if frame.f_globals["__name__"].partition(".")[0] != "kedro":
                 raise
-            raise InputError(f"{' '.join(str(error).split()).rstrip('.')}.") from error
+            raise InputError(f"{in_one_line(error)}.") from error
 
     return wrapper
 

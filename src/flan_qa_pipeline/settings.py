@@ -1,4 +1,9 @@
 """Project settings; see https://docs.kedro.org/en/stable/configure/configuration_basics/."""
+# ruff: noqa: E402, a command is to end in a line on Ctrl+C while these imports run, too
+
+from flan_qa_pipeline.runtime import interruption
+
+interruption.end_at_once()
 
 from pathlib import Path
 

@@ -35,6 +35,7 @@ from torch.distributed.launcher.api import LaunchConfig, launch_agent
 
 from flan_qa_pipeline.config.parameters import DistributedParameters
 from flan_qa_pipeline.errors import InputError
+from flan_qa_pipeline.runtime import interruption
 from flan_qa_pipeline.runtime.atomic_catalog import AtomicCatalog
 
 EVERYWHERE = {"quantize", "train", "predict", "merge"}  # nodes with a model
@@ -131,11 +132,19 @@ def _take_part(run: Callable[..., Any], options: dict[str, Any]) -> Any:
     try:
         result = record(run)(**options | {"runner": runner})
     except Exception:
-        if os.environ.get("TORCHELASTIC_RUN_ID") == STARTED_HERE or os.environ["RANK"] != "0":
+        if _started_here() or os.environ["RANK"] != "0":
             sys.exit(1)  # who started the processes tells of the first that failed
+        raise
+    except KeyboardInterrupt:
+        if _started_here():
+            sys.exit(interruption.STATUS)  # who started the processes tells of it
         raise
     PartialState().destroy_process_group()
     return result
+
+
+def _started_here() -> bool:
+    return os.environ.get("TORCHELASTIC_RUN_ID") == STARTED_HERE
 
 
 def _start(count: int) -> None:
@@ -163,6 +172,8 @@ def _start(count: int) -> None:
         except ChildFailedError as error:
             raise _explained(error) from None
         except SignalException as error:
+            if error.sigval == signal.SIGINT:
+                raise KeyboardInterrupt from None
             sys.exit(128 + error.sigval)
 
 
