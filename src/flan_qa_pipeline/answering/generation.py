@@ -4,13 +4,13 @@ import logging
 import math
 from collections.abc import Sequence
 from contextlib import nullcontext
-from dataclasses import dataclass
+from dataclasses import astuple, dataclass
 from typing import Any
 
 import numpy as np
 import torch
 from accelerate import PartialState
-from accelerate.utils import gather_object, model_has_dtensor
+from accelerate.utils import model_has_dtensor
 from accelerate.utils.memory import clear_device_cache, should_reduce_batch_size
 from datasets import Dataset
 from peft import PeftModel
@@ -28,6 +28,7 @@ from flan_qa_pipeline.models.batching import (
     mask,
     pad,
 )
+from flan_qa_pipeline.models.exchange import gather_json
 from flan_qa_pipeline.models.sharding import base_of, whole_decoder
 from flan_qa_pipeline.models.t5 import Decoder
 
@@ -126,7 +127,8 @@ def generate_answers(
             answers |= zip(rows, decoding.answer(batch)[: len(rows)], strict=True)
             progress.update(len(rows))
     if not sharded:
-        answers = dict(gather_object(list(answers.items())))
+        parts = gather_json([[row, astuple(said)] for row, said in answers.items()])
+        answers = {row: GeneratedAnswer(*said) for part in parts for row, said in part}
     if without := sum(not said.answer for said in answers.values()):
         logger.warning(
             "%d of %d windows have no answer beside the abstention: %d other beginnings abstain, "

@@ -10,7 +10,6 @@ from typing import Any
 
 import torch
 from accelerate import PartialState
-from accelerate.utils import gather_object
 from accelerate.utils.memory import should_reduce_batch_size
 from bitsandbytes.functional import dequantize_4bit
 from bitsandbytes.nn import Linear4bit
@@ -36,6 +35,7 @@ from flan_qa_pipeline.models.device import (
     resolve_attention,
     resolve_compute_dtype,
 )
+from flan_qa_pipeline.models.exchange import gather_json
 from flan_qa_pipeline.models.t5 import QuantizableT5
 
 logger = logging.getLogger(__name__)
@@ -224,7 +224,7 @@ def _fits_dequantized(base: PreTrainedModel) -> bool:
         return False
     size = sum(part.in_features * part.out_features for part in packed) * base.dtype.itemsize
     free = free_memory(base.device)
-    fits = all(gather_object([size <= DEQUANTIZED_SHARE * free]))
+    fits = all(gather_json(size <= DEQUANTIZED_SHARE * free))
     logger.info(
         "model.dequantize auto: 4-bit layers %s (%d MiB in %s, %d MiB free).",
         "are dequantized once" if fits else "stay packed",

@@ -4,27 +4,27 @@ Every process executes the same `kedro run`, as `torchrun` has it. Nodes whose t
 `EVERYWHERE` run in all of them, the others in the first alone, which alone writes to the catalog.
 """
 
+import logging
 import os
 import signal
+import socket
 import sys
 from collections import Counter
 from collections.abc import Callable, Iterable
 from datetime import timedelta
 from functools import wraps
 from itertools import chain
-from tempfile import TemporaryDirectory
 from typing import Any
 
 import click
 import torch
 from accelerate import PartialState
-from accelerate.utils import broadcast_object_list
 from kedro.framework.project import settings
 from kedro.pipeline import Pipeline
 from kedro.runner import SequentialRunner
 from kedro.runner.task import Task
 from pluggy import PluginManager
-from torch.distributed.elastic.agent.server.api import SignalException
+from torch.distributed.elastic.agent.server import api as agent
 from torch.distributed.elastic.multiprocessing import DefaultLogsSpecs
 from torch.distributed.elastic.multiprocessing.errors import (
     ChildFailedError,
@@ -35,7 +35,8 @@ from torch.distributed.launcher.api import LaunchConfig, launch_agent
 
 from flan_qa_pipeline.config.parameters import DistributedParameters
 from flan_qa_pipeline.errors import InputError
-from flan_qa_pipeline.runtime import interruption
+from flan_qa_pipeline.models.exchange import broadcast_json
+from flan_qa_pipeline.runtime import interruption, orphans, rendezvous
 from flan_qa_pipeline.runtime.atomic_catalog import AtomicCatalog
 
 EVERYWHERE = {"quantize", "train", "predict", "merge"}  # nodes with a model
@@ -82,9 +83,8 @@ class DistributedRunner(SequentialRunner):
 
 def _agree_on_versions(catalog: AtomicCatalog, names: Iterable[str]) -> None:
     """Wait for all processes; let them load the versions that the first one would load."""
-    versions = [catalog.versions(names) if PartialState().is_main_process else None]
-    broadcast_object_list(versions)
-    for name, version in versions[0].items():
+    versions = broadcast_json(catalog.versions(names) if PartialState().is_main_process else None)
+    for name, version in versions.items():
         catalog.pin(name, version)
         if not catalog.exists(name):
             raise InputError(
@@ -155,23 +155,27 @@ def _start(count: int) -> None:
             f"{torch.cuda.device_count()} GPUs; a process needs one of its own."
         )
     os.environ.setdefault("OMP_NUM_THREADS", str(max(1, (os.cpu_count() or 1) // count)))
-    with TemporaryDirectory(prefix="flan_qa_pipeline_") as folder:
+    os.environ[orphans.LAUNCHER] = str(os.getpid())
+    loopback = next(name for _, name in socket.if_nameindex() if name.startswith("lo"))
+    os.environ.setdefault("GLOO_SOCKET_IFNAME", loopback)
+    rendezvous.register()
+    logging.getLogger(agent.__name__).setLevel(logging.CRITICAL)  # it tells of signals
+    with orphans.launcher_folder() as folder:
         config = LaunchConfig(
             min_nodes=1,
             max_nodes=1,
             nproc_per_node=count,
             run_id=STARTED_HERE,
-            rdzv_backend="c10d",
-            rdzv_endpoint="localhost:0",
-            local_addr="localhost",
+            rdzv_backend=rendezvous.BACKEND,
+            local_addr=rendezvous.HOST,
             max_restarts=0,
-            logs_specs=DefaultLogsSpecs(log_dir=folder, local_ranks_filter={0}),
+            logs_specs=DefaultLogsSpecs(log_dir=str(folder), local_ranks_filter={0}),
         )
         try:
             launch_agent(config, sys.executable, sys.orig_argv[1:])
         except ChildFailedError as error:
             raise _explained(error) from None
-        except SignalException as error:
+        except agent.SignalException as error:
             if error.sigval == signal.SIGINT:
                 raise KeyboardInterrupt from None
             sys.exit(128 + error.sigval)

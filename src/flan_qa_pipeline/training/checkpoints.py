@@ -18,23 +18,19 @@ from typing import Any, Literal
 
 import numpy as np
 import torch
-from accelerate.utils import (
-    RNGType,
-    broadcast_object_list,
-    gather_object,
-    synchronize_rng_states,
-)
+from accelerate.utils import RNGType, synchronize_rng_states
 from filelock import FileLock, Timeout
 from peft.utils import CONFIG_NAME
 from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from transformers import Seq2SeqTrainer, TrainerCallback, TrainerState
 from transformers.trainer import TRAINER_STATE_NAME
-from transformers.trainer_utils import SaveStrategy
+from transformers.trainer_utils import SaveStrategy, TrainOutput
 
 from flan_qa_pipeline.errors import InputError
 from flan_qa_pipeline.files import refuse_pickles, remove_at_once, written_aside
 from flan_qa_pipeline.models.adapter import WEIGHTS, not_finite
+from flan_qa_pipeline.models.exchange import broadcast_json, gather_tensors
 from flan_qa_pipeline.models.sharding import (
     adapter_weights,
     set_adapter_weights,
@@ -191,7 +187,7 @@ class CheckpointingTrainer(Seq2SeqTrainer):
         leads = self.is_world_process_zero()
         with _claimed(folder) if leads else nullcontext():
             saved = saved_checkpoints(folder) if leads and resume == "auto" else {}
-            (last,) = broadcast_object_list([str(saved[max(saved)]) if saved else None])
+            last = broadcast_json(str(saved[max(saved)]) if saved else None)
             if last:
                 refuse_pickles(Path(last))
                 logger.info("An interrupted training goes on from %s.", last)
@@ -210,15 +206,16 @@ class CheckpointingTrainer(Seq2SeqTrainer):
         if self.control.should_training_stop:
             return
         self.store_flos()
-        processes = gather_object(
-            [
-                {
-                    "random": random_state(),
-                    "random_of_epoch": self._flow.random_of_epoch,
-                    "loss": self._tr_loss.cpu(),
-                }
-            ]
+        own: dict[str, torch.Tensor] = {}
+        packed = pack(
+            {
+                "random": random_state(),
+                "random_of_epoch": self._flow.random_of_epoch,
+                "loss": self._tr_loss,
+            },
+            own,
         )
+        processes = [unpack(*of_one) for of_one in gather_tensors(packed, own)]
         optimizer, weights = whole(self.optimizer.state_dict()), adapter_weights(self.model)
         if not self.is_world_process_zero():
             return
@@ -256,6 +253,14 @@ class CheckpointingTrainer(Seq2SeqTrainer):
             ) from error
         for old in list(saved_checkpoints(folder).values())[: -self.args.save_total_limit]:
             remove_at_once(old, FILES)
+
+    def _finalize_training(self, *args: Any) -> TrainOutput:
+        """Add what is left of the loss since the last log as a mean over the processes, as logged.
+
+        (transformers adds the first process's.)
+        """
+        self._tr_loss = self.accelerator.reduce(self._tr_loss, "mean")
+        return super()._finalize_training(*args)
 
     def _state_as_given(self) -> TrainerState:
         """Give intervals as the arguments do, such as in shares: a resumed training compares."""
