@@ -6,6 +6,7 @@ import math
 import random
 import shutil
 from pathlib import Path
+from time import sleep
 from types import SimpleNamespace
 from uuid import uuid4
 
@@ -13,6 +14,7 @@ import numpy as np
 import pytest
 import torch
 from safetensors.torch import load_file
+from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
 import flan_qa_pipeline.training.checkpoints
 from flan_qa_pipeline.errors import InputError
@@ -134,6 +136,43 @@ def memory(monkeypatch):
 
     monkeypatch.setattr(AnsweringTrainer, "training_step", limited)
     return memory
+
+
+def test_the_log_of_a_resumed_training_is_that_of_the_whole(train, fresh, tmp_path):
+    """In the adapter and in TensorBoard, nothing missing and nothing twice; its time is all."""
+
+    def logged(name):
+        events = EventAccumulator(str(tmp_path / name), size_guidance={"scalars": 0, "tensors": 0})
+        events.Reload()
+        varies = ("runtime", *VARIES)
+        tags = [tag for tag in events.Tags()["scalars"] if not any(v in tag for v in varies)]
+        scalars = {tag: [(e.step, e.value) for e in events.Scalars(tag)] for tag in tags}
+        return scalars, [e.step for e in events.Tensors("eval/answers/text_summary")]
+
+    def stop(self, args, state, control, **kwargs):
+        if state.global_step == 2:
+            sleep(1)
+        if state.global_step == 9:
+            raise Killed
+
+    training = fresh(**STEPS)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("TENSORBOARD_LOGGING_DIR", str(tmp_path / "whole"))
+        _, whole = train(fresh(**STEPS))
+        patch.setenv("TENSORBOARD_LOGGING_DIR", str(tmp_path / "stopped"))
+        with pytest.MonkeyPatch.context() as stopping, pytest.raises(Killed):
+            stopping.setattr(BestAdapter, "on_step_begin", stop)
+            train(training)
+        patch.setenv("TENSORBOARD_LOGGING_DIR", str(tmp_path / "resumed"))
+        _, resumed = train(training)
+    assert logged("resumed") == logged("whole")
+    logs = [adapter.training["log"] for adapter in (whole, resumed)]
+    assert [sorted(entry) for entry in logs[1]] == [sorted(entry) for entry in logs[0]]
+    assert log_of(resumed) == log_of(whole)
+    last = logs[1][-1]
+    assert last["train_runtime"] > 1
+    per_second = resumed.training["samples"] / last["train_runtime"]
+    assert last["train_samples_per_second"] == pytest.approx(per_second, abs=0.01)
 
 
 FOUND = {"per_device_train_batch_size": 4, "auto_find_batch_size": True, "num_train_epochs": 4}

@@ -10,6 +10,7 @@ import json
 import logging
 import random
 import re
+import time
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager, nullcontext, suppress
 from dataclasses import replace
@@ -232,6 +233,7 @@ class CheckpointingTrainer(Seq2SeqTrainer):
                 "scheduler": self.lr_scheduler.state_dict(),
                 "processes": processes,
                 "losses": [self._total_loss_scalar, self._globalstep_last_logged],
+                "seconds": self._resumed.get("seconds", 0.0) + time.time() - self._flow.began,
                 "callbacks": {type(c).__name__: c.state_dict() for c in self._stateful()},
             },
             tensors,
@@ -254,13 +256,17 @@ class CheckpointingTrainer(Seq2SeqTrainer):
         for old in list(saved_checkpoints(folder).values())[: -self.args.save_total_limit]:
             remove_at_once(old, FILES)
 
-    def _finalize_training(self, *args: Any) -> TrainOutput:
-        """Add what is left of the loss since the last log as a mean over the processes, as logged.
+    def _finalize_training(
+        self, trial: Any, num_train_samples: int, start_time: float
+    ) -> TrainOutput:
+        """Log the loss of all processes, and the time since the training first began.
 
-        (transformers adds the first process's.)
+        (transformers adds the first process's loss since the last log, and counts the time from
+        when it was resumed.)
         """
         self._tr_loss = self.accelerator.reduce(self._tr_loss, "mean")
-        return super()._finalize_training(*args)
+        earlier = self._resumed.get("seconds", 0.0)
+        return super()._finalize_training(trial, num_train_samples, start_time - earlier)
 
     def _state_as_given(self) -> TrainerState:
         """Give intervals as the arguments do, such as in shares: a resumed training compares."""
@@ -307,8 +313,10 @@ class _CheckpointFlow(TrainerCallback):
         self._trainer = trainer
         self._postponed = False
         self.random_of_epoch: dict[str, Any] = {}
+        self.began = 0.0
 
     def on_train_begin(self, args, state, control, **kwargs):
+        self.began = time.time()
         trainer, resumed = self._trainer, self._trainer._resumed
         if state.is_world_process_zero:
             for step, old in saved_checkpoints(Path(args.output_dir)).items():

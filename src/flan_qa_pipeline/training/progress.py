@@ -1,6 +1,7 @@
 """How training shows itself: on the terminal and in TensorBoard."""
 
 import logging
+from dataclasses import replace
 from pathlib import Path
 
 from tqdm.auto import tqdm
@@ -11,10 +12,18 @@ logger = logging.getLogger(__name__)
 
 
 class LastingTensorBoard(TensorBoardCallback):
-    """TensorBoard's log of a training, which goes on if its folder is removed meanwhile.
+    """TensorBoard's log of a training: whole, though it was resumed or its folder is removed.
 
-    TensorBoard writes in a thread, which would print a traceback and end the training.
+    A resumed training begins its log with what was logged before. Where the folder is missing,
+    TensorBoard's thread would print a traceback and end the training.
     """
+
+    def on_train_begin(self, args, state, control, **kwargs):
+        super().on_train_begin(args, state, control, **kwargs)
+        for entry in state.log_history:
+            then = replace(state, global_step=entry["step"])
+            logs = {name: value for name, value in entry.items() if name != "step"}
+            super().on_log(args, then, control, logs=logs)
 
     def on_log(self, args, state, control, **kwargs):
         self._restore_folder()
