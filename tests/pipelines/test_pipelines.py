@@ -398,6 +398,42 @@ def test_what_kedro_does_not_know_is_told_in_a_sentence(project, option, complai
     assert refused.output.count("\n") == 1
 
 
+@pytest.mark.parametrize("file", ["parameters", "catalog", "globals"])
+@pytest.mark.parametrize(
+    "content",
+    [
+        *(b"- a\n- b", b"\xff\xfe\0a", b"a: 1\na: 2", b"a: !!python/object:os.system {}"),
+        *(b"a: \0", b"a: *b", b"&a [*a]", b"a: ${", b"null: 3", bytes(range(256)), b"a: [b"),
+    ],
+)
+def test_a_broken_configuration_is_told_in_a_line_with_the_file(project, file, content):
+    path = project / f"conf/broken_{file}/{file}.yml"
+    path.parent.mkdir(exist_ok=True)
+    path.write_bytes(content)
+    metadata = bootstrap_project(project)
+    options = [f"--env=broken_{file}", "--pipelines=compare"]
+    refused = CliRunner().invoke(flan_qa_pipeline.cli.run, options, obj=metadata)
+    path.unlink()
+    assert refused.exit_code == 1
+    assert refused.output.startswith("Error: ") and str(path) in refused.output
+    assert refused.output.count("\n") == 1
+
+
+def test_a_run_from_a_folder_inside_leaves_nothing_there(project, full_run, tiny_base, monkeypatch):
+    folder = project / "notebooks/mine"
+    folder.mkdir(parents=True)
+    monkeypatch.chdir(folder)
+    params = f"--params=model.name={tiny_base}"
+    for file, status in (("no.json", 1), ("data/01_raw/starter_train.json", 0)):
+        metadata = bootstrap_project(project)
+        arguments = ["--pipelines=data_engineering", f"{params},data.train_file={file}"]
+        done = CliRunner().invoke(flan_qa_pipeline.cli.run, arguments, obj=metadata)
+        assert done.exit_code == status, done.output
+        assert not list(folder.iterdir())
+        assert Path.cwd() == folder
+    monkeypatch.chdir(project)
+
+
 @pytest.mark.parametrize("work", [int, json.loads])
 def test_a_failure_of_a_node_keeps_its_traceback(work):
     with pytest.raises(ValueError) as failure:

@@ -11,9 +11,11 @@ import socket
 import sys
 from collections import Counter
 from collections.abc import Callable, Iterable
+from contextlib import chdir
 from datetime import timedelta
 from functools import wraps
 from itertools import chain
+from pathlib import Path
 from typing import Any
 
 import click
@@ -23,6 +25,7 @@ from kedro.framework.project import settings
 from kedro.pipeline import Pipeline
 from kedro.runner import SequentialRunner
 from kedro.runner.task import Task
+from kedro.utils import find_kedro_project
 from pluggy import PluginManager
 from torch.distributed.elastic.agent.server import api as agent
 from torch.distributed.elastic.multiprocessing import DefaultLogsSpecs
@@ -97,6 +100,8 @@ def _agree_on_versions(catalog: AtomicCatalog, names: Iterable[str]) -> None:
 def in_processes(run: Callable[..., Any]) -> Callable[..., Any]:
     """Wrap what `kedro run` calls: start `distributed.num_processes` such runs, or be one of them.
 
+    A run takes place in the project's folder, whichever folder of it the command was given in.
+
     Raises:
         InputError: a process failed or was killed (the others are stopped), there are fewer GPUs
             than processes, or a runner was chosen that knows nothing of processes.
@@ -104,10 +109,10 @@ def in_processes(run: Callable[..., Any]) -> Callable[..., Any]:
 
     @wraps(run)
     def wrapper(**options: Any) -> Any:
-        if is_one_of_several():
-            return _take_part(run, options)
-        count = _num_processes(options)
-        return run(**options) if count == 1 else _start(count)
+        if not is_one_of_several() and (count := _num_processes(options)) > 1:
+            return _start(count)
+        with chdir(find_kedro_project(Path.cwd()) or Path.cwd()):
+            return _take_part(run, options) if is_one_of_several() else run(**options)
 
     return wrapper
 
