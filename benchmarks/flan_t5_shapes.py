@@ -182,7 +182,6 @@ def parameters_for(folder: Path, work: Path, options: argparse.Namespace) -> Par
                 "max_train_questions": None,
                 "max_validation_questions": 8,
                 "max_calibration_questions": 4,
-                "cache_dir": str(work / "cache"),
             },
             "tokenization": {"max_source_length": options.max_source_length},
             "lora": {"target_modules": options.target_modules},

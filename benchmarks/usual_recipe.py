@@ -328,7 +328,6 @@ def parameters_for(options: argparse.Namespace, model: Path, work: Path) -> Para
         environment,
         {
             "model": {"name": str(model), "attn_implementation": options.attention},
-            "data": {"cache_dir": str(work / "cache")},
             "lora": {"target_modules": options.target_modules},
             "generation": generation,
             "training": {

@@ -12,7 +12,7 @@ import hypothesis
 import pytest
 import torch
 import yaml
-from datasets import Dataset, DatasetDict, disable_caching
+from datasets import Dataset, DatasetDict, DatasetInfo, disable_caching
 from hub_server import (
     BASE,
     COMMIT,
@@ -28,13 +28,14 @@ from transformers import set_seed
 
 from flan_qa_pipeline import QuestionAnswerer
 from flan_qa_pipeline.config.parameters import Parameters, PromptParameters
+from flan_qa_pipeline.data.tokenized import describe, made_with
 from flan_qa_pipeline.models.adapter import Adapter, extract_adapter, provenance_of
 from flan_qa_pipeline.models.loading import load_base_model, load_tokenizer
 from flan_qa_pipeline.pipelines.data_engineering.nodes import WINDOW_FEATURES
 from flan_qa_pipeline.pipelines.modeling.nodes import attach_lora, train_adapter
 from flan_qa_pipeline.pretraining.pretraining import build_reader, train_unigram_tokenizer
 from flan_qa_pipeline.pretraining.starter_corpus import generate_corpus
-from flan_qa_pipeline.runtime.provenance import package_versions
+from flan_qa_pipeline.runtime.provenance import fingerprint_splits, package_versions
 
 REPOSITORY = Path(__file__).resolve().parents[1]
 CONF = REPOSITORY / "conf/base"
@@ -179,13 +180,16 @@ def float32(model_parameters):
 
 
 @pytest.fixture(scope="module")
-def windows(tokenizer):
+def windows(tokenizer, questions, parameters):
     rows = [
         {"id": f"q{i}", "window": 0, **tokenizer(question), "labels": tokenizer(text)["input_ids"]}
         for i, (question, text) in enumerate(zip(QUESTIONS, ANSWERS, strict=True))
     ]
     kept = [{column: row[column] for column in WINDOW_FEATURES} for row in rows]
-    dataset = Dataset.from_list(kept * 4, features=WINDOW_FEATURES)
+    made = made_with(tokenizer, parameters.prompt, parameters.tokenization, parameters.data)
+    text = describe(made, fingerprint_splits(questions))
+    info = DatasetInfo(description=text, features=WINDOW_FEATURES)
+    dataset = Dataset.from_list(kept * 4, info=info)
     held_out = dataset.select(range(3))
     return DatasetDict(train=dataset, dev=held_out, calibration=held_out, validation=dataset)
 

@@ -1,10 +1,12 @@
 """Commands that this project adds to `kedro`, which finds the group `cli` here."""
 
 import re
+import sys
 import traceback
 from collections.abc import Callable
 from copy import copy
 from functools import wraps
+from pathlib import Path
 from typing import Any, TextIO, cast
 
 import click
@@ -19,36 +21,52 @@ from kedro.framework.cli.utils import (
 )
 from kedro.framework.session import KedroSession
 from kedro.framework.startup import ProjectMetadata
-from kedro.io import DatasetNotFoundError
+from kedro.io import DatasetError
+from kedro.utils import find_kedro_project
+from omegaconf import DictConfig, OmegaConf
 from rich.console import Console
-from yaml import YAMLError
 
 import flan_qa_pipeline
 from flan_qa_pipeline.config.validation import check_parameters
 from flan_qa_pipeline.data.profile import profile_questions
 from flan_qa_pipeline.datasets.squad_file import SquadFileDataset
-from flan_qa_pipeline.errors import InputError
+from flan_qa_pipeline.errors import InputError, in_one_line
 from flan_qa_pipeline.models.loading import load_tokenizer
 from flan_qa_pipeline.pipelines.data_engineering.nodes import (
     flatten_questions,
     reject_long_questions,
 )
 from flan_qa_pipeline.reporting.data_profile import profile_tables
+from flan_qa_pipeline.runtime import interruption
 from flan_qa_pipeline.runtime.processes import in_processes
+
+REFUSED_BY_KEDRO = (DatasetError, ValueError)
+CONFIGURES = ("kedro.config", "kedro.io.catalog_config_resolver")  # modules that read conf
+LONGEST_REASON = 200
 
 
 def in_a_sentence(command: Callable[..., Any]) -> Callable[..., Any]:
-    """Tell of an environment, file or name that Kedro refuses in a sentence, not by a traceback."""
+    """Tell of what Kedro refuses (an environment, file, name) in a sentence, and of Ctrl+C."""
 
     @wraps(command)
     def wrapper(*args: Any, **options: Any) -> Any:
         try:
-            return command(*args, **options)
-        except (MissingConfigException, YAMLError, DatasetNotFoundError, ValueError) as error:
-            *_, (frame, _) = traceback.walk_tb(error.__traceback__)
-            if frame.f_globals["__name__"].partition(".")[0] != "kedro":
-                raise
-            raise InputError(f"{' '.join(str(error).split()).rstrip('.')}.") from error
+            with interruption.raised():
+                return command(*args, **options)
+        except (Exception, KeyboardInterrupt) as error:
+            if isinstance(error, KeyboardInterrupt) or interruption.came():
+                interruption.tell()
+                sys.exit(interruption.STATUS)
+            *_, last = places = [
+                frame.f_globals["__name__"] for frame, _ in traceback.walk_tb(error.__traceback__)
+            ]
+            if any(place.startswith(CONFIGURES) for place in places):
+                raise InputError(
+                    _about_configuration(error, options.get("conf_source"), options.get("env"))
+                ) from error
+            if last.partition(".")[0] == "kedro" and isinstance(error, REFUSED_BY_KEDRO):
+                raise InputError(f"{in_one_line(error)}.") from error
+            raise
 
     return wrapper
 
@@ -58,6 +76,25 @@ def split_params(context: click.Context, option: click.Parameter, value: Any) ->
     if isinstance(value, str):
         value = re.sub(r"\b(model\.revision=)(\d\w*)", r"\1'\2'", value)
     return _split_params(context, option, value)
+
+
+def _about_configuration(error: Exception, conf_source: str | None, env: str | None) -> str:
+    """What Kedro or YAML says of the configuration, with the file if it does not name one."""
+    reason = in_one_line(error)
+    if isinstance(error, MissingConfigException) or ".yml" in reason:
+        return f"{reason}."
+    if len(reason) > LONGEST_REASON:  # OmegaConf names all places within a loop
+        reason = f"{reason[:LONGEST_REASON]}…"
+    folder = Path(conf_source or (find_kedro_project(Path.cwd()) or Path.cwd()) / "conf")
+    environments = (folder / "base", folder / (env or "local"))
+    for path in sorted(path for place in environments for path in place.rglob("*.yml")):
+        try:
+            well = isinstance(OmegaConf.load(path), DictConfig)
+        except Exception:  # of YAML, OmegaConf, decoding or recursion
+            well = False
+        if not well:
+            return f"{path} cannot be read: {reason}; it must map names to values, in YAML."
+    return f"The configuration in {folder} cannot be read: {reason}; correct it."
 
 
 def loads_adapter(command: Callable[..., None]) -> Callable[..., None]:

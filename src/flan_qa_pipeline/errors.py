@@ -9,3 +9,8 @@ class InputError(ClickException, ValueError):
     The message names the thing, where it is, and the remedy. `kedro run` prints it after
     "Error:" without a traceback and exits with status 1.
     """
+
+
+def in_one_line(error: Exception | str) -> str:
+    """Put what another library says of an error in one line that a sentence can go on behind."""
+    return " ".join(str(error).split()).rstrip(".") or type(error).__name__

@@ -1,16 +1,23 @@
-"""Folders that appear whole or not at all, and a check that a folder holds no pickles."""
+"""Folders that appear whole or not at all, and what must hold of a folder that is read."""
 
+import hashlib
+import json
 import shutil
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from contextlib import contextmanager, suppress
 from errno import EEXIST, ENOTEMPTY
 from pathlib import Path
 from uuid import uuid4
 
+from pydantic import TypeAdapter, ValidationError
+
 from flan_qa_pipeline.errors import InputError
 
 # .model: a SentencePiece tokenizer (protobuf); .jinja: a chat template; .md: a model card
 UNPICKLED = {".safetensors", ".json", ".txt", ".model", ".jinja", ".md"}
+
+DIGESTS = "digests.json"
+WEIGHTS = ".safetensors"
 
 
 @contextmanager
@@ -39,11 +46,20 @@ def written_aside(folder: Path, beside: Path | None = None) -> Iterator[Path]:
         shutil.rmtree(aside, ignore_errors=True)
 
 
-def remove_at_once(folder: Path) -> None:
-    """Remove a folder, if there is one, so that it is never seen half-removed."""
+def remove_at_once(folder: Path, names: Iterable[str]) -> None:
+    """Remove these files from a folder so that it is never seen with some of them.
+
+    The folder goes, too, unless it holds anything else: then that stays where it is.
+    """
     with suppress(FileNotFoundError):
         aside = folder.rename(folder.with_name(f".{folder.name}.{uuid4().hex}"))
-        shutil.rmtree(aside, ignore_errors=True)
+        for name in names:
+            with suppress(OSError):
+                (aside / name).unlink()
+        try:
+            aside.rmdir()
+        except OSError:
+            aside.rename(folder)
 
 
 def refuse_pickles(folder: Path) -> None:
@@ -58,3 +74,74 @@ def refuse_pickles(folder: Path) -> None:
                 f"{path} is neither safetensors nor JSON nor text, so it is not read: a pickle "
                 "runs code. Remove it, or save the weights again as safetensors."
             )
+
+
+def save_digests(folder: Path, names: Iterable[str]) -> None:
+    """Keep the SHA-256 of these files of a folder in it."""
+    digests = {name: _digest(folder / name) for name in sorted(names)}
+    (folder / DIGESTS).write_text(json.dumps(digests, indent=2), encoding="utf-8")
+
+
+def add_saved(new: Path, folder: Path) -> None:
+    """Move the files of one folder into another, instead of those saved there so before.
+
+    The other folder keeps the digests of all files that came into it like this.
+
+    Raises:
+        InputError: a file that did not come like this would be overwritten.
+    """
+    digests, names = saved_digests(folder), [path.name for path in new.iterdir()]
+    for name in names:
+        if name not in digests and (folder / name).exists():
+            raise InputError(
+                f"{folder / name} was not saved by this project and is not overwritten; move it "
+                "away, or name another folder in the catalog."
+            )
+    if any(name.endswith(WEIGHTS) for name in names):
+        for name in digests.keys() - set(names):
+            if WEIGHTS in name:  # of an earlier model in more or fewer files
+                (folder / name).unlink(missing_ok=True)
+                del digests[name]
+    folder.mkdir(parents=True, exist_ok=True)
+    for name in names:
+        (new / name).rename(folder / name)
+    save_digests(folder, digests.keys() | set(names))
+
+
+def saved_digests(folder: Path) -> dict[str, str]:
+    """Map the files that were saved in a folder with their digests to these; {} if none were.
+
+    Raises:
+        InputError: the file of digests is damaged.
+    """
+    path = folder / DIGESTS
+    if not path.exists():
+        return {}
+    try:
+        return TypeAdapter(dict[str, str]).validate_json(path.read_bytes())
+    except (OSError, ValidationError) as error:
+        raise InputError(f"{path} is damaged; restore the folder, or save it again.") from error
+
+
+def require_undamaged(folder: Path) -> bool:
+    """Check all files that were saved in a folder with their digests; return whether any were.
+
+    Raises:
+        InputError: names the first file that is missing or not as it was saved.
+    """
+    digests = saved_digests(folder)
+    for name, digest in digests.items():
+        path = folder / name
+        problem = "is not as it was saved"
+        try:
+            if _digest(path) == digest:
+                continue
+        except OSError as error:
+            problem = f"cannot be read: {error.strerror}"
+        raise InputError(f"{path} {problem}; restore the folder, or save it again.")
+    return bool(digests)
+
+
+def _digest(path: Path) -> str:
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()

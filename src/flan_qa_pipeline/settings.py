@@ -1,4 +1,10 @@
 """Project settings; see https://docs.kedro.org/en/stable/configure/configuration_basics/."""
+# ruff: noqa: E402, Ctrl+C and the launcher's death end a command while these imports run, too
+
+from flan_qa_pipeline.runtime import interruption, orphans
+
+interruption.end_at_once()
+orphans.end_with_launcher()
 
 from pathlib import Path
 

@@ -30,7 +30,7 @@ def answers(answerer, pairs):
 
 
 @pytest.fixture(scope="module")
-def evaluated(pairs, starter, parameters, tmp_path_factory):
+def evaluated(pairs, starter, parameters):
     """Answer the pairs through the nodes of data_engineering and reporting."""
     rows = [
         {"id": f"q{i}", "context": context, "question": question, "answers": {"text": []}}
@@ -42,8 +42,7 @@ def evaluated(pairs, starter, parameters, tmp_path_factory):
         for name, some in (("validation", rows), ("calibration", rows[:1]))
     }
 
-    cache = {"cache_dir": str(tmp_path_factory.mktemp("cache"))}
-    data = parameters.data.model_copy(update=cache)
+    data = parameters.data
 
     def evaluate(model, prompt):
         questions = DatasetDict(splits)

@@ -1,6 +1,7 @@
 """Batched greedy answers against the models' own one-by-one ones."""
 
 import logging
+import math
 import random
 from collections import Counter
 
@@ -8,9 +9,11 @@ import numpy as np
 import pytest
 import torch
 from torch.utils._python_dispatch import TorchDispatchMode
+from transformers import T5Tokenizer
 
 import flan_qa_pipeline.answering.generation
 from flan_qa_pipeline.answering.generation import generate_answers
+from flan_qa_pipeline.errors import InputError
 from flan_qa_pipeline.models.loading import load_base_model
 
 MAX_NEW_TOKENS = 10
@@ -257,6 +260,23 @@ def test_other_answers_that_abstain_are_passed_over_one_after_the_other(
             "is_abstention",
             lambda text, abstention, others=others: text in {"", abstention, *others},
         )
+
+
+def test_a_model_that_can_only_abstain_comes_to_an_end(float32, input_ids, caplog):
+    """Its tokenizer has no words, so that every output reads as an abstention."""
+    answers = answer(load_base_model(float32), T5Tokenizer(), input_ids[:3])
+    assert [said.answer for said in answers] == [""] * 3
+    assert all(math.isfinite(said.no_answer_score) for said in answers)
+    assert "3 of 3 windows have no answer beside the abstention" in caplog.text
+
+
+@pytest.mark.parametrize("value", [math.nan, math.inf, 1e38])
+def test_probabilities_that_are_no_numbers_are_refused(float32, tokenizer, input_ids, value):
+    model = load_base_model(float32)
+    with torch.no_grad():
+        model.lm_head.weight[7] = value
+    with pytest.raises(InputError, match="probabilities are not finite .* restore them"):
+        answer(model, tokenizer, input_ids)
 
 
 def test_an_abstention_cut_off_in_its_own_tokens_counts_once(model, tokenizer, input_ids):

@@ -1,5 +1,7 @@
 """The parameters files are checked before anything runs, and every mistake is named."""
 
+import math
+
 import pytest
 
 import flan_qa_pipeline.cli
@@ -54,6 +56,13 @@ def test_unknown_key_near_a_known_one(raw_parameters):
     raw_parameters["training"]["learning_rat"] = 1e-3
     message = complaint(raw_parameters)
     assert "Unknown parameter training.learning_rat: did you mean learning_rate?" in message
+
+
+@pytest.mark.parametrize("key", ["cache_dir", "cached_results"])
+def test_a_key_that_is_gone_is_told(raw_parameters, key):
+    raw_parameters["data"][key] = "data/05_model_input/cache"
+    message = complaint(raw_parameters)
+    assert f"Parameter data.{key} is gone: tokenized questions are kept in the catalog" in message
 
 
 def test_unknown_key_far_from_all_known_ones(raw_parameters):
@@ -134,6 +143,45 @@ def test_value_that_would_fail_in_training_fails_first(raw_parameters, section, 
     raw_parameters[section][key] = value
     assert f"Parameter {section}.{key} is {value!r}: " in complaint(raw_parameters)
     assert reason in complaint(raw_parameters)
+
+
+@pytest.mark.parametrize(
+    ("section", "key", "values"),
+    [
+        ("data", "seed", [-1, 2**32, 1e30]),
+        ("training", "seed", [-1, 2**32]),
+        ("reporting", "seed", [-1, 2**32]),
+        ("lora", "r", [-1, 10**9, 1e21]),
+        ("lora", "alpha", [0, 1e9, math.nan, math.inf]),
+        ("lora", "dropout", [math.nan, 1]),
+        ("training", "num_train_epochs", [math.inf, math.nan, 0, 1e30]),
+        ("training", "per_device_train_batch_size", [1e21, 2**31, math.inf]),
+        ("training", "per_device_eval_batch_size", [1e21]),
+        ("training", "gradient_accumulation_steps", [1e21]),
+        ("training", "learning_rate", [math.inf, math.nan, 1e30, 1e6, 11]),
+        ("training", "weight_decay", [math.inf, math.nan, 1e30]),
+        ("training", "max_grad_norm", [math.inf, math.nan, -1]),
+        ("training", "warmup_steps", [1e30, math.inf, math.nan]),
+        ("training", "save_steps", [1e30, math.nan]),
+        ("training", "early_stopping_threshold", [math.inf, math.nan]),
+        ("training", "output_dir", ["", "a\0b"]),
+        ("training", "logging_dir", ["", "a\0b"]),
+        ("data", "train_file", ["", "a\0b"]),
+        ("model", "name", ["", "a\0b"]),
+        ("inference", "chunk_size", [1e21, 0]),
+        ("inference", "no_answer_threshold", [math.nan, 2]),
+        ("generation", "batch_tokens", [1e21]),
+        ("generation", "max_new_tokens", [1e21, 2**30]),
+        ("distributed", "timeout_minutes", [math.inf, math.nan, 1e30]),
+        ("distributed", "num_processes", [1e21]),
+        ("reporting", "bootstrap_resamples", [1e21]),
+        ("tokenization", "max_source_length", [1e21]),
+    ],
+)
+def test_a_value_without_sense_is_named(raw_parameters, section, key, values):
+    for value in values:
+        raw_parameters[section][key] = value
+        assert f"Parameter {section}.{key} is {value!r}: " in complaint(raw_parameters)
 
 
 def test_yaml_no_is_no_evaluation(raw_parameters):

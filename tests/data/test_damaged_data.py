@@ -101,10 +101,8 @@ CASES = [
 
 
 @pytest.fixture(scope="module")
-def outcome(model_parameters, prompt_parameters, parameters, tmp_path_factory):
+def outcome(model_parameters, prompt_parameters, parameters):
     """Read, check and tokenize one file: rows and rejected ones, or the error in one line."""
-    cache = str(tmp_path_factory.mktemp("cache"))
-    data = parameters.data.model_copy(update={"cache_dir": cache, "cached_results": 0})
 
     def end(raw, on_invalid):
         try:
@@ -114,7 +112,7 @@ def outcome(model_parameters, prompt_parameters, parameters, tmp_path_factory):
                 model_parameters,
                 prompt_parameters,
                 parameters.tokenization,
-                data,
+                parameters.data,
             )
         except InputError as error:
             message = str(error)

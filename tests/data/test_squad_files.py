@@ -125,7 +125,7 @@ def test_a_file_may_lie_on_another_filesystem(corpus):
 
 
 def test_memory_grows_by_a_fraction_of_the_text(tmp_path, parameters):
-    data = parameters.data.model_copy(update={"cache_dir": str(tmp_path / "cache")})
+    data = parameters.data
     context = "Town number {} has {} wells. " * 12
 
     def read(name, n):

@@ -3,6 +3,10 @@
 import dataclasses
 import json
 import logging
+import math
+import os
+import re
+import shutil
 from pathlib import Path
 
 import pytest
@@ -11,12 +15,21 @@ from bitsandbytes.nn import Linear4bit
 from kedro.io import DatasetError
 from kedro.io.core import Version
 from peft import PeftModel
+from safetensors.torch import load_file, save_file
 
 import flan_qa_pipeline.models.adapter
+from flan_qa_pipeline import QuestionAnswerer
 from flan_qa_pipeline.answering.generation import generate_answers
 from flan_qa_pipeline.datasets.adapter import AdapterDataset
+from flan_qa_pipeline.datasets.reading import load
 from flan_qa_pipeline.errors import InputError
-from flan_qa_pipeline.models.adapter import attach_adapter, provenance_of
+from flan_qa_pipeline.files import DIGESTS
+from flan_qa_pipeline.models.adapter import (
+    attach_adapter,
+    load_adapter,
+    provenance_of,
+    save_adapter,
+)
 from flan_qa_pipeline.models.loading import dequantize, load_base_model
 from flan_qa_pipeline.pipelines.modeling.nodes import attach_lora, merge_adapter
 from flan_qa_pipeline.runtime.atomic_catalog import AtomicCatalog
@@ -95,12 +108,12 @@ def test_versions_are_kept_and_can_be_pinned(trained, dataset):
     dataset(save="2026-01-01T00.00.00.000Z").save(adapter)
     dataset(save="2026-01-02T00.00.00.000Z").save(scaled(adapter, 2))
     assert dataset().exists()
-    for load, factor in (
+    for version, factor in (
         (None, 2),
         ("2026-01-02T00.00.00.000Z", 2),
         ("2026-01-01T00.00.00.000Z", 1),
     ):
-        loaded = dataset(load=load).load()
+        loaded = dataset(load=version).load()
         assert loaded.state_dict.keys() == adapter.state_dict.keys()
         for name, tensor in adapter.state_dict.items():
             assert torch.equal(loaded.state_dict[name], factor * tensor)
@@ -146,6 +159,151 @@ def test_an_adapter_with_a_pickle_is_refused(trained, dataset, name):
     torch.save(adapter.state_dict, pickled)
     with pytest.raises(DatasetError, match=f"{name} is neither safetensors nor JSON nor text"):
         dataset().load()
+
+
+def test_an_adapter_saved_without_digests_loads_with_a_warning(trained, tmp_path, caplog):
+    _, adapter = trained
+    save_adapter(adapter, tmp_path)
+    load_adapter(tmp_path)
+    assert not caplog.text
+    (tmp_path / DIGESTS).unlink()
+    loaded = load_adapter(tmp_path)
+    assert all(torch.equal(loaded.state_dict[n], w) for n, w in adapter.state_dict.items())
+    assert f"{tmp_path} holds no digests.json: it was saved by an earlier" in caplog.text
+    assert len(caplog.records) == 1
+
+
+def flip_a_bit(path):
+    content = bytearray(path.read_bytes())
+    content[len(content) // 2] ^= 1
+    path.write_bytes(content)
+
+
+@pytest.mark.parametrize("damage", [flip_a_bit, os.remove, lambda path: path.write_bytes(b"")])
+def test_any_change_of_any_file_of_an_adapter_is_noticed(trained, tmp_path, damage):
+    save_adapter(trained[1], tmp_path / "whole")
+    names = sorted(path.name for path in (tmp_path / "whole").iterdir())
+    assert len(names) == 7
+    for name in names:
+        folder = tmp_path / name.partition(".")[0]
+        shutil.copytree(tmp_path / "whole", folder)
+        if damage is os.remove and name == DIGESTS:
+            continue  # an adapter of an earlier version
+        damage(folder / name)
+        named = "" if name == DIGESTS else f"{name} (is not as it was saved|cannot be read)"
+        with pytest.raises(InputError, match=f"{named}.*restore the folder"):
+            load_adapter(folder)
+
+
+def changed(name, **values):
+    def change(folder):
+        raw = json.loads((folder / name).read_text(encoding="utf-8"))
+        (folder / name).write_text(json.dumps(raw | values), encoding="utf-8")
+
+    return pytest.param(change, name, id=f"{name} {values}"[:60])
+
+
+def overwritten(name, content, named=None):
+    def change(folder):
+        (folder / name).write_bytes(content)
+
+    return pytest.param(change, named or name, id=f"{name} {content[:20]!r}")
+
+
+def reweighed(name, weigh):
+    def change(folder):
+        path = folder / "adapter_model.safetensors"
+        weights = load_file(path)
+        first = sorted(weights)[0]
+        save_file(weights | {first: weigh(weights[first])}, path)
+
+    return pytest.param(change, "adapter_model.safetensors: base_model.model.decoder", id=name)
+
+
+CONFIG = "adapter_config.json"
+DAMAGES = [
+    *(
+        overwritten(name, content)
+        for name in (CONFIG, "provenance.json", "training.json")
+        for content in (b"", b"[]", b"{", b"\xff", b"null", b'"text"')
+    ),
+    *(
+        overwritten("adapter_model.safetensors", content)
+        for content in (b"", b"\x80\x04}.", b"PK\x03\x04", 8 * b"\xff", b"\x02" + 7 * b"\0" + b"{}")
+    ),
+    *(
+        overwritten("tokenizer.json", content, "The tokenizer in ")
+        for content in (b"", b"[]", b"{}", b"null", b"\xff")
+    ),
+    overwritten("tokenizer_config.json", b"[]", "The tokenizer in "),
+    changed("provenance.json", model=[]),
+    changed("provenance.json", prompt=None),
+    *(changed(CONFIG, r=r) for r in (0, -1, "four", None, 1_000_000_000)),
+    *(changed(CONFIG, lora_alpha=alpha) for alpha in (1e9, math.nan, math.inf, "8", 0, 9)),
+    *(changed(CONFIG, lora_dropout=dropout) for dropout in (1, -1, math.nan)),
+    changed(CONFIG, use_rslora=True),
+    changed(CONFIG, use_dora=True),
+    changed(CONFIG, alpha_pattern={"q": 900}),
+    changed(CONFIG, rank_pattern={"q": 1}),
+    changed(CONFIG, target_modules="(a+)+$"),
+    changed(CONFIG, target_modules=None),
+    changed(CONFIG, target_modules=[["q"]]),
+    changed(CONFIG, peft_type="IA3"),
+    changed(CONFIG, task_type="CAUSAL_LM"),
+    changed(CONFIG, bias="all"),
+    changed(CONFIG, init_lora_weights="pissa"),
+    changed(CONFIG, modules_to_save=["lm_head"]),
+    changed(CONFIG, auto_mapping={"parent_library": "os"}),
+    reweighed("nan", lambda w: w * math.nan),
+    reweighed("inf", lambda w: w.index_fill(0, torch.tensor([0]), -math.inf)),
+    reweighed("bool", lambda w: w > 0),
+    reweighed("int8", lambda w: w.to(torch.int8)),
+    reweighed("float8", lambda w: w.to(torch.float8_e4m3fn)),
+]
+
+
+@pytest.mark.parametrize(("change", "named"), DAMAGES)
+def test_what_no_training_writes_is_refused_without_digests_too(
+    trained, parameters, lora, tmp_path, change, named
+):
+    """By whatever loads an adapter, in the same sentence."""
+    folder = tmp_path / "adapter"
+    run = {"parameters": {"lora": lora.model_dump()}}
+    training = trained[1].training | {"run": run}
+    save_adapter(dataclasses.replace(trained[1], training=training), folder)
+    (folder / DIGESTS).unlink()
+    load_adapter(folder)
+    change(folder)
+    with pytest.raises(InputError, match=named) as refused:
+        load(AdapterDataset(filepath=str(folder)))
+    assert "restore" in str(refused.value)
+    with pytest.raises(InputError, match=re.escape(str(refused.value))):
+        QuestionAnswerer.from_folder(folder)
+
+
+@pytest.mark.parametrize("names", [["tokenizer.json"], ["tokenizer.json", "tokenizer_config.json"]])
+def test_an_adapter_without_a_tokenizer_is_refused(trained, tmp_path, names):
+    save_adapter(trained[1], tmp_path)
+    for name in [DIGESTS, *names]:
+        (tmp_path / name).unlink()
+    with pytest.raises(InputError, match=f"{tmp_path}.*restore"):
+        load_adapter(tmp_path)
+
+
+def test_a_folder_with_anything_else_is_not_overwritten(trained, tmp_path):
+    plain = AdapterDataset(filepath=str(tmp_path / "plain"))
+    plain.save(trained[1])
+    (tmp_path / "plain/notes.txt").write_text("mine")
+    (tmp_path / "models/base").mkdir(parents=True)
+    (tmp_path / "models/base/model.safetensors").write_text("mine")
+    before = {path: path.read_bytes() for path in files_in(tmp_path)}
+    for dataset, named in (
+        (plain, "plain/notes.txt"),
+        (AdapterDataset(filepath=str(tmp_path / "models")), "models/base"),
+    ):
+        with pytest.raises(DatasetError, match=f"{named} was not saved with an adapter"):
+            dataset.save(trained[1])
+    assert {path: path.read_bytes() for path in files_in(tmp_path)} == before
 
 
 @pytest.mark.parametrize("step", ["weights", "config", "tokenizer", "provenance"])

@@ -2,6 +2,8 @@
 
 import json
 import logging
+import math
+import os
 import shutil
 
 import bitsandbytes
@@ -19,6 +21,7 @@ import flan_qa_pipeline.models.loading
 from flan_qa_pipeline.datasets.pretrained import PretrainedDataset
 from flan_qa_pipeline.errors import InputError
 from flan_qa_pipeline.evaluation.costs import base_weights
+from flan_qa_pipeline.files import save_digests
 from flan_qa_pipeline.models.device import free_memory, resolve_attention, resolve_compute_dtype
 from flan_qa_pipeline.models.loading import check_base, load_base_model, load_tokenizer
 from flan_qa_pipeline.pipelines.modeling.nodes import attach_lora
@@ -251,6 +254,98 @@ def test_weights_without_a_head_are_refused(float32, tmp_path, tiny_base):
     save_file(weights, tmp_path / "headless/model.safetensors", metadata={"format": "pt"})
     with pytest.raises(InputError, match=r"headless lack lm_head\.weight; give a complete T5"):
         load_base_model(float32.model_copy(update={"name": str(tmp_path / "headless")}))
+
+
+def flip_a_bit(path):
+    content = bytearray(path.read_bytes())
+    content[-40] ^= 1
+    path.write_bytes(content)
+
+
+def reweighed(name, change):
+    def damage(folder):
+        weights = load_file(folder / "model.safetensors")
+        weights[name] = change(weights[name])
+        save_file(weights, folder / "model.safetensors", metadata={"format": "pt"})
+
+    return damage
+
+
+def reconfigured(**changes):
+    def damage(folder):
+        config = json.loads((folder / "config.json").read_text(encoding="utf-8"))
+        (folder / "config.json").write_text(json.dumps(config | changes), encoding="utf-8")
+
+    return damage
+
+
+def overwritten(name, content):
+    return lambda folder: (folder / name).write_bytes(content)
+
+
+@pytest.mark.parametrize(
+    ("damage", "named"),
+    [
+        (reweighed("lm_head.weight", lambda w: w * math.nan), "lm_head.weight in .*NaN"),
+        (
+            reweighed(
+                "encoder.block.0.layer.0.SelfAttention.q.weight",
+                lambda w: w.index_fill(0, torch.tensor([3]), math.nan),
+            ),
+            "SelfAttention.q.weight in .* holds NaN or infinity; give a base",
+        ),
+        (reconfigured(d_model=32), "could not be read"),
+        (reconfigured(num_heads=3), "could not be read"),
+        (reconfigured(vocab_size=100), "has 100 embeddings, but the tokenizer has 600 tokens"),
+        (overwritten("config.json", b"[]"), "could not be read"),
+        (overwritten("config.json", b"{"), "could not be read"),
+        (overwritten("model.safetensors", b""), "model.safetensors cannot be read"),
+        (overwritten("model.safetensors", b"\x80\x04}."), "model.safetensors cannot be read"),
+        (
+            lambda folder: os.truncate(folder / "model.safetensors", 90_000),
+            "model.safetensors cannot be read",
+        ),
+        (overwritten("tokenizer.json", b"{}"), "could not be read"),
+        (lambda folder: os.remove(folder / "tokenizer.json"), "holds no vocabulary"),
+        (lambda folder: flip_a_bit(folder / "model.safetensors"), "is not as it was saved"),
+        (lambda folder: flip_a_bit(folder / "tokenizer.json"), "could not be read|as it was saved"),
+    ],
+)
+def test_a_damaged_base_is_refused_in_a_sentence(float32, tiny_base, tmp_path, damage, named):
+    folder = tmp_path / "base"
+    shutil.copytree(tiny_base, folder)
+    if "as it was saved" in named:
+        save_digests(folder, [path.name for path in folder.iterdir()])
+    load_base_model(float32.model_copy(update={"name": str(folder)}))
+    damage(folder)
+    with pytest.raises(InputError, match=named) as refused:
+        load_base_model(float32.model_copy(update={"name": str(folder)}))
+    assert str(folder) in str(refused.value)
+
+
+def test_a_base_without_a_tokenizer_is_refused(float32, tiny_base, tmp_path):
+    for path in tiny_base.iterdir():
+        if not path.name.startswith("tokenizer"):
+            shutil.copy(path, tmp_path)
+    with pytest.raises(InputError, match=f"{tmp_path} holds no vocabulary .tokenizer.json or"):
+        load_tokenizer(float32.model_copy(update={"name": str(tmp_path)}))
+
+
+def test_a_model_overwrites_none_but_one_that_was_saved_so(tiny_base, tmp_path):
+    model = PretrainedDataset(filepath=str(tmp_path), auto_class="AutoModelForSeq2SeqLM")
+    source = PretrainedDataset(filepath=str(tiny_base), auto_class="AutoModelForSeq2SeqLM").load()
+    (tmp_path / "model-00001-of-00002.safetensors").write_text("mine")
+    (tmp_path / "README.md").write_text("mine")
+    for _ in "12":
+        model.save(source)
+    model.load()
+    (tmp_path / "digests.json").unlink()
+    (tmp_path / "model.safetensors").write_text("mine")
+    with pytest.raises(DatasetError, match="was not saved by this project and is not overwritten"):
+        model.save(source)
+    mine = [path.name for path in tmp_path.iterdir() if path.read_bytes() == b"mine"]
+    assert sorted(mine) == ["README.md", "model-00001-of-00002.safetensors", "model.safetensors"]
+    assert [path.name for path in tmp_path.parent.glob(f".{tmp_path.name}*")] == []
 
 
 def test_pretrained_dataset_keeps_model_and_tokenizer_in_one_folder(tiny_base, tmp_path):

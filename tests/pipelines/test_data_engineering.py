@@ -5,11 +5,19 @@ import json
 import pandas as pd
 import pytest
 from conftest import REPOSITORY
-from datasets import Dataset, DatasetDict
+from datasets import Dataset, DatasetDict, load_from_disk
+from transformers import AutoTokenizer
 
 from flan_qa_pipeline.data.splits import near_duplicates
+from flan_qa_pipeline.data.tokenized import (
+    digest_of,
+    made_with,
+    require_made_of,
+    require_made_with,
+)
 from flan_qa_pipeline.data.windows import split_template
 from flan_qa_pipeline.errors import InputError
+from flan_qa_pipeline.models.loading import load_tokenizer
 from flan_qa_pipeline.pipelines.data_engineering import nodes
 from flan_qa_pipeline.pipelines.data_engineering.nodes import (
     QUESTION_FEATURES,
@@ -19,6 +27,7 @@ from flan_qa_pipeline.pipelines.data_engineering.nodes import (
     split_by_article,
     tokenize_questions,
 )
+from flan_qa_pipeline.runtime.provenance import fingerprint_splits
 
 
 @pytest.fixture(scope="module")
@@ -36,12 +45,11 @@ def two_files(corpus):
 
 
 @pytest.fixture
-def data(parameters, tmp_path):
+def data(parameters):
     """Change data parameters as a configuration file would, checks included."""
 
     def change(**changes):
-        known = parameters.data.model_dump() | {"cache_dir": str(tmp_path / "cache")}
-        return type(parameters.data).model_validate(known | changes)
+        return type(parameters.data).model_validate(parameters.data.model_dump() | changes)
 
     return change
 
@@ -398,32 +406,51 @@ def test_long_answers_are_cut_but_end_with_the_end_token(tokenize, tokenizer):
     assert row["labels"][-1] == tokenizer.eos_token_id
 
 
-def test_windows_are_made_anew_when_anything_they_depend_on_changes(
-    tokenize, parameters, data, tmp_path, caplog, monkeypatch
+def test_windows_say_what_they_were_made_with_and_of(
+    tokenize, parameters, data, tokenizer, tmp_path
 ):
-    caplog.set_level("INFO")
-    reused = "Tokenized questions: of the same input as before"
     splits = as_splits(question("q", "A context that is short.", "short"))
-    first = list(tokenize(splits)["train"])
-    assert reused not in caplog.text
-    assert list(tokenize(as_splits(*splits["train"]))["train"]) == first
-    assert caplog.text.count(reused) == 1
-    caplog.clear()
+    tokenize(splits).save_to_disk(tmp_path / "windows")
+    windows = load_from_disk(tmp_path / "windows")
+    sizes, prompt = parameters.tokenization, parameters.prompt
+    wanted = made_with(tokenizer, prompt, sizes, data())
+    require_made_with(windows, wanted)
+    require_made_of(windows, fingerprint_splits(splits))
     other = splits["train"].map(lambda row: row | {"question": "Which one is it?"})
-    tokenize(DatasetDict(splits, validation=other))
-    tokenize(splits, "flag")
-    tokenize(splits, template="{context} {question}")
-    tokenize(splits, max_target_length=9)
-    saying = parameters.prompt.model_copy(update={"abstention": "none"})
-    starter = parameters.model.model_copy(
-        update={"name": str(REPOSITORY / "data/06_models/starter_t5")}
+    with pytest.raises(InputError, match="hold different validation questions"):
+        require_made_of(windows, fingerprint_splits(DatasetDict(splits, validation=other)))
+
+    starter = load_tokenizer(
+        parameters.model.model_copy(update={"name": str(REPOSITORY / "data/06_models/starter_t5")})
     )
-    for model, prompt in ((parameters.model, saying), (starter, parameters.prompt)):
-        tokenize_questions(splits, model, prompt, parameters.tokenization, data())
-    monkeypatch.setattr(nodes, "package_versions", lambda: {"tokenizers": "0"})
-    tokenize(splits)
-    assert reused not in caplog.text
-    assert len(list((tmp_path / "cache").iterdir())) == parameters.data.cached_results
+    saying = prompt.model_copy(update={"abstention": "none"})
+    asking = prompt.model_copy(update={"template": "{context} {question}"})
+    longer = sizes.model_copy(update={"max_target_length": 9})
+    for changed, name in (
+        (made_with(starter, prompt, sizes, data()), "the tokenizer's digest is"),
+        (made_with(tokenizer, saying, sizes, data()), "prompt.abstention is 'none', theirs"),
+        (made_with(tokenizer, asking, sizes, data()), "prompt.template is"),
+        (made_with(tokenizer, prompt, longer, data()), "max_target_length is 9, theirs 24"),
+        (made_with(tokenizer, prompt, sizes, data(unanswerable="flag")), "data.unanswerable is"),
+        (wanted | {"the version of the windowing": 0}, "the version of the windowing is 0"),
+    ):
+        with pytest.raises(InputError, match=name) as refused:
+            require_made_with(windows, changed)
+        assert str(refused.value).count("theirs") == 1
+
+
+def test_a_tokenizer_that_was_used_and_saved_keeps_its_digest(tokenizer, tmp_path):
+    digest = digest_of(tokenizer)
+    tokenizer(["a", "b c d"], padding=True, truncation=True, max_length=2)
+    assert digest_of(tokenizer) == digest
+    tokenizer.save_pretrained(tmp_path)
+    assert digest_of(AutoTokenizer.from_pretrained(tmp_path)) == digest
+
+
+def test_windows_that_do_not_say_what_they_were_made_with_are_refused():
+    silent = DatasetDict(train=Dataset.from_dict({"input_ids": [[1]]}))
+    with pytest.raises(InputError, match="do not say what .* kedro run --pipelines=data_eng"):
+        require_made_with(silent, {})
 
 
 def test_a_long_step_shows_one_bar_and_a_short_one_none(tokenize, capfd, monkeypatch):

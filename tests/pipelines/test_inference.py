@@ -3,6 +3,8 @@
 import json
 import logging
 import os
+import shutil
+import socket
 import tracemalloc
 
 import pandas as pd
@@ -17,7 +19,7 @@ from kedro.io import DatasetError
 from kedro.io.core import Version
 
 from flan_qa_pipeline import QuestionAnswerer
-from flan_qa_pipeline.cli import ask
+from flan_qa_pipeline.cli import ask, serve
 from flan_qa_pipeline.data.question_files import QuestionFile
 from flan_qa_pipeline.datasets.adapter import AdapterDataset
 from flan_qa_pipeline.datasets.question_file import GrowingCSVDataset, TextCSVDataset
@@ -407,6 +409,56 @@ def test_ask_refuses_in_one_line(metadata, arguments, complaint):
     result = asked(metadata, *arguments)
     assert result.exit_code != 0
     assert pd.Series([result.output]).str.contains(complaint).all()
+
+
+THIRD = "2026-01-03T00.00.00.000Z"
+
+
+@pytest.fixture
+def damaged(project):
+    """Another version of the adapter, whose files are to be damaged."""
+    adapters = project / "data/06_models/adapter"
+    shutil.copytree(adapters / SECOND, adapters / THIRD)
+    yield adapters / THIRD / "adapter"
+    shutil.rmtree(adapters / THIRD)
+
+
+@pytest.mark.parametrize("digests", [True, False])
+@pytest.mark.parametrize(
+    ("name", "content"),
+    [
+        ("adapter_model.safetensors", b""),
+        ("adapter_model.safetensors", b"\x80\x04}."),
+        ("adapter_config.json", b"[]"),
+        ("adapter_config.json", b'{"target_modules": "(a+)+$"}'),
+        ("provenance.json", b"[]"),
+        ("provenance.json", b'{"model": {}, "prompt": {}}'),
+        ("provenance.json", b'{"model": {"name": 7}, "prompt": {"template": ""}}'),
+        ("training.json", b"{"),
+        ("tokenizer.json", b"{}"),
+        ("tokenizer_config.json", b"[]"),
+    ],
+)
+def test_ask_serve_and_run_refuse_a_damaged_adapter_in_the_same_sentence(
+    project, metadata, damaged, tmp_path, digests, name, content
+):
+    (damaged / name).write_bytes(content)
+    if not digests:
+        (damaged / "digests.json").unlink()
+    path = write(tmp_path / "questions.csv", QUESTIONS[:1])
+    with pytest.raises(InputError) as refused:
+        infer(project, path)
+    sentence = f"Error: {refused.value}\n"
+    with socket.create_server(("127.0.0.1", 0)) as taken:
+        port = taken.getsockname()[1]
+    for command, arguments in (
+        (ask, ["--context", "x", "--question", "Who?"]),
+        (serve, [f"--port={port}"]),
+    ):
+        result = CliRunner().invoke(command, arguments, obj=metadata, catch_exceptions=False)
+        assert result.exit_code == 1
+        assert result.output.endswith(sentence)
+        assert (result.output == sentence) is digests
 
 
 def test_ask_takes_a_pinned_adapter(metadata):

@@ -4,6 +4,7 @@ import io
 import json
 import os
 import re
+import shutil
 import signal
 import subprocess
 import sys
@@ -26,7 +27,10 @@ import flan_qa_pipeline.cli
 from flan_qa_pipeline.data.squad import flatten
 from flan_qa_pipeline.errors import InputError
 from flan_qa_pipeline.evaluation.squad_v2_scores.squad_v2_scores import SquadV2Scores
+from flan_qa_pipeline.pipelines import modeling, reporting
 from flan_qa_pipeline.runtime.provenance import fingerprint_splits
+from flan_qa_pipeline.training.progress import LastingTensorBoard
+from flan_qa_pipeline.training.trainer import BestAdapter
 
 VERSIONED = {
     "questions": "03_primary/questions",
@@ -117,6 +121,7 @@ KILLED_RUN = """
 import json, os, signal, sys
 from kedro.framework.session import KedroSession
 from kedro.framework.startup import bootstrap_project
+from flan_qa_pipeline.training.progress import LastingTensorBoard
 from flan_qa_pipeline.training.trainer import BestAdapter
 
 
@@ -310,10 +315,67 @@ def test_a_folder_that_cannot_be_made_is_told_before_any_work(
     before = versions(project)
     (project / "a file").touch()
     parameters = tiny_run | {"training": tiny_run["training"] | {parameter: "a file/here"}}
-    told = f"a file/here cannot be made: Not a directory; .*training.{parameter}"
+    told = f"a file/here cannot be made or written in: Not a directory; .*training.{parameter}"
     with pytest.raises(InputError, match=told):
         run(project, parameters)
     assert versions(project) == before
+
+
+@pytest.mark.parametrize(
+    ("folder", "named"),
+    [
+        ("data", "nothing can be saved in .*/data/0"),
+        ("data/06_models/adapter", "adapter: nothing can be saved in .*/06_models/adapter"),
+        ("data/06_models/checkpoints", "checkpoints cannot be made or written in: .*output_dir"),
+        ("data/08_reporting", "nothing can be saved in .*/08_reporting"),
+        ("data/08_reporting/tensorboard", "tensorboard cannot be made .*training.logging_dir"),
+    ],
+)
+def test_a_read_only_folder_is_told_in_one_line_before_any_work(
+    project, full_run, tiny_base, folder, named
+):
+    before = versions(project)
+    read_only = f'mount --bind "{folder}" "{folder}" && mount -o remount,bind,ro "{folder}"'
+    prefix = [
+        shutil.which("unshare") or "unshare",
+        "-Urm",
+        "sh",
+        "-c",
+        f'{read_only} && "$@"',
+        "sh",
+    ]
+    if subprocess.run([*prefix, "true"], cwd=project, capture_output=True).returncode:  # noqa: S603
+        pytest.skip("a read-only folder needs Linux and leave to mount (unshare -Urm)")
+    command = [sys.executable, "-m", "kedro", "run", f"--params=model.name={tiny_base}"]
+    done = subprocess.run([*prefix, *command], cwd=project, capture_output=True, text=True)  # noqa: S603
+    assert done.returncode == 1
+    (line,) = (done.stdout + done.stderr).splitlines()
+    assert re.search(f"Error: .*{named}", line)
+    assert versions(project) == before
+
+
+def test_training_goes_on_if_its_log_is_removed_meanwhile(project, full_run, tiny_run, caplog):
+    def remove(self, args, state, control, **kwargs):
+        if state.global_step == 1:
+            shutil.rmtree(project / "data/08_reporting/tensorboard")
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(BestAdapter, "on_step_begin", remove)
+        version = run(project, tiny_run, "modeling", to_nodes=["train_adapter"])
+    assert version in versions(project)["adapter"]
+    folder = Path("data/08_reporting/tensorboard", version)
+    assert f"{folder} was removed during the training, which goes on" in " ".join(caplog.messages)
+    assert [path.name for path in folder.iterdir()][0].startswith("events.")
+
+
+def test_a_file_that_cannot_be_written_in_training_is_told(project, full_run, tiny_run):
+    def fail(self, *args, **kwargs):
+        raise OSError(30, "Read-only file system", "data/08_reporting")
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(LastingTensorBoard, "on_log", fail)
+        with pytest.raises(InputError, match="stopped after step 1: .*Read-only.*then run again"):
+            run(project, tiny_run, "modeling")
 
 
 @pytest.mark.parametrize(
@@ -336,6 +398,42 @@ def test_what_kedro_does_not_know_is_told_in_a_sentence(project, option, complai
     assert refused.output.count("\n") == 1
 
 
+@pytest.mark.parametrize("file", ["parameters", "catalog", "globals"])
+@pytest.mark.parametrize(
+    "content",
+    [
+        *(b"- a\n- b", b"\xff\xfe\0a", b"a: 1\na: 2", b"a: !!python/object:os.system {}"),
+        *(b"a: \0", b"a: *b", b"&a [*a]", b"a: ${", b"null: 3", bytes(range(256)), b"a: [b"),
+    ],
+)
+def test_a_broken_configuration_is_told_in_a_line_with_the_file(project, file, content):
+    path = project / f"conf/broken_{file}/{file}.yml"
+    path.parent.mkdir(exist_ok=True)
+    path.write_bytes(content)
+    metadata = bootstrap_project(project)
+    options = [f"--env=broken_{file}", "--pipelines=compare"]
+    refused = CliRunner().invoke(flan_qa_pipeline.cli.run, options, obj=metadata)
+    path.unlink()
+    assert refused.exit_code == 1
+    assert refused.output.startswith("Error: ") and str(path) in refused.output
+    assert refused.output.count("\n") == 1
+
+
+def test_a_run_from_a_folder_inside_leaves_nothing_there(project, full_run, tiny_base, monkeypatch):
+    folder = project / "notebooks/mine"
+    folder.mkdir(parents=True)
+    monkeypatch.chdir(folder)
+    params = f"--params=model.name={tiny_base}"
+    for file, status in (("no.json", 1), ("data/01_raw/starter_train.json", 0)):
+        metadata = bootstrap_project(project)
+        arguments = ["--pipelines=data_engineering", f"{params},data.train_file={file}"]
+        done = CliRunner().invoke(flan_qa_pipeline.cli.run, arguments, obj=metadata)
+        assert done.exit_code == status, done.output
+        assert not list(folder.iterdir())
+        assert Path.cwd() == folder
+    monkeypatch.chdir(project)
+
+
 @pytest.mark.parametrize("work", [int, json.loads])
 def test_a_failure_of_a_node_keeps_its_traceback(work):
     with pytest.raises(ValueError) as failure:
@@ -349,6 +447,52 @@ def test_adapter_of_another_prompt_is_refused(project, full_run, tiny_run):
     with pytest.raises(InputError, match="prompt.abstention is 'none'"):
         run(project, tiny_run | {"prompt": {"abstention": "none"}}, "evaluate")
     assert versions(project)["score_table"] == before["score_table"]
+
+
+def no_base(*args, **kwargs):
+    raise AssertionError("the base is loaded")
+
+
+def test_windows_of_other_choices_are_refused_before_the_base_is_loaded(
+    project, full_run, tiny_run, monkeypatch
+):
+    """Windows that do not fit the run, then an adapter that does not fit windows that do."""
+    before = versions(project)
+    for nodes in (modeling.nodes, reporting.nodes):
+        monkeypatch.setattr(nodes, "load_base_model", no_base)
+    asking = tiny_run | {"prompt": {"template": "{context} {question}"}}
+    silent = tiny_run | {"prompt": {"abstention": "none"}}
+    flagged = tiny_run | {"data": tiny_run["data"] | {"unanswerable": "flag"}}
+    shorter = tiny_run | {"tokenization": {"doc_stride": 32}}
+    for other, named in (
+        (asking, "prompt.template is"),
+        (silent, "prompt.abstention is 'none', theirs 'no answer'"),
+        (flagged, "data.unanswerable is 'flag', theirs 'keep'"),
+        (shorter, "tokenization.doc_stride is 32, theirs 64"),
+    ):
+        for pipeline in ("evaluate", "modeling"):
+            with pytest.raises(InputError, match=f"tokenized_questions do not fit .*{named}"):
+                run(project, other, pipeline)
+        with pytest.raises(InputError, match=named):
+            run(project, other, from_nodes=["quantize_base_model"])
+    run(project, asking, "data_engineering")
+    for pipeline in ("evaluate", "modeling"):
+        with pytest.raises(InputError, match="prompt.template is 'question: .* theirs '{context}"):
+            run(project, tiny_run, pipeline)
+    with pytest.raises(InputError, match="adapter does not fit .*template is .* trained with"):
+        run(project, asking, "evaluate")
+    assert versions(project)["adapter"] == before["adapter"]
+    assert versions(project)["finetuned_predictions"] == before["finetuned_predictions"]
+    monkeypatch.undo()
+    run(project, tiny_run, "data_engineering")
+
+
+def test_other_questions_than_those_tokenized_are_not_trained_on(project, full_run, tiny_run):
+    other = tiny_run | {"data": tiny_run["data"] | {"seed": 99}}
+    run(project, other, "data_engineering", to_nodes=["apply_unanswerable_policy"])
+    with pytest.raises(InputError, match="hold different train questions.*--load-versions"):
+        run(project, tiny_run, "modeling")
+    run(project, tiny_run, "data_engineering")
 
 
 def test_questions_of_a_run_that_did_not_tokenize_them_are_refused(project, full_run, tiny_run):

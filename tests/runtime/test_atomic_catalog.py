@@ -59,7 +59,11 @@ def data(name, n):
         case "plotly.JSONDataset":
             return plotly.graph_objects.Figure(layout={"title": {"text": text}})
     return Adapter(
-        LoraConfig(), {"w": torch.rand(n // 4)}, AutoTokenizer.from_pretrained(tokenizer), {}, {}
+        LoraConfig(task_type="SEQ_2_SEQ_LM", target_modules=["q"]),
+        {"w": torch.rand(n // 4)},
+        AutoTokenizer.from_pretrained(tokenizer),
+        {"model": {}, "prompt": {}},
+        {},
     )
 
 

@@ -2,15 +2,19 @@
 
 import json
 import logging
+import math
 import random
 import shutil
 from pathlib import Path
+from time import sleep
 from types import SimpleNamespace
+from uuid import uuid4
 
 import numpy as np
 import pytest
 import torch
 from safetensors.torch import load_file
+from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
 import flan_qa_pipeline.training.checkpoints
 from flan_qa_pipeline.errors import InputError
@@ -132,6 +136,43 @@ def memory(monkeypatch):
 
     monkeypatch.setattr(AnsweringTrainer, "training_step", limited)
     return memory
+
+
+def test_the_log_of_a_resumed_training_is_that_of_the_whole(train, fresh, tmp_path):
+    """In the adapter and in TensorBoard, nothing missing and nothing twice; its time is all."""
+
+    def logged(name):
+        events = EventAccumulator(str(tmp_path / name), size_guidance={"scalars": 0, "tensors": 0})
+        events.Reload()
+        varies = ("runtime", *VARIES)
+        tags = [tag for tag in events.Tags()["scalars"] if not any(v in tag for v in varies)]
+        scalars = {tag: [(e.step, e.value) for e in events.Scalars(tag)] for tag in tags}
+        return scalars, [e.step for e in events.Tensors("eval/answers/text_summary")]
+
+    def stop(self, args, state, control, **kwargs):
+        if state.global_step == 2:
+            sleep(1)
+        if state.global_step == 9:
+            raise Killed
+
+    training = fresh(**STEPS)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("TENSORBOARD_LOGGING_DIR", str(tmp_path / "whole"))
+        _, whole = train(fresh(**STEPS))
+        patch.setenv("TENSORBOARD_LOGGING_DIR", str(tmp_path / "stopped"))
+        with pytest.MonkeyPatch.context() as stopping, pytest.raises(Killed):
+            stopping.setattr(BestAdapter, "on_step_begin", stop)
+            train(training)
+        patch.setenv("TENSORBOARD_LOGGING_DIR", str(tmp_path / "resumed"))
+        _, resumed = train(training)
+    assert logged("resumed") == logged("whole")
+    logs = [adapter.training["log"] for adapter in (whole, resumed)]
+    assert [sorted(entry) for entry in logs[1]] == [sorted(entry) for entry in logs[0]]
+    assert log_of(resumed) == log_of(whole)
+    last = logs[1][-1]
+    assert last["train_runtime"] > 1
+    per_second = resumed.training["samples"] / last["train_runtime"]
+    assert last["train_samples_per_second"] == pytest.approx(per_second, abs=0.01)
 
 
 FOUND = {"per_device_train_batch_size": 4, "auto_find_batch_size": True, "num_train_epochs": 4}
@@ -270,10 +311,86 @@ def test_a_full_disk_stops_the_training_in_one_sentence(train, stopped):
 
 def test_half_written_checkpoints_are_cleared(train, stopped):
     (checkpoint,) = Path(stopped.output_dir).glob("*/checkpoint-4")
-    half = checkpoint.with_name(".checkpoint-8.0")
+    half = checkpoint.with_name(f".checkpoint-8.{uuid4().hex}")
     shutil.copytree(checkpoint, half)
     train_until(5, train, stopped)
     assert not half.exists()
+
+
+BESIDE_CHECKPOINTS = (
+    "notes.txt",
+    "{training}/notes.txt",
+    "{training}/checkpoint-final/weights.safetensors",
+    "{training}/checkpoint-3-of-mine/adapter_config.json",
+    "{training}/checkpoint-99/notes.txt",
+    "{training}/checkpoint-2",
+    "{training}/checkpoint-4/notes.txt",
+    "{training}/.checkpoint-8/notes.txt",
+    "{training}/.checkpoint-8.mine/training_state.json",
+    "other.lock",
+)
+
+
+def test_nothing_but_checkpoints_is_removed_from_their_folders(train, stopped):
+    """By a training that clears, rotates and discards its checkpoints among files of others."""
+    folder = folder_of(stopped)
+    others = [folder.parent / name.format(training=folder.name) for name in BESIDE_CHECKPOINTS]
+    for path in others:
+        path.parent.mkdir(exist_ok=True)
+        path.write_text(path.name)
+    (folder / "checkpoint-8").mkdir()
+    (folder / f".checkpoint-8.{uuid4().hex}").mkdir()
+    _, adapter = train(stopped.model_copy(update={"save_total_limit": 1}))
+    assert adapter.training["steps"] == 12
+    assert saved(stopped) == ["checkpoint-8"]
+    discard_checkpoints(folder)
+    assert sorted(path for path in folder.parent.rglob("*") if path.is_file()) == sorted(others)
+    assert all(path.read_text() == path.name for path in others)
+
+
+@pytest.mark.parametrize("value", [math.nan, math.inf])
+def test_a_training_that_diverges_stops_at_that_step(train, fresh, value):
+    """A weight that is no number from step 6 on; it is neither logged nor saved until step 9."""
+    training = fresh(**STEPS | {"save_steps": 4})
+
+    def damage(self, args, state, control, model=None, **kwargs):
+        if state.global_step == 5:
+            with torch.no_grad():
+                next(w for n, w in model.named_parameters() if "lora_B" in n)[0] = value
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(BestAdapter, "on_step_begin", damage)
+        with pytest.raises(InputError) as stopped:
+            train(training)
+    checkpoint = folder_of(training) / "checkpoint-4"
+    assert "diverged: the loss of step 6 is no finite number; the last" in str(stopped.value)
+    assert f"before it is {checkpoint}. Lower training.learning_rate (0.02)" in str(stopped.value)
+    assert saved(training) == ["checkpoint-4"]
+
+
+@pytest.mark.parametrize(("step", "told"), [(8, "in step 8: .* no checkpoint"), (12, "last step")])
+def test_weights_that_are_no_numbers_are_not_saved(train, fresh, step, told):
+    """They may have become so in the very step that is saved, whose loss was still a number."""
+
+    def damage(self, args, state, control, model=None, **kwargs):
+        if state.global_step == step:
+            with torch.no_grad():
+                next(w for n, w in model.named_parameters() if "lora_B" in n)[0] = math.nan
+
+    training = fresh(**STEPS | {"load_best_model_at_end": False, "eval_strategy": "no"})
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(BestAdapter, "on_step_end", damage)
+        with pytest.raises(InputError, match=f"diverged .*{told}"):
+            train(training)
+    assert ("checkpoint-8" in saved(training)) is (step == 12)
+
+
+@pytest.mark.parametrize("value", [1e30, 1e38])
+def test_a_learning_rate_that_is_far_too_high_stops_the_training(train, fresh, value):
+    """Configured values have bounds, but what is too high depends on the model."""
+    training = fresh(**STEPS | {"save_strategy": "no"}, learning_rate=value, warmup_steps=0)
+    with pytest.raises(InputError, match=r"the loss of step [23] .*; none was saved. Lower train"):
+        train(training)
 
 
 def test_random_state_passes_through_a_checkpoint():

@@ -12,7 +12,6 @@ from typing import Any, Literal, Self
 
 from datasets import Dataset
 from pydantic import ValidationError
-from safetensors import SafetensorError
 
 from flan_qa_pipeline.answering.generation import answer_windows
 from flan_qa_pipeline.config.parameters import (
@@ -110,15 +109,22 @@ class QuestionAnswerer:
         """
         recorded = adapter.provenance
         try:
-            model = ModelParameters(
-                **recorded["model"] | ({"name": base_model} if base_model else {}),
-                dequantize=dequantize,
-                compute_dtype=compute_dtype,
-                attn_implementation=attn_implementation,
+            model = ModelParameters.model_validate(
+                recorded["model"]
+                | ({"name": base_model} if base_model else {})
+                | {
+                    "dequantize": dequantize,
+                    "compute_dtype": compute_dtype,
+                    "attn_implementation": attn_implementation,
+                }
             )
-            self.prompt = PromptParameters(**recorded["prompt"])
-            self.tokenization = tokenization or TokenizationParameters(**recorded["tokenization"])
-            self.generation = generation or GenerationParameters(**recorded["generation"])
+            self.prompt = PromptParameters.model_validate(recorded["prompt"])
+            self.tokenization = tokenization or TokenizationParameters.model_validate(
+                recorded["tokenization"]
+            )
+            self.generation = generation or GenerationParameters.model_validate(
+                recorded["generation"]
+            )
         except (KeyError, ValidationError) as error:
             raise InputError(
                 "The adapter was not saved by this version of the project, so that its "
@@ -158,6 +164,8 @@ class QuestionAnswerer:
         from kedro.io.core import Version
         from kedro.utils import find_kedro_project
 
+        from flan_qa_pipeline.datasets.reading import load
+
         folder = Path(project_path or Path.cwd()).resolve()
         root = find_kedro_project(folder)
         if root is None:
@@ -177,10 +185,10 @@ class QuestionAnswerer:
                     f"{adapters._filepath}; train one with `kedro run` or name one of: "
                     f"{saved or 'none yet'}."
                 )
-            adapter = adapters.load()
+            adapter = load(adapters)
         if parameters.distributed.fsdp:
             logger.info("distributed.fsdp is of kedro run: this process holds the whole base.")
-        base_model = root / adapter.provenance["model"]["name"]
+        base_model = root / str(adapter.provenance["model"].get("name"))
         return cls(
             adapter,
             tokenization=parameters.tokenization,
@@ -202,22 +210,13 @@ class QuestionAnswerer:
         Raises:
             InputError: the folder holds no adapter of this project, or its base cannot be loaded.
         """
-        folder = Path(folder)
+        folder = Path(folder).resolve()
         if not (folder / WEIGHTS).is_file():
             raise InputError(
                 f"{folder} holds no adapter; give a folder such as "
                 "data/06_models/adapter/<version>/adapter."
             )
-        try:
-            adapter = load_adapter(folder)
-        except InputError:
-            raise
-        except (OSError, ValueError, SafetensorError) as error:
-            raise InputError(
-                f"The adapter in {folder} is damaged ({' '.join(str(error).split()).rstrip('.')}); "
-                "copy the whole folder again, or train again."
-            ) from error
-        return cls(adapter, **options)
+        return cls(load_adapter(folder), **options)
 
     def problem(self, context: Any, question: Any) -> str | None:
         """Say in one sentence why a pair cannot be answered; None if it can."""

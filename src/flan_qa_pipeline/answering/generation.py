@@ -1,15 +1,16 @@
 """Batched greedy decoding: answers, their log-probabilities, how near they are to abstaining."""
 
 import logging
+import math
 from collections.abc import Sequence
 from contextlib import nullcontext
-from dataclasses import dataclass
+from dataclasses import astuple, dataclass
 from typing import Any
 
 import numpy as np
 import torch
 from accelerate import PartialState
-from accelerate.utils import gather_object, model_has_dtensor
+from accelerate.utils import model_has_dtensor
 from accelerate.utils.memory import clear_device_cache, should_reduce_batch_size
 from datasets import Dataset
 from peft import PeftModel
@@ -18,6 +19,7 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from flan_qa_pipeline.config.parameters import GenerationParameters, PromptParameters
 from flan_qa_pipeline.data.windows import WindowAnswer, is_abstention, merge_windows
+from flan_qa_pipeline.errors import InputError
 from flan_qa_pipeline.models.adapter import base_of
 from flan_qa_pipeline.models.batching import (
     MIN_ROWS,
@@ -28,9 +30,12 @@ from flan_qa_pipeline.models.batching import (
     pad,
 )
 from flan_qa_pipeline.models.decoder import Decoder
+from flan_qa_pipeline.models.exchange import gather_json
 from flan_qa_pipeline.models.sharding import whole_decoder
 
 logger = logging.getLogger(__name__)
+
+OTHER_BEGINNINGS = 32  # tried where an output abstains in other words than the abstention's tokens
 
 
 @dataclass(frozen=True)
@@ -40,7 +45,8 @@ class GeneratedAnswer:
     `text` is the greedy output and `score` its log-probability, end token included. `answer` is
     the text itself or, where that abstains, the greedy output that begins otherwise than the
     abstention, and `answer_score` its log-probability. `no_answer_score` is the log-probability
-    of the abstention, also as the text says it, minus that of `answer`.
+    of the abstention, also as the text says it, minus that of `answer`, which is "" where every
+    output tried abstains.
     """
 
     text: str
@@ -122,7 +128,16 @@ def generate_answers(
             answers |= zip(rows, decoding.answer(batch)[: len(rows)], strict=True)
             progress.update(len(rows))
     if not sharded:
-        answers = dict(gather_object(list(answers.items())))
+        parts = gather_json([[row, astuple(said)] for row, said in answers.items()])
+        answers = {row: GeneratedAnswer(*said) for part in parts for row, said in part}
+    if without := sum(not said.answer for said in answers.values()):
+        logger.warning(
+            "%d of %d windows have no answer beside the abstention: %d other beginnings abstain, "
+            "too.",
+            without,
+            len(answers),
+            OTHER_BEGINNINGS,
+        )
     return [answers[i] for i in range(len(input_ids))]
 
 
@@ -169,7 +184,7 @@ class _Decoding:
 
         The pass is over the abstention's own tokens. Where each of them is the most probable one,
         the abstention is what greedy decoding would say. What turns out to abstain in other tokens
-        is decoded again, without those that it began with.
+        is decoded again, without those that it began with, `OTHER_BEGINNINGS` times at most.
         """
         forced = self._abstaining.expand(len(input_ids), -1)
         decoder, logits = self._begin(input_ids, forced[:, :-1])
@@ -188,7 +203,10 @@ class _Decoding:
             (self._abstention_text if says_it else "", silence, says_it) if silent else said
             for said, silent, says_it, silence in rows
         ]
-        while unforeseen := [i for i, (text, *_) in enumerate(best) if self._abstains(text)]:
+        for _ in range(OTHER_BEGINNINGS):
+            unforeseen = [i for i, (text, *_) in enumerate(best) if self._abstains(text)]
+            if not unforeseen:
+                break
             rows = self.fill_up(unforeseen, len(input_ids))[: len(input_ids)]
             decoder, logits = self._begin([input_ids[i] for i in rows], forced[: len(rows), :0])
             begin = logits[:, 0]
@@ -203,6 +221,14 @@ class _Decoding:
         ):
             if self._abstains(text) and not its_tokens:
                 log_prob = float(np.logaddexp(log_prob, score))
+            if not all(map(math.isfinite, (score, answer_score, log_prob))):
+                raise InputError(
+                    "The model's probabilities are not finite numbers, so weights of the base or "
+                    "of the adapter are damaged or far too large; restore them, or train again "
+                    "with a lower training.learning_rate."
+                )
+            if self._abstains(answer):
+                answer = ""
             answers.append(
                 GeneratedAnswer(text, score, answer, answer_score, log_prob - answer_score)
             )

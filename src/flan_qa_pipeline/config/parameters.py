@@ -18,7 +18,9 @@ from pydantic import (
 )
 
 Fraction = Annotated[float, Field(ge=0, lt=1)]
-Positive = Annotated[int, Field(gt=0)]
+Positive = Annotated[int, Field(gt=0, lt=2**31)]
+Seed = Annotated[int, Field(ge=0, lt=2**32)]
+LearningRate = Annotated[float, Field(gt=0, le=10)]
 Strategy = Annotated[
     Literal["no", "steps", "epoch"],
     BeforeValidator(lambda value: "no" if value is False else value),  # YAML reads no as false
@@ -69,13 +71,20 @@ Names = Annotated[
 
 
 def _share_or_whole(steps: float) -> float:
-    if steps > 1 and not steps.is_integer():
+    if steps > 1 and not (steps.is_integer() and steps < 2**31):
         raise ValueError("give a whole number of steps, or a share of all below 1")
     return steps
 
 
+def _without_nul(path: str) -> str:
+    if "\0" in path:
+        raise ValueError("no file has a name with a NUL character")
+    return path
+
+
 ShareOrWhole = AfterValidator(_share_or_whole)
 Steps = Annotated[float, Field(gt=0), ShareOrWhole]
+Place = Annotated[str, Field(min_length=1), AfterValidator(_without_nul)]
 
 
 class _Section(BaseModel):
@@ -109,8 +118,8 @@ class DataParameters(_Section):
     out and lists them in the tables of rejected questions.
     """
 
-    train_file: str
-    validation_file: str
+    train_file: Place
+    validation_file: Place
     columns: TrainingColumns
     on_invalid: Literal["error", "skip"]
     unanswerable: Literal["keep", "drop", "flag"]
@@ -130,11 +139,7 @@ class DataParameters(_Section):
     max_dev_questions: Positive | None
     max_calibration_questions: Positive | None
     max_validation_questions: Positive | None
-    seed: int
-    cache_dir: str
-    cached_results: Annotated[int, Field(ge=0)] = Field(
-        description="How many results of tokenization stay in `cache_dir`, those last used."
-    )
+    seed: Seed
 
 
 class ModelParameters(_Section):
@@ -149,7 +154,7 @@ class ModelParameters(_Section):
     sdpa on a GPU and eager on a CPU.
     """
 
-    name: str
+    name: Place
     revision: Annotated[  # YAML reads digits as a number
         str | None, BeforeValidator(lambda given: str(given) if type(given) is int else given)
     ]
@@ -204,8 +209,8 @@ class LoraParameters(_Section):
     """peft.LoraConfig; `target_modules` is `all-linear` or a list of module names."""
 
     target_modules: Literal["all-linear"] | Annotated[Names, Field(min_length=1)]
-    r: Positive
-    alpha: Positive
+    r: Annotated[int, Field(ge=1, le=1024)]
+    alpha: Annotated[int, Field(ge=1, le=65536)]
     dropout: Fraction
     use_rslora: bool
     use_dora: bool
@@ -224,19 +229,19 @@ class TrainingParameters(_Section):
     `cuda_graphs: auto` captures steps as CUDA graphs where that is possible (see `cuda_graphs`).
     """
 
-    output_dir: str
-    logging_dir: str
-    num_train_epochs: Annotated[float, Field(gt=0)]
+    output_dir: Place
+    logging_dir: Place
+    num_train_epochs: Annotated[float, Field(gt=0, le=1_000_000)]
     max_steps: Literal[-1] | Positive
     per_device_train_batch_size: Positive
     per_device_eval_batch_size: Positive
     gradient_accumulation_steps: Positive
     auto_find_batch_size: bool
-    learning_rate: Annotated[float, Field(gt=0)]
+    learning_rate: LearningRate
     lr_scheduler_type: Scheduler
     warmup_steps: Annotated[float, Field(ge=0), ShareOrWhole]
-    weight_decay: Annotated[float, Field(ge=0)]
-    max_grad_norm: Annotated[float, Field(ge=0)]
+    weight_decay: Annotated[float, Field(ge=0, le=1)]
+    max_grad_norm: Annotated[float, Field(ge=0, le=1_000_000)]
     optim: Optimizer
     gradient_checkpointing: bool
     cuda_graphs: Literal["auto"] | bool
@@ -247,12 +252,12 @@ class TrainingParameters(_Section):
     eval_questions: Positive
     load_best_model_at_end: bool
     early_stopping_patience: Positive | None
-    early_stopping_threshold: Annotated[float, Field(ge=0)]
+    early_stopping_threshold: Annotated[float, Field(ge=0, le=100)]
     save_strategy: Strategy
     save_steps: Steps
     save_total_limit: Positive
     resume: Literal["auto", "never"]
-    seed: int
+    seed: Seed
 
     @field_validator("early_stopping_patience")
     @classmethod
@@ -271,7 +276,7 @@ class DistributedParameters(_Section):
     """
 
     num_processes: Positive
-    timeout_minutes: Annotated[float, Field(gt=0)]
+    timeout_minutes: Annotated[float, Field(gt=0, le=1_000_000)]
     fsdp: bool
 
 
@@ -282,13 +287,13 @@ class GenerationParameters(_Section):
     """
 
     batch_tokens: Positive
-    max_new_tokens: Positive
+    max_new_tokens: Annotated[int, Field(ge=1, le=65536)]
 
 
 class InferenceParameters(_Section):
     """Answers to new questions (see `answering.QuestionAnswerer`); `chunk_size` in rows."""
 
-    questions_file: str
+    questions_file: Place
     columns: QuestionColumns
     chunk_size: Positive
     no_answer_threshold: Annotated[float, Field(ge=0, le=1)] | None
@@ -323,10 +328,10 @@ class ReportingParameters(_Section):
     """
 
     sample_answers: Positive
-    bootstrap_resamples: Positive
+    bootstrap_resamples: Annotated[int, Field(ge=1, le=1_000_000)]
     confidence: Annotated[float, Field(gt=0, lt=1)]
     memory_formats: list[Format]
-    seed: int
+    seed: Seed
 
 
 class CompareParameters(_Section):
@@ -339,7 +344,7 @@ class CompareParameters(_Section):
 class CorpusParameters(_Section):
     """Size and seed of a generated corpus (see `starter_corpus.generate_corpus`)."""
 
-    seed: int
+    seed: Seed
     n_articles: Positive
     paragraphs_per_article: tuple[Positive, Positive]
     questions_per_paragraph: tuple[Positive, Positive]
@@ -378,13 +383,13 @@ class PretrainingParameters(_Section):
     renamed_fraction: Fraction
     span_corruption_fraction: Fraction
     noise_density: Fraction
-    mean_span_length: Annotated[float, Field(ge=1)]
-    output_dir: str
+    mean_span_length: Annotated[float, Field(ge=1, le=1000)]
+    output_dir: Place
     per_device_train_batch_size: Positive
-    learning_rate: Annotated[float, Field(gt=0)]
-    embedding_learning_rate: Annotated[float, Field(gt=0)]
-    warmup_steps: Annotated[float, Field(ge=0)]
-    seed: int
+    learning_rate: LearningRate
+    embedding_learning_rate: LearningRate
+    warmup_steps: Annotated[float, Field(ge=0, lt=2**31)]
+    seed: Seed
 
 
 class StarterParameters(_Section):

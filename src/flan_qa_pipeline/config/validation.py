@@ -11,6 +11,11 @@ from pydantic_core import ErrorDetails
 from flan_qa_pipeline.config.parameters import Parameters
 from flan_qa_pipeline.errors import InputError
 
+REMOVED = {
+    f"data.{key}": "tokenized questions are kept in the catalog alone; delete the key"
+    for key in ("cache_dir", "cached_results")
+}
+
 
 def check_parameters(raw: dict[str, Any]) -> Parameters:
     """Check the parameters of all files and of `--params` against their models.
@@ -44,6 +49,8 @@ def _explain(place: str, problems: list[ErrorDetails]) -> str:
     """Put what is wrong with one parameter in words: a problem for each type that it may be of."""
     first = problems[0]
     if first["type"] == "extra_forbidden":
+        if place in REMOVED:
+            return f"Parameter {place} is gone: {REMOVED[place]}"
         *section, name = first["loc"]
         known = _fields(section)
         near = difflib.get_close_matches(str(name), known, n=1)

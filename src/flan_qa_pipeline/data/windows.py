@@ -14,6 +14,8 @@ from transformers import PreTrainedTokenizerBase
 from flan_qa_pipeline.config.parameters import PromptParameters, TokenizationParameters
 from flan_qa_pipeline.errors import InputError
 
+WINDOWING = 1  # its version: one more whenever windows or labels of the same input change
+
 
 class ContextTokens(NamedTuple):
     """Token ids of a context, and the [start, end) characters of each in it."""

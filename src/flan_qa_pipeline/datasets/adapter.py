@@ -5,14 +5,15 @@ from typing import Any
 
 from kedro.io.core import AbstractVersionedDataset, Version
 
-from flan_qa_pipeline.files import remove_at_once
+from flan_qa_pipeline.errors import InputError
+from flan_qa_pipeline.files import DIGESTS, remove_at_once, saved_digests
 from flan_qa_pipeline.models.adapter import WEIGHTS, Adapter, load_adapter, save_adapter
 
 
 class AdapterDataset(AbstractVersionedDataset[Adapter, Adapter]):
     """A folder in peft's own layout (`PeftModel.from_pretrained` reads it), plus tokenizer.
 
-    Weights are safetensors, everything else is JSON.
+    See `save_adapter`. A folder without versions is only overwritten if it holds nothing else.
 
     Example:
     ```yaml
@@ -42,8 +43,15 @@ class AdapterDataset(AbstractVersionedDataset[Adapter, Adapter]):
 
     def save(self, data: Adapter) -> None:
         folder = Path(self._get_save_path())
-        remove_at_once(folder)
-        folder.mkdir(parents=True)
+        if folder.exists():
+            own = {*saved_digests(folder), DIGESTS}
+            for path in sorted(folder.iterdir()):
+                if path.name not in own:
+                    raise InputError(
+                        f"{path} was not saved with an adapter and is not removed; move it away, "
+                        "or name another folder in the catalog."
+                    )
+            remove_at_once(folder, own)
         save_adapter(data, folder)
 
     def _exists(self) -> bool:

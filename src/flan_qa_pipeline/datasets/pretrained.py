@@ -1,18 +1,20 @@
 """A Kedro dataset of a model or tokenizer with `save_pretrained`."""
 
 from pathlib import Path, PurePosixPath
+from tempfile import TemporaryDirectory
 from typing import Any, Literal
 
 import transformers
 from kedro.io.core import AbstractDataset
 
-from flan_qa_pipeline.files import refuse_pickles
+from flan_qa_pipeline.files import add_saved, refuse_pickles, require_undamaged
 
 
 class PretrainedDataset(AbstractDataset[Any, Any]):
     """Anything with `save_pretrained`, in a folder, loaded by a transformers auto class.
 
-    Weights are safetensors. A model and its tokenizer may share a folder.
+    Weights are safetensors, and a digest of every file is kept beside them. A model and its
+    tokenizer may share a folder.
 
     Example:
     ```yaml
@@ -35,14 +37,20 @@ class PretrainedDataset(AbstractDataset[Any, Any]):
         self.metadata = metadata
 
     def load(self) -> Any:
-        refuse_pickles(Path(self._filepath))
+        folder = Path(self._filepath)
+        refuse_pickles(folder)
+        require_undamaged(folder)
         auto_class = getattr(transformers, self._auto_class)
         return auto_class.from_pretrained(
             str(self._filepath), local_files_only=True, trust_remote_code=False
         )
 
     def save(self, data: Any) -> None:
-        data.save_pretrained(str(self._filepath))
+        folder = Path(self._filepath)
+        folder.parent.mkdir(parents=True, exist_ok=True)
+        with TemporaryDirectory(dir=folder.parent, prefix=f".{folder.name}.") as aside:
+            data.save_pretrained(aside)
+            add_saved(Path(aside), folder)
 
     def _exists(self) -> bool:
         marker = "config.json" if "Model" in self._auto_class else "tokenizer_config.json"

@@ -1,6 +1,7 @@
 """A trained LoRA adapter: what is saved, how it is saved, how it is attached again."""
 
 import json
+import logging
 from copy import copy
 from dataclasses import dataclass
 from pathlib import Path
@@ -14,19 +15,30 @@ from peft import (
     get_peft_model_state_dict,
     set_peft_model_state_dict,
 )
-from pydantic import BaseModel
+from peft.utils import CONFIG_NAME
+from pydantic import BaseModel, TypeAdapter, ValidationError
+from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
-from transformers import AutoTokenizer, PreTrainedModel, PreTrainedTokenizerBase
+from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
-from flan_qa_pipeline.config.parameters import ModelParameters, PromptParameters
-from flan_qa_pipeline.errors import InputError
-from flan_qa_pipeline.files import refuse_pickles
+from flan_qa_pipeline.config.parameters import LoraParameters, ModelParameters, PromptParameters
+from flan_qa_pipeline.errors import InputError, in_one_line
+from flan_qa_pipeline.files import DIGESTS, refuse_pickles, require_undamaged, save_digests
 from flan_qa_pipeline.models.fused_lora import fuse
+from flan_qa_pipeline.models.loading import read_tokenizer, require_vocabulary
 from flan_qa_pipeline.models.sharded_tensors import sharded_like, whole
+
+logger = logging.getLogger(__name__)
 
 WEIGHTS = "adapter_model.safetensors"
 PROVENANCE = "provenance.json"
 TRAINING = "training.json"
+
+
+WEIGHT_DTYPES = {torch.float32, torch.float16, torch.bfloat16}
+RESTORE = "restore the adapter's folder, load another version, or train again"
+# what a saved configuration says beside the parameters of LoRA; targets are checked by themselves
+FREE = {"base_model_name_or_path", "inference_mode", "peft_version", "target_modules"}
 
 
 @dataclass(frozen=True)
@@ -61,25 +73,154 @@ def provenance_of(
     }
 
 
+def lora_config(lora: LoraParameters) -> LoraConfig:
+    """The configuration of the adapters that this project trains, and of no others."""
+    targets = lora.target_modules
+    return LoraConfig(
+        task_type="SEQ_2_SEQ_LM",
+        target_modules=targets if isinstance(targets, str) else list(targets),
+        r=lora.r,
+        lora_alpha=lora.alpha,
+        lora_dropout=lora.dropout,
+        use_rslora=lora.use_rslora,
+        use_dora=lora.use_dora,
+    )
+
+
+def save_adapter(adapter: Adapter, folder: Path) -> None:
+    """Save an adapter into a new or empty folder, in peft's own layout, with digests of its files.
+
+    Weights are safetensors, everything else is JSON.
+    """
+    folder.mkdir(parents=True, exist_ok=True)
+    save_file(adapter.state_dict, folder / WEIGHTS, metadata={"format": "pt"})
+    adapter.config.save_pretrained(str(folder))
+    adapter.tokenizer.save_pretrained(str(folder))
+    for name, content in ((PROVENANCE, adapter.provenance), (TRAINING, adapter.training)):
+        text = json.dumps(content, indent=2, ensure_ascii=False)
+        (folder / name).write_text(text, encoding="utf-8")
+    save_digests(folder, (path.name for path in folder.iterdir()))
+
+
+def load_adapter(folder: Path) -> Adapter:
+    """Load an adapter that `save_adapter` has saved; all that load one call this.
+
+    Raises:
+        InputError: names the file that is missing, a pickle, not as it was saved or not what a
+            training writes, or the tensor that is no finite floating-point one.
+    """
+    refuse_pickles(folder)
+    if not require_undamaged(folder):
+        logger.warning(
+            "%s holds no %s: it was saved by an earlier version, and damage to its files may go "
+            "unnoticed.",
+            folder,
+            DIGESTS,
+        )
+    provenance, training = (_read_json(folder / name) for name in (PROVENANCE, TRAINING))
+    for section in ("model", "prompt"):
+        if not isinstance(provenance.get(section), dict):
+            raise InputError(f"{folder / PROVENANCE} has no section {section}; {RESTORE}.")
+    return Adapter(
+        config=_read_config(folder / CONFIG_NAME, training),
+        state_dict=_read_weights(folder / WEIGHTS),
+        tokenizer=read_tokenizer(folder),
+        provenance=provenance,
+        training=training,
+    )
+
+
+def _read_json(path: Path) -> dict[str, Any]:
+    try:
+        return TypeAdapter(dict[str, Any]).validate_json(path.read_bytes())
+    except (OSError, ValidationError) as error:
+        raise InputError(f"{path} cannot be read: {in_one_line(error)}; {RESTORE}.") from error
+
+
+def _read_config(path: Path, training: dict[str, Any]) -> LoraConfig:
+    """Read a configuration and check that it is one that a training, and this one, writes."""
+    raw = _read_json(path)
+    try:
+        lora = LoraParameters(
+            target_modules=TypeAdapter(list[str]).validate_python(raw.get("target_modules")),
+            r=raw.get("r"),
+            alpha=raw.get("lora_alpha"),
+            dropout=raw.get("lora_dropout"),
+            use_rslora=raw.get("use_rslora"),
+            use_dora=raw.get("use_dora"),
+        )
+    except ValidationError as error:
+        raise InputError(
+            f"{path} is no LoRA configuration of this project: {in_one_line(error)}; {RESTORE}."
+        ) from error
+    config = lora_config(lora)
+    known = config.to_dict() | {"peft_type": config.peft_type.value}
+    foreign = [
+        key
+        for key in raw.keys() - FREE
+        if raw[key] != known.get(key) and (raw[key] or known.get(key))
+    ]
+    written = _lora_of(training)
+    chosen = lora.model_dump(exclude={"target_modules"})
+    foreign += [key for key, value in chosen.items() if written.get(key, value) != value]
+    if foreign:
+        raise InputError(f"{path}: its {min(foreign)} is not what the training wrote; {RESTORE}.")
+    return config
+
+
+def _lora_of(training: dict[str, Any]) -> dict[str, Any]:
+    """The parameters of LoRA in the record of the training, if the record has them."""
+    found: Any = training
+    for key in ("run", "parameters", "lora"):
+        found = found.get(key) if isinstance(found, dict) else None
+    return found if isinstance(found, dict) else {}
+
+
+def _read_weights(path: Path) -> dict[str, torch.Tensor]:
+    try:
+        weights = load_file(path)
+    except (OSError, SafetensorError) as error:
+        raise InputError(f"{path} cannot be read: {in_one_line(error)}; {RESTORE}.") from error
+    if not weights:
+        raise InputError(f"{path} holds no weights; {RESTORE}.")
+    for name, weight in weights.items():
+        if weight.dtype not in WEIGHT_DTYPES:
+            raise InputError(f"{path}: {name} is of type {weight.dtype}; {RESTORE}.")
+    if name := not_finite(weights):
+        raise InputError(f"{path}: {name} holds NaN or infinity; {RESTORE}.")
+    return weights
+
+
+def not_finite(weights: dict[str, torch.Tensor]) -> str | None:
+    """The name of the first tensor that holds NaN or infinity."""
+    return next((name for name, weight in weights.items() if not weight.isfinite().all()), None)
+
+
 def extract_adapter(
     model: PeftModel,
     tokenizer: PreTrainedTokenizerBase,
     provenance: dict[str, Any],
     training: dict[str, Any],
 ) -> Adapter:
-    """Take the adapter off a trained model, with what is to be kept beside it."""
-    config = model.peft_config["default"]
-    return Adapter(config, adapter_weights(model), tokenizer, provenance, training)
-
-
-def attach_adapter(
-    base: PreTrainedModel, adapter: Adapter, provenance: dict[str, Any]
-) -> PeftModel:
-    """Put a saved adapter on a freshly loaded base model, ready to generate.
+    """Take the adapter off a trained model, with what is to be kept beside it.
 
     Raises:
-        InputError: `provenance` differs from the adapter's own (names each difference), or the
-            weights are not those that the base takes (names the first).
+        InputError: its weights are not finite.
+    """
+    config, weights = model.peft_config["default"], adapter_weights(model)
+    if name := not_finite(weights):
+        raise InputError(
+            f"The training diverged in its last step: {name} holds NaN or infinity; lower "
+            "training.learning_rate and train again."
+        )
+    return Adapter(config, weights, tokenizer, provenance, training)
+
+
+def require_trained_with(adapter: Adapter, provenance: dict[str, Any]) -> None:
+    """Check that a run uses an adapter with what the adapter depends on.
+
+    Raises:
+        InputError: `provenance` differs from the adapter's own (names each difference).
     """
     differences = [
         f"{section}.{key} is {value!r}, trained with {adapter.provenance[section].get(key)!r}"
@@ -92,6 +233,19 @@ def attach_adapter(
             f"The adapter does not fit this run: {'; '.join(differences)}. Restore these "
             "parameters, pin another version with --load-versions=adapter:…, or train again."
         )
+
+
+def attach_adapter(
+    base: PreTrainedModel, adapter: Adapter, provenance: dict[str, Any]
+) -> PeftModel:
+    """Put a saved adapter on a freshly loaded base model, ready to generate.
+
+    Raises:
+        InputError: `provenance` differs from the adapter's own, or the weights are not those that
+            the base takes (names the first).
+    """
+    require_trained_with(adapter, provenance)
+    require_vocabulary(adapter.tokenizer, base.config.vocab_size, base.name_or_path)
     config = copy(adapter.config)
     config.base_model_name_or_path = base.name_or_path
     model = get_peft_model(base, config)
@@ -128,34 +282,6 @@ def set_adapter_weights(model: PeftModel, weights: dict[str, torch.Tensor]) -> N
     set_peft_model_state_dict(
         model, {name: sharded_like(weight, held[name]) for name, weight in weights.items()}
     )
-
-
-def load_adapter(folder: Path) -> Adapter:
-    """Load an adapter from a folder that `save_adapter` has written.
-
-    Raises:
-        InputError: the folder holds a file that may be a pickle.
-    """
-    refuse_pickles(folder)
-    return Adapter(
-        config=LoraConfig.from_pretrained(str(folder)),
-        state_dict=load_file(folder / WEIGHTS),
-        tokenizer=AutoTokenizer.from_pretrained(
-            folder, local_files_only=True, trust_remote_code=False
-        ),
-        provenance=json.loads((folder / PROVENANCE).read_text(encoding="utf-8")),
-        training=json.loads((folder / TRAINING).read_text(encoding="utf-8")),
-    )
-
-
-def save_adapter(adapter: Adapter, folder: Path) -> None:
-    """Save an adapter and its tokenizer to a folder in peft's layout: safetensors and JSON."""
-    save_file(adapter.state_dict, folder / WEIGHTS, metadata={"format": "pt"})
-    adapter.config.save_pretrained(str(folder))
-    adapter.tokenizer.save_pretrained(str(folder))
-    for name, content in ((PROVENANCE, adapter.provenance), (TRAINING, adapter.training)):
-        text = json.dumps(content, indent=2, ensure_ascii=False)
-        (folder / name).write_text(text, encoding="utf-8")
 
 
 def _shapes(state_dict: dict[str, torch.Tensor]) -> dict[str, tuple[int, ...]]:

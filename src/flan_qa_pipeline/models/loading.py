@@ -11,7 +11,7 @@ from typing import Any
 
 import torch
 from accelerate import PartialState
-from accelerate.utils import gather_object
+from accelerate.utils.memory import should_reduce_batch_size
 from bitsandbytes.functional import dequantize_4bit
 from bitsandbytes.nn import Linear4bit
 from safetensors import SafetensorError, safe_open
@@ -28,7 +28,8 @@ from transformers import (
 from transformers.quantizers.quantizers_utils import should_convert_module
 
 from flan_qa_pipeline.config.parameters import ModelParameters
-from flan_qa_pipeline.errors import InputError
+from flan_qa_pipeline.errors import InputError, in_one_line
+from flan_qa_pipeline.files import require_undamaged
 from flan_qa_pipeline.hub import CONFIG, ModelFiles, fetch, missing_model_file
 from flan_qa_pipeline.models.device import (
     MIB,
@@ -36,6 +37,7 @@ from flan_qa_pipeline.models.device import (
     resolve_attention,
     resolve_compute_dtype,
 )
+from flan_qa_pipeline.models.exchange import gather_json
 from flan_qa_pipeline.models.t5 import QuantizableT5
 
 logger = logging.getLogger(__name__)
@@ -91,13 +93,7 @@ def check_base(model: ModelParameters) -> None:
     """
     folder = base_folder(model)
     config = _load_config(model, folder)
-    tokenizer = load_tokenizer(model)
-    if len(tokenizer) > config.vocab_size:
-        raise InputError(
-            f"model.name: the tokenizer of {model.name} has {len(tokenizer)} tokens, but the model "
-            f"has embeddings of {config.vocab_size}; give a model with the tokenizer it was saved "
-            "with."
-        )
+    require_vocabulary(load_tokenizer(model), config.vocab_size, model.name)
     for weights in sorted(folder.glob("model*.safetensors")):
         try:
             with safe_open(weights, framework="pt"):
@@ -114,7 +110,49 @@ def load_tokenizer(model: ModelParameters) -> PreTrainedTokenizerBase:
     """
     folder = base_folder(model)
     _require_whole(folder)
-    return _read(model, folder, AutoTokenizer.from_pretrained)
+    tokenizer = _read(model, folder, AutoTokenizer.from_pretrained)
+    _require_words(tokenizer, model.name)
+    return tokenizer
+
+
+def read_tokenizer(folder: Path) -> PreTrainedTokenizerBase:
+    """Load a tokenizer from a folder that it was saved in.
+
+    Raises:
+        InputError: there is none, or its files are damaged.
+    """
+    try:
+        tokenizer = AutoTokenizer.from_pretrained(
+            folder, local_files_only=True, trust_remote_code=False
+        )
+    except Exception as error:  # tokenizers raises nothing more special
+        raise InputError(
+            f"The tokenizer in {folder} cannot be read ({in_one_line(error)}); restore its files."
+        ) from error
+    _require_words(tokenizer, str(folder))
+    return tokenizer
+
+
+def _require_words(tokenizer: PreTrainedTokenizerBase, place: str) -> None:
+    """Without its files transformers makes a T5 tokenizer of special tokens and the space."""
+    if len(tokenizer) <= len(tokenizer.all_special_tokens) + 1:
+        raise InputError(
+            f"{place} holds no vocabulary (tokenizer.json or spiece.model); restore the "
+            "tokenizer's files."
+        )
+
+
+def require_vocabulary(tokenizer: PreTrainedTokenizerBase, size: int, base: str) -> None:
+    """Check that a base model has an embedding for every token.
+
+    Raises:
+        InputError: it has fewer than the tokenizer has tokens.
+    """
+    if len(tokenizer) > size:
+        raise InputError(
+            f"model.name: the tokenizer of {base} has {len(tokenizer)} tokens, but the model "
+            f"has embeddings of {size}; give a model with the tokenizer it was saved with."
+        )
 
 
 def load_base_model(model: ModelParameters, *, to_shard: bool = False) -> PreTrainedModel:
@@ -129,11 +167,15 @@ def load_base_model(model: ModelParameters, *, to_shard: bool = False) -> PreTra
 
     Raises:
         InputError: the name is neither a folder nor a hub id, the model is not a T5 v1.1, its
-            weights are incomplete, or `skip_modules` names what is no linear layer.
+            files are damaged, its weights incomplete or not finite, it has fewer embeddings than
+            its tokenizer has tokens, or `skip_modules` names what is no linear layer.
     """
     folder = base_folder(model)
     config = _load_config(model, folder)
     _require_whole(folder)
+    require_vocabulary(load_tokenizer(model), config.vocab_size, model.name)
+    require_undamaged(folder)
+    _require_finite(folder)
     dtype = resolve_compute_dtype(model.compute_dtype)
     quantization = BitsAndBytesConfig(
         load_in_4bit=True,
@@ -165,6 +207,7 @@ def load_base_model(model: ModelParameters, *, to_shard: bool = False) -> PreTra
             f"model.name: the weights of {model.name} lack {sorted(loading['missing_keys'])[0]}; "
             "give a complete T5 v1.1 or FLAN-T5 model, which has a language-model head of its own."
         )
+    _require_shapes(base, model.name)
     linear = [name for name, module in base.named_modules() if isinstance(module, Linear)]
     for skipped in model.skip_modules:
         if all(should_convert_module(name, [skipped]) for name in linear):
@@ -180,6 +223,38 @@ def load_base_model(model: ModelParameters, *, to_shard: bool = False) -> PreTra
         base = dequantize(base)
         base.keep_activations()
     return base.requires_grad_(False).eval()
+
+
+def _require_finite(folder: Path) -> None:
+    """Check the weights in a folder, one at a time: quantized to 4 bits NaN becomes a number."""
+    for path in sorted(folder.glob("*.safetensors")):
+        try:
+            with safe_open(path, framework="pt") as weights:
+                for name in weights.keys():  # noqa: SIM118, it is no dictionary
+                    weight = weights.get_tensor(name)
+                    if weight.is_floating_point() and not weight.isfinite().all():
+                        raise InputError(
+                            f"model.name: {name} in {path} holds NaN or infinity; give a base "
+                            "whose weights are finite."
+                        )
+        except (OSError, SafetensorError) as error:
+            raise InputError(
+                f"model.name: {path} cannot be read ({in_one_line(error)}); restore the base, or "
+                "give another."
+            ) from error
+
+
+def _require_shapes(base: PreTrainedModel, name: str) -> None:
+    """Check the weights' shapes, which transformers leaves alone in a model that it quantizes."""
+    with torch.device("meta"):
+        expected = dict(type(base)(base.config).named_parameters())
+    for key, weight in base.named_parameters():
+        held = tuple((getattr(weight, "quant_state", None) or weight).shape)
+        if held != tuple(expected[key].shape):
+            raise InputError(
+                f"model.name: {name} could not be read: {key} is of shape {held}, by its "
+                f"config.json {tuple(expected[key].shape)}; give a complete snapshot."
+            )
 
 
 def dequantize(base: PreTrainedModel) -> PreTrainedModel:
@@ -208,7 +283,7 @@ def _fits_dequantized(base: PreTrainedModel) -> bool:
         return False
     size = sum(part.in_features * part.out_features for part in packed) * base.dtype.itemsize
     free = free_memory(base.device)
-    fits = all(gather_object([size <= DEQUANTIZED_SHARE * free]))
+    fits = all(gather_json(size <= DEQUANTIZED_SHARE * free))
     logger.info(
         "model.dequantize auto: 4-bit layers %s (%d MiB in %s, %d MiB free).",
         "are dequantized once" if fits else "stay packed",
@@ -261,7 +336,9 @@ def _read(model: ModelParameters, folder: Path, read: Callable[..., Any], **opti
     """Read from the folder alone, without running code that lies there."""
     try:
         return read(folder, local_files_only=True, trust_remote_code=False, **options)
-    except (OSError, ValueError, SafetensorError) as error:
+    except Exception as error:  # tokenizers raises nothing more special
+        if isinstance(error, MemoryError) or should_reduce_batch_size(error):
+            raise
         raise _unreadable(model, folder, folder, error) from error
 
 

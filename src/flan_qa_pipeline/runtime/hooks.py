@@ -26,11 +26,14 @@ from flan_qa_pipeline.config.parameters import DistributedParameters, Parameters
 from flan_qa_pipeline.config.validation import check_parameters
 from flan_qa_pipeline.data.filesystems import filesystem_of
 from flan_qa_pipeline.data.row_files import RowFiles
-from flan_qa_pipeline.errors import InputError
+from flan_qa_pipeline.data.tokenized import made_with, require_made_with
+from flan_qa_pipeline.datasets.reading import in_a_sentence, load
+from flan_qa_pipeline.errors import InputError, in_one_line
 from flan_qa_pipeline.evaluation.costs import node_times
 from flan_qa_pipeline.hub import PROTOCOL, DataFiles, HubFiles, fetch
+from flan_qa_pipeline.models.adapter import provenance_of, require_trained_with
 from flan_qa_pipeline.models.device import peak_memory, resolve_attention, resolve_compute_dtype
-from flan_qa_pipeline.models.loading import check_base, hub_files
+from flan_qa_pipeline.models.loading import check_base, hub_files, load_tokenizer
 from flan_qa_pipeline.runtime.atomic_catalog import VersionNotSavedError
 from flan_qa_pipeline.runtime.processes import DistributedRunner, is_one_of_several, join
 from flan_qa_pipeline.runtime.provenance import git_commit, package_versions
@@ -102,6 +105,8 @@ class ProjectHooks:
         [self._parameters] = pinned
         if "params:model" in inputs:
             catalog.save("params:model", self._parameters.model)
+        if leads:
+            self._require_fitting(inputs, catalog)
         if "node_costs" in pipeline.inputs():
             catalog.save("node_costs", self._node_costs)
         if "run_record" in pipeline.inputs():
@@ -110,6 +115,8 @@ class ProjectHooks:
         if not leads:
             return
         _tell_what_changes_nothing(run_params["runtime_params"], inputs)
+        for name in sorted(pipeline.all_outputs() | {"node_times"}):
+            _require_writable_output(name, catalog)
         if trains:
             _make_folder(self._parameters.training.output_dir, "training.output_dir")
         _make_folder(self._parameters.training.logging_dir, "training.logging_dir")
@@ -158,6 +165,19 @@ class ProjectHooks:
         data = self._parameters.data.model_copy(update=files)
         return self._parameters.model_copy(update={"model": model, "data": data})
 
+    def _require_fitting(self, inputs: Sequence[str], catalog: CatalogProtocol) -> None:
+        """Check that saved windows and the saved adapter belong to the parameters of this run."""
+        given = self._parameters
+        if "tokenized_questions" in inputs:
+            tokenizer = load_tokenizer(given.model)
+            require_made_with(
+                load(catalog.get("tokenized_questions")),
+                made_with(tokenizer, given.prompt, given.tokenization, given.data),
+            )
+        if {"adapter", "params:model", "params:prompt"} <= set(inputs):
+            adapter = load(catalog.get("adapter"))
+            require_trained_with(adapter, provenance_of(given.model, given.prompt))
+
     def _record(self, run_id: str) -> dict[str, Any]:
         return {
             "run_id": run_id,
@@ -200,18 +220,14 @@ class ProjectHooks:
     def on_pipeline_error(self, error: Exception, catalog: CatalogProtocol[Any, Any]) -> None:
         """Tell of a dataset that cannot be read or written in one line, without a traceback."""
         self._remove_empty_logs()
+        if isinstance(error, VersionNotSavedError):
+            raise InputError(
+                f"{in_one_line(error)}. Earlier versions are whole; free space or clear the "
+                "place, then run again."
+            ) from error
         if isinstance(error, DatasetError):
-            message = str(error)
-            dataset: Any = catalog.get(message.partition(":")[0])
-            if hasattr(dataset, "_filepath"):
-                message = message.replace(str(dataset), str(dataset._filepath))
-            reason = " ".join(message.split()).rstrip(".")
-            remedy = (
-                "Earlier versions are whole; free space or clear the place, then run again"
-                if isinstance(error, VersionNotSavedError)
-                else "Repair or replace the file, then run again"
-            )
-            raise InputError(f"{reason}. {remedy}.") from error
+            dataset = catalog.get(str(error).partition(":")[0])
+            raise in_a_sentence(error, dataset) from error
 
     @hook_impl
     def after_pipeline_run(self, pipeline: Pipeline, catalog: CatalogProtocol[Any, Any]) -> None:
@@ -277,24 +293,42 @@ def _require_processes(distributed: DistributedParameters, runner: str) -> None:
 
 
 def _tell_what_changes_nothing(runtime_params: dict[str, Any], inputs: Sequence[str]) -> None:
-    for name, section in (("questions", "data"), ("tokenized_questions", "tokenization")):
-        if name in inputs and (given := runtime_params.get(section)):
-            logger.warning(
-                "This run reads the saved %s, which %s does not change; "
-                "--pipelines=data_engineering makes them anew.",
-                name,
-                ", ".join(f"{section}.{key}" for key in given),
-            )
+    if "questions" in inputs and (given := runtime_params.get("data")):
+        logger.warning(
+            "This run reads the saved questions, which %s does not change; "
+            "--pipelines=data_engineering makes them anew.",
+            ", ".join(f"data.{key}" for key in given),
+        )
+
+
+def _require_writable_output(name: str, catalog: CatalogProtocol) -> None:
+    """Check that the place where a dataset is saved is writable, made or still to be made."""
+    dataset = catalog.get(name)
+    place = getattr(dataset, "_filepath", None)
+    if place is None or getattr(dataset, "_protocol", "file") != "file":
+        return
+    existing = next(parent for parent in Path(place).absolute().parents if parent.exists())
+    if Path(place).is_dir():
+        existing = Path(place)
+    if not (existing.is_dir() and os.access(existing, os.W_OK | os.X_OK)):
+        raise InputError(
+            f"{name}: nothing can be saved in {existing}, which is no writable folder; make it "
+            f"one, or name another place for {name} in the catalog."
+        )
 
 
 def _make_folder(folder: str, parameter: str) -> None:
+    reason = "Permission denied"
     try:
         Path(folder).mkdir(parents=True, exist_ok=True)
+        if os.access(folder, os.W_OK | os.X_OK):
+            return
     except OSError as error:
-        raise InputError(
-            f"{folder} cannot be made: {error.strerror}; make its place writable, or set "
-            f"{parameter} to another folder."
-        ) from error
+        reason = error.strerror
+    raise InputError(
+        f"{folder} cannot be made or written in: {reason}; make its place writable, or set "
+        f"{parameter} to another folder."
+    )
 
 
 def _require_inside(project: Path, name: str, path: str) -> None:

@@ -4,27 +4,31 @@ Every process executes the same `kedro run`, as `torchrun` has it. Nodes whose t
 `EVERYWHERE` run in all of them, the others in the first alone, which alone writes to the catalog.
 """
 
+import logging
 import os
 import signal
+import socket
 import sys
 from collections import Counter
 from collections.abc import Callable, Iterable
+from contextlib import chdir
 from datetime import timedelta
 from functools import wraps
 from itertools import chain
-from tempfile import TemporaryDirectory
+from pathlib import Path
 from typing import Any
 
 import click
 import torch
 from accelerate import PartialState
-from accelerate.utils import broadcast_object_list
 from kedro.framework.project import settings
 from kedro.pipeline import Pipeline
 from kedro.runner import SequentialRunner
 from kedro.runner.task import Task
+from kedro.utils import find_kedro_project
 from pluggy import PluginManager
-from torch.distributed.elastic.multiprocessing import DefaultLogsSpecs, SignalException
+from torch.distributed.elastic.agent.server import api as agent
+from torch.distributed.elastic.multiprocessing import DefaultLogsSpecs
 from torch.distributed.elastic.multiprocessing.errors import (
     ChildFailedError,
     ProcessFailure,
@@ -34,6 +38,8 @@ from torch.distributed.launcher.api import LaunchConfig, launch_agent
 
 from flan_qa_pipeline.config.parameters import DistributedParameters
 from flan_qa_pipeline.errors import InputError
+from flan_qa_pipeline.models.exchange import broadcast_json
+from flan_qa_pipeline.runtime import interruption, orphans, rendezvous
 from flan_qa_pipeline.runtime.atomic_catalog import AtomicCatalog
 
 EVERYWHERE = {"quantize", "train", "predict", "merge"}  # nodes with a model
@@ -80,9 +86,8 @@ class DistributedRunner(SequentialRunner):
 
 def _agree_on_versions(catalog: AtomicCatalog, names: Iterable[str]) -> None:
     """Wait for all processes; let them load the versions that the first one would load."""
-    versions = [catalog.versions(names) if PartialState().is_main_process else {}]
-    broadcast_object_list(versions)
-    for name, version in versions[0].items():
+    versions = broadcast_json(catalog.versions(names) if PartialState().is_main_process else None)
+    for name, version in versions.items():
         catalog.pin(name, version)
         if not catalog.exists(name):
             raise InputError(
@@ -95,6 +100,8 @@ def _agree_on_versions(catalog: AtomicCatalog, names: Iterable[str]) -> None:
 def in_processes(run: Callable[..., Any]) -> Callable[..., Any]:
     """Wrap what `kedro run` calls: start `distributed.num_processes` such runs, or be one of them.
 
+    A run takes place in the project's folder, whichever folder of it the command was given in.
+
     Raises:
         InputError: a process failed or was killed (the others are stopped), there are fewer GPUs
             than processes, or a runner was chosen that knows nothing of processes.
@@ -102,10 +109,10 @@ def in_processes(run: Callable[..., Any]) -> Callable[..., Any]:
 
     @wraps(run)
     def wrapper(**options: Any) -> Any:
-        if is_one_of_several():
-            return _take_part(run, options)
-        count = _num_processes(options)
-        return run(**options) if count == 1 else _start(count)
+        if not is_one_of_several() and (count := _num_processes(options)) > 1:
+            return _start(count)
+        with chdir(find_kedro_project(Path.cwd()) or Path.cwd()):
+            return _take_part(run, options) if is_one_of_several() else run(**options)
 
     return wrapper
 
@@ -131,11 +138,19 @@ def _take_part(run: Callable[..., Any], options: dict[str, Any]) -> Any:
     try:
         result = record(run)(**options | {"runner": runner})
     except Exception:
-        if os.environ.get("TORCHELASTIC_RUN_ID") == STARTED_HERE or os.environ["RANK"] != "0":
+        if _started_here() or os.environ["RANK"] != "0":
             sys.exit(1)  # who started the processes tells of the first that failed
+        raise
+    except KeyboardInterrupt:
+        if _started_here():
+            sys.exit(interruption.STATUS)  # who started the processes tells of it
         raise
     PartialState().destroy_process_group()
     return result
+
+
+def _started_here() -> bool:
+    return os.environ.get("TORCHELASTIC_RUN_ID") == STARTED_HERE
 
 
 def _start(count: int) -> None:
@@ -146,23 +161,29 @@ def _start(count: int) -> None:
             f"{torch.cuda.device_count()} GPUs; a process needs one of its own."
         )
     os.environ.setdefault("OMP_NUM_THREADS", str(max(1, (os.cpu_count() or 1) // count)))
-    with TemporaryDirectory(prefix="flan_qa_pipeline_") as folder:
+    os.environ[orphans.LAUNCHER] = str(os.getpid())
+    loopback = next(name for _, name in socket.if_nameindex() if name.startswith("lo"))
+    os.environ.setdefault("GLOO_SOCKET_IFNAME", loopback)
+    rendezvous.register()
+    logging.getLogger(agent.__name__).setLevel(logging.CRITICAL)  # it tells of signals
+    with orphans.launcher_folder() as folder:
         config = LaunchConfig(
             min_nodes=1,
             max_nodes=1,
             nproc_per_node=count,
             run_id=STARTED_HERE,
-            rdzv_backend="c10d",
-            rdzv_endpoint="localhost:0",
-            local_addr="localhost",
+            rdzv_backend=rendezvous.BACKEND,
+            local_addr=rendezvous.HOST,
             max_restarts=0,
-            logs_specs=DefaultLogsSpecs(log_dir=folder, local_ranks_filter={0}),
+            logs_specs=DefaultLogsSpecs(log_dir=str(folder), local_ranks_filter={0}),
         )
         try:
             launch_agent(config, sys.executable, sys.orig_argv[1:])
         except ChildFailedError as error:
             raise _explained(error) from None
-        except SignalException as error:
+        except agent.SignalException as error:
+            if error.sigval == signal.SIGINT:
+                raise KeyboardInterrupt from None
             sys.exit(128 + error.sigval)
 
 

@@ -9,7 +9,8 @@ tensors in `training_state.safetensors` and everything else in `training_state.j
 import json
 import logging
 import random
-import shutil
+import re
+import time
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager, nullcontext, suppress
 from dataclasses import replace
@@ -18,13 +19,9 @@ from typing import Any, Literal
 
 import numpy as np
 import torch
-from accelerate.utils import (
-    RNGType,
-    broadcast_object_list,
-    gather_object,
-    synchronize_rng_states,
-)
+from accelerate.utils import RNGType, synchronize_rng_states
 from filelock import FileLock, Timeout
+from peft.utils import CONFIG_NAME
 from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from transformers import (
@@ -35,17 +32,25 @@ from transformers import (
     TrainingArguments,
 )
 from transformers.trainer import TRAINER_STATE_NAME
-from transformers.trainer_utils import SaveStrategy, get_last_checkpoint, rotate_checkpoints
+from transformers.trainer_utils import SaveStrategy, TrainOutput
 
 from flan_qa_pipeline.errors import InputError
 from flan_qa_pipeline.files import refuse_pickles, remove_at_once, written_aside
-from flan_qa_pipeline.models.adapter import WEIGHTS, adapter_weights, set_adapter_weights
+from flan_qa_pipeline.models.adapter import (
+    WEIGHTS,
+    adapter_weights,
+    not_finite,
+    set_adapter_weights,
+)
+from flan_qa_pipeline.models.exchange import broadcast_json, gather_tensors
 from flan_qa_pipeline.models.sharded_tensors import sharded_like, whole
 
 logger = logging.getLogger(__name__)
 
 TENSORS = "training_state.safetensors"
 STATE = "training_state.json"
+FILES = (WEIGHTS, CONFIG_NAME, TENSORS, STATE, TRAINER_STATE_NAME)
+HALF_WRITTEN = re.compile(r"\.checkpoint-\d+\.[0-9a-f]{32}")  # see `written_aside`
 
 
 def pack(value: Any, tensors: dict[str, torch.Tensor], place: str = "") -> Any:
@@ -118,8 +123,9 @@ def _claimed(folder: Path) -> Iterator[None]:
     try:
         with FileLock(folder.with_suffix(".lock"), timeout=0):
             folder.mkdir(exist_ok=True)
-            for half in folder.glob(".checkpoint-*"):
-                shutil.rmtree(half, ignore_errors=True)
+            for half in folder.iterdir():
+                if HALF_WRITTEN.fullmatch(half.name):
+                    remove_at_once(half, FILES)
             yield
     except Timeout:
         raise InputError(
@@ -133,8 +139,25 @@ def discard_checkpoints(folder: Path) -> None:
     lock = folder.with_suffix(".lock")
     if folder.exists():
         with suppress(Timeout), FileLock(lock, timeout=0):
-            remove_at_once(folder)
+            for checkpoint in saved_checkpoints(folder).values():
+                remove_at_once(checkpoint, FILES)
+            with suppress(OSError):  # others keep files in it
+                folder.rmdir()
             lock.unlink(missing_ok=True)
+
+
+def saved_checkpoints(folder: Path) -> dict[int, Path]:
+    """Map steps to the checkpoints of a training, from the first to the last.
+
+    Only folders that hold a file of a checkpoint count.
+    """
+    found = {
+        int(match[1]): place
+        for place in folder.glob("checkpoint-*")
+        if (match := re.fullmatch(r"checkpoint-(\d+)", place.name))
+        and any((place / name).exists() for name in FILES)
+    }
+    return dict(sorted(found.items()))
 
 
 class CheckpointingTrainer(Seq2SeqTrainer):
@@ -160,39 +183,55 @@ class CheckpointingTrainer(Seq2SeqTrainer):
         """Train, from the last checkpoint in `args.output_dir` if there is one and it may be used.
 
         Raises:
-            InputError: another process trains into this folder, or the checkpoint is damaged or
-                holds a pickle.
+            InputError: another process trains into this folder, the checkpoint is damaged or
+                holds a pickle, or a file cannot be read or written in training.
         """
         self.add_callback(self._flow)  # the last one: it restores what others have reset
         if self.args.save_strategy == SaveStrategy.NO:
-            self.train()
+            self._train_with_files(None)
             return
         folder = Path(self.args.output_dir)
         leads = self.is_world_process_zero()
         with _claimed(folder) if leads else nullcontext():
-            found = get_last_checkpoint(str(folder)) if leads and resume == "auto" else None
-            (last,) = broadcast_object_list([found])
+            saved = saved_checkpoints(folder) if leads and resume == "auto" else {}
+            last = broadcast_json(str(saved[max(saved)]) if saved else None)
             if last:
                 refuse_pickles(Path(last))
                 logger.info("An interrupted training goes on from %s.", last)
-            self.train(resume_from_checkpoint=last)
+            self._train_with_files(last)
+
+    def _train_with_files(self, checkpoint: str | None) -> None:
+        try:
+            self.train(resume_from_checkpoint=checkpoint)
+        except OSError as error:
+            raise InputError(
+                f"The training stopped after step {self.state.global_step}: {error}. Restore that "
+                "place, then run again; a training goes on from its last checkpoint."
+            ) from error
 
     def _save_checkpoint(self, model: Any, trial: Any) -> None:
         if self.control.should_training_stop:
             return
         self.store_flos()
-        processes = gather_object(
-            [
-                {
-                    "random": random_state(),
-                    "random_of_epoch": self._flow.random_of_epoch,
-                    "loss": self._tr_loss.cpu(),
-                }
-            ]
+        own: dict[str, torch.Tensor] = {}
+        packed = pack(
+            {
+                "random": random_state(),
+                "random_of_epoch": self._flow.random_of_epoch,
+                "loss": self._tr_loss,
+            },
+            own,
         )
+        processes = [unpack(*of_one) for of_one in gather_tensors(packed, own)]
         optimizer, weights = whole(self.optimizer.state_dict()), adapter_weights(self.model)
         if not self.is_world_process_zero():
             return
+        if name := not_finite(weights):
+            raise InputError(
+                f"The training diverged in step {self.state.global_step}: {name} holds NaN or "
+                "infinity, so no checkpoint is made of it; lower training.learning_rate and train "
+                "again."
+            )
         tensors: dict[str, torch.Tensor] = {}
         state = pack(
             {
@@ -200,6 +239,7 @@ class CheckpointingTrainer(Seq2SeqTrainer):
                 "scheduler": self.lr_scheduler.state_dict(),
                 "processes": processes,
                 "losses": [self._total_loss_scalar, self._globalstep_last_logged],
+                "seconds": self._resumed.get("seconds", 0.0) + time.time() - self._flow.began,
                 "callbacks": {type(c).__name__: c.state_dict() for c in self._stateful()},
             },
             tensors,
@@ -219,7 +259,20 @@ class CheckpointingTrainer(Seq2SeqTrainer):
                 f"{error}. Earlier checkpoints are whole; free space, or set training.output_dir "
                 "to another disk, then run again."
             ) from error
-        rotate_checkpoints(str(folder), self.args.save_total_limit)
+        for old in list(saved_checkpoints(folder).values())[: -self.args.save_total_limit]:
+            remove_at_once(old, FILES)
+
+    def _finalize_training(
+        self, trial: Any, num_train_samples: int, start_time: float
+    ) -> TrainOutput:
+        """Log the loss of all processes, and the time since the training first began.
+
+        (transformers adds the first process's loss since the last log, and counts the time from
+        when it was resumed.)
+        """
+        self._tr_loss = self.accelerator.reduce(self._tr_loss, "mean")
+        earlier = self._resumed.get("seconds", 0.0)
+        return super()._finalize_training(trial, num_train_samples, start_time - earlier)
 
     def _state_as_given(self) -> TrainerState:
         """Give intervals as the arguments do, such as in shares: a resumed training compares."""
@@ -266,15 +319,17 @@ class _CheckpointFlow(TrainerCallback):
         self._trainer = trainer
         self._postponed = False
         self.random_of_epoch: dict[str, Any] = {}
+        self.began = 0.0
 
     def on_train_begin(
         self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
     ) -> None:
+        self.began = time.time()
         trainer, resumed = self._trainer, self._trainer._resumed
         if state.is_world_process_zero:
-            for old in Path(args.output_dir).glob("checkpoint-*"):
-                if int(old.name.rpartition("-")[2]) > state.global_step:
-                    remove_at_once(old)
+            for step, old in saved_checkpoints(Path(args.output_dir)).items():
+                if step > state.global_step:
+                    remove_at_once(old, FILES)
         if not resumed:
             return
         state.compute_steps(args, state.max_steps)

@@ -1,10 +1,48 @@
-"""How training shows itself on the terminal."""
+"""How training shows itself: on the terminal and in TensorBoard."""
 
+import logging
+from dataclasses import replace
+from pathlib import Path
 from typing import Any
 
 from tqdm.auto import tqdm
 from transformers import TrainerControl, TrainerState, TrainingArguments
+from transformers.integrations import TensorBoardCallback
 from transformers.trainer_callback import ProgressCallback
+
+logger = logging.getLogger(__name__)
+
+
+class LastingTensorBoard(TensorBoardCallback):
+    """TensorBoard's log of a training: whole, though it was resumed or its folder is removed.
+
+    A resumed training begins its log with what was logged before. Where the folder is missing,
+    TensorBoard's thread would print a traceback and end the training.
+    """
+
+    def on_train_begin(self, args, state, control, **kwargs):
+        super().on_train_begin(args, state, control, **kwargs)
+        for entry in state.log_history:
+            then = replace(state, global_step=entry["step"])
+            logs = {name: value for name, value in entry.items() if name != "step"}
+            super().on_log(args, then, control, logs=logs)
+
+    def on_log(self, args, state, control, **kwargs):
+        self._restore_folder()
+        super().on_log(args, state, control, **kwargs)
+
+    def on_train_end(self, args, state, control, **kwargs):
+        self._restore_folder()
+        super().on_train_end(args, state, control, **kwargs)
+
+    def _restore_folder(self) -> None:
+        if self.tb_writer is None or Path(self.tb_writer.log_dir).is_dir():
+            return
+        logger.warning(
+            "%s was removed during the training, which goes on; its log begins here.",
+            self.tb_writer.log_dir,
+        )
+        Path(self.tb_writer.log_dir).mkdir(parents=True)
 
 
 class LossInProgressBar(ProgressCallback):

@@ -27,7 +27,7 @@ from flan_qa_pipeline.config.parameters import OfBitsandbytes, Parameters, Train
 from flan_qa_pipeline.errors import InputError
 from flan_qa_pipeline.models.adapter import adapter_weights, set_adapter_weights
 from flan_qa_pipeline.models.device import MIB, free_memory, peak_memory
-from flan_qa_pipeline.training.checkpoints import CheckpointingTrainer
+from flan_qa_pipeline.training.checkpoints import CheckpointingTrainer, saved_checkpoints
 from flan_qa_pipeline.training.cuda_graphs import GraphedPasses
 
 logger = logging.getLogger(__name__)
@@ -120,6 +120,8 @@ class AnsweringTrainer(CheckpointingTrainer):
         self._answer_questions = answer_questions
         self._find_batch_size = find_batch_size
         self._graphed_passes = GraphedPasses(self.model) if cuda_graphs else None
+        self._divergence = Divergence()
+        self.add_callback(self._divergence)
 
     def train(self, resume_from_checkpoint: str | None = None) -> TrainOutput:
         if not self._find_batch_size:
@@ -188,12 +190,16 @@ class AnsweringTrainer(CheckpointingTrainer):
         num_items_in_batch: torch.Tensor | int | None = None,
     ) -> torch.Tensor:
         if self._graphed_passes is None:
-            return super().training_step(model, inputs, num_items_in_batch)
-        # peft's wrapper is in training mode when its base is still as it was loaded
-        if not model.get_base_model().training:
-            model.train()
-        batch: dict[str, Any] = self._prepare_inputs(inputs)
-        return self._graphed_passes(batch | {"num_items_in_batch": num_items_in_batch})
+            loss = super().training_step(model, inputs, num_items_in_batch)
+        else:
+            # peft's wrapper is in training mode when its base is still as it was loaded
+            if not model.get_base_model().training:
+                model.train()
+            loss = self._graphed_passes(
+                {**self._prepare_inputs(inputs), "num_items_in_batch": num_items_in_batch}
+            )
+        self._divergence.note(loss, self.state.global_step + 1)
+        return loss
 
     def _inner_training_loop(self, *args: Any, **kwargs: Any) -> TrainOutput:
         try:
@@ -230,6 +236,44 @@ class AnsweringTrainer(CheckpointingTrainer):
 def _out_of_memory(error: RuntimeError) -> bool:
     """Whether torch, or the driver as it makes a graph, has too little memory."""
     return should_reduce_batch_size(error) or "CUDA error: out of memory" in str(error)
+
+
+class Divergence(TrainerCallback):
+    """Stops a training at its first loss or gradient norm that is no finite number.
+
+    A GPU notes the step itself, and is asked for it before anything is logged, answered or saved.
+    """
+
+    def on_train_begin(self, args, state, control, **kwargs):
+        self._first = torch.full((), -1, device=args.device)
+
+    def note(self, loss: torch.Tensor, step: int) -> None:
+        """Look at the loss of a batch of this step."""
+        diverges = ~loss.detach().isfinite() & (self._first < 0)
+        self._first = torch.where(diverges, step, self._first)
+
+    def on_step_end(self, args, state, control, **kwargs):
+        asked = control.should_log or control.should_evaluate or control.should_save
+        if (asked or args.device.type == "cpu") and (step := int(self._first)) >= 0:
+            raise _diverged("loss", step, args)
+
+    def on_epoch_end(self, args, state, control, **kwargs):
+        if (step := int(self._first)) >= 0:
+            raise _diverged("loss", step, args)
+
+    def on_log(self, args, state, control, logs=None, **kwargs):
+        if not math.isfinite((logs or {}).get("grad_norm", 0)):
+            raise _diverged("gradient norm", state.global_step, args)
+
+
+def _diverged(value: str, step: int, args: TrainingArguments) -> InputError:
+    saved = saved_checkpoints(Path(args.output_dir))
+    last = f"the last checkpoint before it is {saved[max(saved)]}" if saved else "none was saved"
+    return InputError(
+        f"The training diverged: the {value} of step {step} is no finite number; {last}. Lower "
+        f"training.learning_rate ({args.learning_rate:g}) or training.max_grad_norm "
+        f"({args.max_grad_norm:g}), or raise training.warmup_steps, and train again."
+    )
 
 
 class BestAdapter(TrainerCallback):

@@ -1,6 +1,5 @@
 """From files of questions to tokenized windows."""
 
-import inspect
 import logging
 from array import array
 from collections import Counter
@@ -10,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 import pandas as pd
-from datasets import Dataset, DatasetDict, Features, List, Value
+from datasets import Dataset, DatasetDict, DatasetInfo, Features, List, Value
 from tqdm.auto import tqdm
 from transformers import PreTrainedTokenizerBase
 
@@ -21,8 +20,7 @@ from flan_qa_pipeline.config.parameters import (
     TokenizationParameters,
     TrainingColumns,
 )
-from flan_qa_pipeline.data import windows
-from flan_qa_pipeline.data.arrow_files import on_disk, reused_splits
+from flan_qa_pipeline.data.arrow_files import in_batches, on_disk
 from flan_qa_pipeline.data.row_files import RowFiles
 from flan_qa_pipeline.data.splits import (
     NEAR,
@@ -33,14 +31,11 @@ from flan_qa_pipeline.data.splits import (
     shared_values,
 )
 from flan_qa_pipeline.data.squad import Rejection, check, read_records
+from flan_qa_pipeline.data.tokenized import describe, made_with
 from flan_qa_pipeline.data.windows import question_problems, window_columns
 from flan_qa_pipeline.errors import InputError
 from flan_qa_pipeline.models.loading import load_tokenizer
-from flan_qa_pipeline.runtime.provenance import (
-    fingerprint_json,
-    fingerprint_splits,
-    package_versions,
-)
+from flan_qa_pipeline.runtime.provenance import fingerprint_splits
 
 logger = logging.getLogger(__name__)
 
@@ -86,8 +81,9 @@ def flatten_questions(
     rejected: list[Rejection] = []
     skipped = rejected if on_invalid == "skip" else None
     records = check(read_records(raw, source, named, skipped), source, skipped)
+    shown = tqdm(records, desc="Check questions", unit="question", **LATE_BAR)
     questions = on_disk(
-        tqdm(records, desc="Check questions", unit="question", **LATE_BAR), QUESTION_FEATURES
+        in_batches(shown, QUESTION_FEATURES), DatasetInfo(features=QUESTION_FEATURES)
     )
     return questions, _rejection_table(rejected, source)
 
@@ -223,9 +219,15 @@ def tokenize_questions(
 
     `labels` are the answer's ids, or the abstention's for a window without the answer. Under the
     policy `drop` or `flag` a window without the answer teaches nothing: it is left out of train and
-    has no labels elsewhere. Windows that an earlier run made of the same are used again.
+    has no labels elsewhere. The description of each split says what its windows were made with.
     """
     tokenizer = load_tokenizer(model)
+    info = DatasetInfo(
+        description=describe(
+            made_with(tokenizer, prompt, tokenization, data), fingerprint_splits(questions)
+        ),
+        features=WINDOW_FEATURES,
+    )
     n_questions = sum(map(len, questions.values()))
     with tqdm(total=n_questions, desc="Tokenize", unit="question", **LATE_BAR) as bar:
 
@@ -241,24 +243,11 @@ def tokenize_questions(
                 )
                 bar.update(len(batch["id"]))
 
-        tokenized = reused_splits(
-            {name: tokenize(split, name == "train") for name, split in questions.items()},
-            WINDOW_FEATURES,
-            key=fingerprint_json(
-                {
-                    "questions": fingerprint_splits(questions),
-                    "tokenizer": tokenizer.backend_tokenizer.to_str(),
-                    "eos_token_id": tokenizer.eos_token_id,
-                    "prompt": prompt.model_dump(),
-                    "tokenization": tokenization.model_dump(),
-                    "unanswerable": data.unanswerable,
-                    "versions": package_versions(),
-                    "code": [inspect.getsource(part) for part in (windows, tokenize_questions)],
-                }
-            ),
-            folder=Path(data.cache_dir),
-            keep=data.cached_results,
-            name="Tokenized questions",
+        tokenized = DatasetDict(
+            {
+                name: on_disk(tokenize(split, name == "train"), info)
+                for name, split in questions.items()
+            }
         )
     _warn_of_unknown_characters(tokenized, tokenizer)
     return tokenized

@@ -11,7 +11,7 @@ import pyarrow.compute as pc
 import torch
 from accelerate import PartialState
 from datasets import Dataset, DatasetDict
-from peft import LoraConfig, PeftModel, get_peft_model
+from peft import PeftModel, get_peft_model
 from torch.nn import Linear
 from transformers import (
     PreTrainedModel,
@@ -32,10 +32,17 @@ from flan_qa_pipeline.config.parameters import (
     TrainingParameters,
 )
 from flan_qa_pipeline.data.squad import gold_texts, one_line
+from flan_qa_pipeline.data.tokenized import require_made_of
 from flan_qa_pipeline.errors import InputError
 from flan_qa_pipeline.evaluation.costs import base_weights
 from flan_qa_pipeline.evaluation.scoring import score_predictions
-from flan_qa_pipeline.models.adapter import Adapter, attach_adapter, extract_adapter, provenance_of
+from flan_qa_pipeline.models.adapter import (
+    Adapter,
+    attach_adapter,
+    extract_adapter,
+    lora_config,
+    provenance_of,
+)
 from flan_qa_pipeline.models.batching import coarse_length, collate, round_up
 from flan_qa_pipeline.models.device import peak_memory, resolve_attention
 from flan_qa_pipeline.models.fused_lora import fuse
@@ -52,7 +59,7 @@ from flan_qa_pipeline.runtime.provenance import (
     fingerprint_weights,
 )
 from flan_qa_pipeline.training.measured_memory import training_peaks
-from flan_qa_pipeline.training.progress import LossInProgressBar
+from flan_qa_pipeline.training.progress import LastingTensorBoard, LossInProgressBar
 from flan_qa_pipeline.training.trainer import (
     AnsweringTrainer,
     BestAdapter,
@@ -103,18 +110,7 @@ def attach_lora(
                 "(or use all-linear)."
             )
     set_seed(training.seed)
-    model = get_peft_model(
-        base_model,
-        LoraConfig(
-            task_type="SEQ_2_SEQ_LM",
-            target_modules=targets if isinstance(targets, str) else list(targets),
-            r=lora.r,
-            lora_alpha=lora.alpha,
-            lora_dropout=lora.dropout,
-            use_rslora=lora.use_rslora,
-            use_dora=lora.use_dora,
-        ),
-    )
+    model = get_peft_model(base_model, lora_config(lora))
     fuse(model)
     trainable, total = model.get_nb_trainable_parameters()
     logger.info(
@@ -154,6 +150,7 @@ def train_adapter(
         "tokenized_questions": fingerprint_splits(tokenized_questions),
         "model": fingerprint_weights(lora_model),
     }
+    require_made_of(tokenized_questions, fingerprints["questions"])
     same_training = fingerprint_json(
         [
             fingerprints,
@@ -178,7 +175,7 @@ def train_adapter(
         accelerator_config={"non_blocking": torch.cuda.is_available()},
         logging_nan_inf_filter=False,
         ddp_find_unused_parameters=False,
-        report_to="tensorboard",
+        report_to="none",
     )
     arguments._n_gpu = min(arguments.n_gpu, 1)  # else the batch is multiplied by all GPUs seen
     trainer = AnsweringTrainer(
@@ -211,7 +208,8 @@ def train_adapter(
         patience=training.early_stopping_patience,
         threshold=training.early_stopping_threshold,
     )
-    for callback in (LossInProgressBar("Train the adapter"), timer, best):
+    shown = (LossInProgressBar("Train the adapter"), LastingTensorBoard())
+    for callback in (*shown, timer, best):
         trainer.add_callback(callback)
     if processes > 1:
         logger.info(

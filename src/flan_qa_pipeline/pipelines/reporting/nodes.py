@@ -19,7 +19,7 @@ from flan_qa_pipeline.config.parameters import (
     ReportingParameters,
 )
 from flan_qa_pipeline.data.squad import gold_texts, one_line
-from flan_qa_pipeline.errors import InputError
+from flan_qa_pipeline.data.tokenized import require_made_of
 from flan_qa_pipeline.evaluation.breakdown import (
     breakdown,
     breakdown_markdown,
@@ -119,13 +119,8 @@ def predict(
     Raises:
         InputError: the tokenized questions are not those of `questions`.
     """
-    for split in ("validation", "calibration"):
-        if set(questions[split]["id"][:]) != set(tokenized_questions[split]["id"][:]):
-            raise InputError(
-                f"questions and tokenized_questions hold different {split} questions, so they are "
-                "of different runs; run kedro run --pipelines=data_engineering again, or name both "
-                "versions with --load-versions."
-            )
+    scored = {split: fingerprint_rows(questions[split]) for split in ("validation", "calibration")}
+    require_made_of(tokenized_questions, scored)
     validation, calibration = tokenized_questions["validation"], tokenized_questions["calibration"]
     answers = answer_windows(
         qa_model,

@@ -1,0 +1,101 @@
+"""What tokenized questions were made with: it is kept in their dataset and compared before use."""
+
+import json
+from collections.abc import Mapping
+from hashlib import sha256
+from typing import Any
+
+from datasets import DatasetDict
+from transformers import PreTrainedTokenizerBase
+
+from flan_qa_pipeline.config.parameters import (
+    DataParameters,
+    PromptParameters,
+    TokenizationParameters,
+)
+from flan_qa_pipeline.data.windows import WINDOWING
+from flan_qa_pipeline.errors import InputError
+
+QUESTIONS = "questions"
+REMEDY = (
+    "make them again with kedro run --pipelines=data_engineering, or name another version with "
+    "--load-versions=tokenized_questions:…"
+)
+
+
+def made_with(
+    tokenizer: PreTrainedTokenizerBase,
+    prompt: PromptParameters,
+    tokenization: TokenizationParameters,
+    data: DataParameters,
+) -> dict[str, Any]:
+    """Map everything but the questions that the windows and their labels depend on to its value."""
+    sections = (("prompt", prompt), ("tokenization", tokenization))
+    chosen = {
+        f"{section}.{key}": value
+        for section, parameters in sections
+        for key, value in parameters.model_dump().items()
+    }
+    return chosen | {
+        "data.unanswerable": data.unanswerable,
+        "the tokenizer's digest": digest_of(tokenizer),
+        "the version of the windowing": WINDOWING,
+    }
+
+
+def digest_of(tokenizer: PreTrainedTokenizerBase) -> str:
+    """SHA-256 of all that decides which tokens a text becomes."""
+    content = json.loads(tokenizer.backend_tokenizer.to_str())
+    content |= {"truncation": None, "padding": None}  # those of the call before
+    text = json.dumps([content, tokenizer.eos_token_id], sort_keys=True)
+    return sha256(text.encode()).hexdigest()
+
+
+def describe(made: Mapping[str, Any], questions: Mapping[str, str]) -> str:
+    """Put what windows were made with and the fingerprints of their questions in one text."""
+    return json.dumps({**made, QUESTIONS: questions})
+
+
+def require_made_with(tokenized_questions: DatasetDict, wanted: Mapping[str, Any]) -> None:
+    """Check that windows were made with what a run would make them with now.
+
+    Raises:
+        InputError: names each difference.
+    """
+    made = _description(tokenized_questions)
+    differences = [
+        f"{name} is {value!r}, theirs {made.get(name)!r}"
+        for name, value in wanted.items()
+        if made.get(name) != value
+    ]
+    if differences:
+        raise InputError(
+            f"The saved tokenized_questions do not fit this run: {'; '.join(differences)}. Restore "
+            f"these, or {REMEDY}."
+        )
+
+
+def require_made_of(tokenized_questions: DatasetDict, fingerprints: Mapping[str, str]) -> None:
+    """Check that windows were made of the questions with these fingerprints, split by split.
+
+    Raises:
+        InputError: names the first split that differs.
+    """
+    made = _description(tokenized_questions)[QUESTIONS]
+    for split, fingerprint in fingerprints.items():
+        if made.get(split) != fingerprint:
+            raise InputError(
+                f"questions and tokenized_questions hold different {split} questions, so they are "
+                "of different runs; run kedro run --pipelines=data_engineering again, or name both "
+                "versions with --load-versions."
+            )
+
+
+def _description(tokenized_questions: DatasetDict) -> dict[str, Any]:
+    described = next(iter(tokenized_questions.values())).info.description
+    if not described:
+        raise InputError(
+            "The saved tokenized_questions do not say what they were made with, so they are of an "
+            f"earlier version of this project; {REMEDY}."
+        )
+    return json.loads(described)
