@@ -7,6 +7,7 @@ from flan_qa_pipeline.pipelines import (
     data_engineering,
     inference,
     modeling,
+    pretrain,
     reporting,
     starter,
 )
@@ -19,7 +20,7 @@ def register_pipelines() -> dict[str, Pipeline]:
     reporting, the partial re-run: predictions, scores and tables from the saved tokenized data
     and adapter, without training. Not part of `__default__`: `inference` answers a file of new
     questions, `compare` sets two saved versions side by side, `starter` makes the embedded corpus
-    and base model, `merge` a model without adapter for serving.
+    and base model, `pretrain` an English base model, `merge` a model without adapter for serving.
     """
     data = data_engineering.create_pipeline()
     model = modeling.create_pipeline()
@@ -34,4 +35,5 @@ def register_pipelines() -> dict[str, Pipeline]:
         "inference": inference.create_pipeline(),
         "compare": compare.create_pipeline(),
         "starter": starter.create_pipeline(),
+        "pretrain": pretrain.create_pipeline(),
     }

@@ -62,6 +62,7 @@ class ProjectHooks:
             "raw_train": ("data.train_file", parameters.data.train_file),
             "raw_validation": ("data.validation_file", parameters.data.validation_file),
             "new_questions": ("inference.questions_file", parameters.inference.questions_file),
+            "pretraining_text": ("pretrain.text_folder", parameters.pretrain.text_folder),
         }
         _check_globals(
             context.config_loader["globals"],
@@ -368,6 +369,11 @@ def _require_input(name: str, catalog: CatalogProtocol[Any, Any]) -> None:
     pinned = getattr(dataset, "_version", None)
     if pinned and pinned.load:
         place = Path(place) / pinned.load
+    if name == "pretraining_text":
+        raise InputError(
+            f"{name}: there is no .jsonl file in {getattr(dataset, '_path', None)}; name a folder "
+            "with --params=pretrain.text_folder=…"
+        )
     if place is None:
         raise InputError(f"{name} is not kept between runs; start the run at a node that makes it.")
     if name.startswith("raw_"):

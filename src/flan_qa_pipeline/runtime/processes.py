@@ -42,7 +42,7 @@ from flan_qa_pipeline.models.exchange import broadcast_json
 from flan_qa_pipeline.runtime import interruption, orphans, rendezvous
 from flan_qa_pipeline.runtime.atomic_catalog import AtomicCatalog
 
-EVERYWHERE = {"quantize", "train", "predict", "merge"}  # nodes with a model
+EVERYWHERE = {"quantize", "train", "predict", "merge", "pretrain_base"}  # nodes with a model
 NOTICED_AFTER = 10  # seconds at most
 STARTED_HERE = "flan_qa_pipeline"  # the launch's id, in the environment of its processes
 
