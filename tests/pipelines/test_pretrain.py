@@ -15,6 +15,7 @@ from transformers import AutoModelForSeq2SeqLM, AutoTokenizer
 
 from flan_qa_pipeline.data.squad import flatten
 from flan_qa_pipeline.errors import InputError
+from flan_qa_pipeline.models.loading import load_base_model
 from flan_qa_pipeline.pipelines.pretrain.nodes import hold_out_articles
 
 sys.path.insert(0, str(REPOSITORY / "tests/pretraining"))
@@ -62,7 +63,7 @@ def newest(dataset: str) -> Path:
     return max(folder.iterdir()) / folder.name
 
 
-def test_pretrain_makes_bases_that_plain_transformers_reads(project, options, caplog):
+def test_pretrain_makes_bases_that_plain_transformers_reads(project, options, parameters, caplog):
     run(options)
     base = AutoModelForSeq2SeqLM.from_pretrained("data/06_models/pretrained_base")
     packed = AutoModelForSeq2SeqLM.from_pretrained("data/06_models/pretrained_base_nf4")
@@ -77,6 +78,8 @@ def test_pretrain_makes_bases_that_plain_transformers_reads(project, options, ca
         for folder in ("pretrained_base", "pretrained_base_nf4")
     ]
     assert sizes[1] < sizes[0]
+    model = parameters.model.model_copy(update={"name": "data/06_models/pretrained_base"})
+    assert load_base_model(model).num_parameters() > 0
     log = pd.read_csv(newest("pretraining_reader_log.csv"))
     assert log["step"].tolist() == [2, 4, 6, 8]
     assert log["stage"].tolist() == [0, 0, 1, 1]

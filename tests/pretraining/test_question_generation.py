@@ -1,6 +1,7 @@
 """Generated questions: which stay, and that training reads them."""
 
 import numpy as np
+import pandas as pd
 import pytest
 from datasets import Dataset, DatasetDict
 from english import read_english, small, train_small_tokenizer
@@ -9,6 +10,7 @@ from flan_qa_pipeline.pipelines.pretrain.nodes import (
     GENERATED_FEATURES,
     QUESTION_FEATURES,
     TEXT_FEATURES,
+    as_table,
 )
 from flan_qa_pipeline.pretraining import question_generation
 from flan_qa_pipeline.pretraining.altered_questions import contains
@@ -92,12 +94,15 @@ def test_generation_repeats_itself(generated, tasks, tokenizer, text, pretrain):
     assert [row["context"] for row in other] != [row["context"] for row in generated]
 
 
-def test_generated_questions_are_trained_on(generated, tasks, tokenizer, text, pretrain):
+def test_generated_questions_are_trained_on(generated, tasks, tokenizer, text, pretrain, tmp_path):
     none = DatasetDict(
         paragraphs=Dataset.from_dict({n: [] for n in TEXT_FEATURES}, TEXT_FEATURES),
         train=Dataset.from_dict({n: [] for n in QUESTION_FEATURES}, QUESTION_FEATURES),
     )
-    made = Dataset.from_list(generated, features=GENERATED_FEATURES)
+    pd.DataFrame(generated).to_parquet(tmp_path / "generated.parquet")  # as the catalog keeps them
+    made = as_table(
+        pd.read_parquet(tmp_path / "generated.parquet").to_dict("records"), GENERATED_FEATURES
+    )
     questions = EncodedQuestions.of(none, tasks, made)
     mixture = pretrain.base.stages[0].mixture.model_copy(
         update=dict.fromkeys(("cloze", "answerable", "unanswerable", "asking", "denoising"), 0.0)

@@ -105,7 +105,7 @@ def encode_text(
             else:
                 yield title, paragraphs
 
-    rows = _table(encode_paragraphs(kept(), tokenizer), TEXT_FEATURES)
+    rows = as_table(encode_paragraphs(kept(), tokenizer), TEXT_FEATURES)
     logger.info(
         "The text has %d paragraphs; %d articles with the title of a held-out one were left out.",
         len(rows),
@@ -129,10 +129,10 @@ def encode_splits(splits: DatasetDict, tokenizer: PreTrainedTokenizerBase) -> Da
 
     def encoded(*names: str) -> Dataset:
         rows = (row for n in names for row in encode_questions(splits[n], tokenizer, numbers))
-        return _table(rows, QUESTION_FEATURES)
+        return as_table(rows, QUESTION_FEATURES)
 
     return DatasetDict(
-        paragraphs=_table(paragraphs, TEXT_FEATURES),
+        paragraphs=as_table(paragraphs, TEXT_FEATURES),
         train=encoded("train"),
         held_out=encoded("dev", "calibration"),
     )
@@ -155,7 +155,7 @@ def generate_questions(
     tokenizer: PreTrainedTokenizerBase,
     text: Dataset,
     pretrain: PretrainParameters,
-) -> Dataset:
+) -> pd.DataFrame:
     """Let the reader ask about the text, and keep the questions that it answers as expected."""
     rows = question_generation.generate_questions(
         reader.to(PartialState().device).eval(),
@@ -165,7 +165,7 @@ def generate_questions(
         pretrain.generation,
         pretrain.seed,
     )
-    return _table(rows, GENERATED_FEATURES)
+    return pd.DataFrame(rows, columns=list(GENERATED_FEATURES))
 
 
 def pretrain_base(
@@ -173,13 +173,12 @@ def pretrain_base(
     tokenizer: PreTrainedTokenizerBase,
     text: Dataset,
     questions: DatasetDict,
-    generated: Dataset,
+    generated: pd.DataFrame,
     pretrain: PretrainParameters,
 ) -> tuple[T5ForConditionalGeneration, pd.DataFrame]:
     """Train the reader's weights on through the second phase; return them in bfloat16."""
-    model, log = _train(
-        reader.float(), pretrain.base, tokenizer, text, questions, generated, pretrain
-    )
+    made = as_table(generated.to_dict("records"), GENERATED_FEATURES) if len(generated) else None
+    model, log = _train(reader.float(), pretrain.base, tokenizer, text, questions, made, pretrain)
     return model.bfloat16(), log
 
 
@@ -271,5 +270,5 @@ def _tasks(tokenizer: PreTrainedTokenizerBase, pretrain: PretrainParameters) -> 
     )
 
 
-def _table(rows: Iterable[dict[str, Any]], features: Features) -> Dataset:
+def as_table(rows: Iterable[dict[str, Any]], features: Features) -> Dataset:
     return on_disk(in_batches(rows, features), DatasetInfo(features=features))
