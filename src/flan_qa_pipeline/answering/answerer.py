@@ -13,7 +13,7 @@ from typing import Any, Literal, Self
 from datasets import Dataset
 from pydantic import ValidationError
 
-from flan_qa_pipeline.answering.generation import answer_windows
+from flan_qa_pipeline.answering.window_answers import WindowAnswer, answer_windows
 from flan_qa_pipeline.config.parameters import (
     AttnImplementation,
     ComputeDtype,
@@ -25,13 +25,12 @@ from flan_qa_pipeline.config.parameters import (
 from flan_qa_pipeline.config.validation import check_parameters
 from flan_qa_pipeline.data.texts import has_text, is_unicode
 from flan_qa_pipeline.data.windows import (
-    WindowAnswer,
     question_windows,
     tokenize_contexts,
     tokenize_question,
 )
 from flan_qa_pipeline.errors import InputError
-from flan_qa_pipeline.evaluation.thresholds import no_answer_probability
+from flan_qa_pipeline.evaluation.no_answer_threshold import no_answer_probability
 from flan_qa_pipeline.models.adapter import WEIGHTS, Adapter, attach_adapter, load_adapter
 from flan_qa_pipeline.models.loading import load_base_model
 from flan_qa_pipeline.models.sharding import shard

@@ -12,13 +12,10 @@ import torch
 from accelerate import PartialState
 from accelerate.utils import model_has_dtensor
 from accelerate.utils.memory import clear_device_cache, should_reduce_batch_size
-from datasets import Dataset
 from peft import PeftModel
 from tqdm.auto import tqdm
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
-from flan_qa_pipeline.config.parameters import GenerationParameters, PromptParameters
-from flan_qa_pipeline.data.windows import WindowAnswer, is_abstention, merge_windows
 from flan_qa_pipeline.errors import InputError
 from flan_qa_pipeline.models.adapter import base_of
 from flan_qa_pipeline.models.batching import (
@@ -54,35 +51,6 @@ class GeneratedAnswer:
     answer: str
     answer_score: float
     no_answer_score: float
-
-
-def answer_windows(
-    model: PreTrainedModel,
-    tokenizer: PreTrainedTokenizerBase,
-    windows: Dataset,
-    prompt: PromptParameters,
-    generation: GenerationParameters,
-    description: str | None = None,
-) -> dict[str, WindowAnswer]:
-    """Answer tokenized windows (columns id, window, input_ids); merge them to one per question."""
-    generated = generate_answers(
-        model,
-        tokenizer,
-        windows["input_ids"][:],
-        abstention=prompt.abstention,
-        batch_tokens=generation.batch_tokens,
-        max_new_tokens=generation.max_new_tokens,
-        description=description,
-    )
-    return merge_windows(
-        (
-            WindowAnswer(id_, window=number, **vars(said))
-            for id_, number, said in zip(
-                windows["id"][:], windows["window"][:], generated, strict=True
-            )
-        ),
-        prompt.abstention,
-    )
 
 
 def generate_answers(
@@ -289,3 +257,8 @@ class _Decoding:
         own = self._abstaining[: self._max_new_tokens]
         are_own = (tokens[:, : len(own)] == own).all(1)
         return list(zip(texts, scores.tolist(), are_own.tolist(), strict=True))
+
+
+def is_abstention(text: str, abstention: str) -> bool:
+    """Whether the text is empty or, but for case and outer white space, the abstention."""
+    return text.strip().casefold() in {"", abstention.casefold()}

@@ -6,7 +6,6 @@ and the windows' answers are merged back to one answer per question.
 
 import re
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass, replace
 from typing import Any, NamedTuple
 
 from transformers import PreTrainedTokenizerBase
@@ -222,52 +221,3 @@ def answer_words(texts: Iterable[str]) -> re.Pattern[str]:
     """
     words = (r"\s+".join(map(re.escape, text.split())) for text in texts)
     return re.compile("|".join(rf"(?<!\w){answer}(?!\w)" for answer in words) or r"(?!)")
-
-
-def is_abstention(text: str, abstention: str) -> bool:
-    """Whether the text is empty or, but for case and outer white space, the abstention."""
-    return text.strip().casefold() in {"", abstention.casefold()}
-
-
-@dataclass(frozen=True)
-class WindowAnswer:
-    """What the model generated for one window of the question `id`.
-
-    `text` is the greedy output, `score` its log-probability. `answer` is the best answer that is
-    not the abstention, `answer_score` its log-probability, and `no_answer_score` the
-    log-probability of the abstention minus that of `answer`. `window` is the window's number.
-    """
-
-    id: str
-    text: str
-    score: float
-    answer: str
-    answer_score: float
-    no_answer_score: float
-    window: int
-
-
-def merge_windows(answers: Iterable[WindowAnswer], abstention: str) -> dict[str, WindowAnswer]:
-    """Merge window answers to one per question id, in order of first appearance.
-
-    A window that abstains says only that the answer is not in that window, so the most probable
-    answer of the other windows wins; the question is abstained on (text "") when all abstain,
-    with the least certain abstention as its score, and then the best answer is that of the window
-    nearest to answering. A question's no-answer score is its windows' lowest; its window is that
-    of its best answer.
-    """
-    windows: dict[str, list[WindowAnswer]] = {}
-    for answer in answers:
-        windows.setdefault(answer.id, []).append(answer)
-    return {id_: _merge(group, abstention) for id_, group in windows.items()}
-
-
-def _merge(windows: list[WindowAnswer], abstention: str) -> WindowAnswer:
-    nearest = min(windows, key=lambda window: window.no_answer_score)
-    answering = [window for window in windows if not is_abstention(window.text, abstention)]
-    if answering:
-        best = max(answering, key=lambda window: window.score)
-        text = best.text.strip()
-        return replace(best, text=text, answer=text, no_answer_score=nearest.no_answer_score)
-    least_certain = min(window.score for window in windows)
-    return replace(nearest, text="", score=least_certain, answer=nearest.answer.strip())

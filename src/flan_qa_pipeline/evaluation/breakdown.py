@@ -5,8 +5,7 @@ paired: each resample draws questions and takes both models' scores on them.
 """
 
 import re
-from collections.abc import Hashable, Iterator, Mapping, Sequence
-from typing import Any
+from collections.abc import Iterator, Sequence
 
 import numpy as np
 import pandas as pd
@@ -116,49 +115,3 @@ def breakdown(
             }
         rows.append(row)
     return pd.DataFrame(rows)
-
-
-def readable_breakdown(table: pd.DataFrame, confidence: float) -> pd.DataFrame:
-    """The breakdown as texts, each gain with its interval in brackets."""
-    shown = table[["group", "subset", "questions"]].copy()
-    for metric in METRICS:
-        for column in table.columns:
-            if column.startswith(f"{metric} ") and " gain" not in column:
-                shown[column] = table[column].map("{:.2f}".format)
-        shown[f"{metric} gain [{confidence:.0%}]"] = table.apply(_gain, axis=1, metric=metric)
-    return shown
-
-
-def breakdown_markdown(table: pd.DataFrame, confidence: float) -> str:
-    """The breakdown as Markdown."""
-    return _markdown(readable_breakdown(table, confidence))
-
-
-def readable_scores(table: pd.DataFrame, labels: Sequence[str], confidence: float) -> pd.DataFrame:
-    """Rows of the breakdown as texts, each metric in a row of its own."""
-    return pd.DataFrame(
-        {
-            "subset": row["subset"],
-            "metric": metric,
-            "questions": row["questions"],
-            **{label: f"{row[f'{metric} {label}']:.2f}" for label in labels},
-            f"gain [{confidence:.0%}]": _gain(row, metric),
-        }
-        for row in table.to_dict("records")
-        for metric in METRICS
-    )
-
-
-def scores_markdown(table: pd.DataFrame, labels: Sequence[str], confidence: float) -> str:
-    """The same as Markdown."""
-    return _markdown(readable_scores(table, labels, confidence))
-
-
-def _gain(row: Mapping[Hashable, Any], metric: str) -> str:
-    gain, low, high = (row[f"{metric} gain{end}"] for end in ("", " low", " high"))
-    return f"{gain:+.2f} [{low:+.2f}, {high:+.2f}]"
-
-
-def _markdown(shown: pd.DataFrame) -> str:
-    align = ["left", "left", *["right"] * (shown.shape[1] - 2)]
-    return shown.to_markdown(index=False, colalign=align, disable_numparse=True) + "\n"

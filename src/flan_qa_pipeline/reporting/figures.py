@@ -7,7 +7,7 @@ import pandas as pd
 import plotly.graph_objects as go
 from plotly.subplots import make_subplots
 
-from flan_qa_pipeline.evaluation.thresholds import PrecisionRecall
+from flan_qa_pipeline.evaluation.no_answer_threshold import PrecisionRecall
 from flan_qa_pipeline.models.adapter import Adapter
 
 MODELS = ("baseline", "fine-tuned")

@@ -29,7 +29,7 @@ from flan_qa_pipeline.data.row_files import RowFiles
 from flan_qa_pipeline.data.tokenized import made_with, require_made_with
 from flan_qa_pipeline.datasets.reading import in_a_sentence, load
 from flan_qa_pipeline.errors import InputError, in_one_line
-from flan_qa_pipeline.evaluation.costs import node_times
+from flan_qa_pipeline.evaluation.run_costs import node_times
 from flan_qa_pipeline.hub import PROTOCOL, DataFiles, HubFiles, fetch
 from flan_qa_pipeline.models.adapter import provenance_of, require_trained_with
 from flan_qa_pipeline.models.device import peak_memory, resolve_attention, resolve_compute_dtype

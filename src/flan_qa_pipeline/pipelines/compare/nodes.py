@@ -9,8 +9,9 @@ import plotly.graph_objects as go
 from flan_qa_pipeline.config.parameters import CompareParameters, ReportingParameters
 from flan_qa_pipeline.data.squad import one_line
 from flan_qa_pipeline.errors import InputError
-from flan_qa_pipeline.evaluation.breakdown import breakdown, breakdown_markdown, readable_breakdown
-from flan_qa_pipeline.reporting.report import outcome, render_report
+from flan_qa_pipeline.evaluation.breakdown import breakdown
+from flan_qa_pipeline.reporting.html_report import outcome, render_report
+from flan_qa_pipeline.reporting.tables import breakdown_markdown, readable_breakdown
 
 logger = logging.getLogger(__name__)
 

@@ -10,7 +10,7 @@ from datasets import DatasetDict, concatenate_datasets
 from peft import PeftModel
 from transformers import PreTrainedModel
 
-from flan_qa_pipeline.answering.generation import answer_windows
+from flan_qa_pipeline.answering.window_answers import answer_windows
 from flan_qa_pipeline.config.parameters import (
     DataParameters,
     GenerationParameters,
@@ -20,34 +20,30 @@ from flan_qa_pipeline.config.parameters import (
 )
 from flan_qa_pipeline.data.squad import gold_texts, one_line
 from flan_qa_pipeline.data.tokenized import require_made_of
-from flan_qa_pipeline.evaluation.breakdown import (
-    breakdown,
-    breakdown_markdown,
-    question_word,
-    readable_breakdown,
-    readable_scores,
-    scores_markdown,
-)
-from flan_qa_pipeline.evaluation.costs import (
-    cost_markdown,
-    cost_rows,
-    memory_markdown,
-    memory_sizes,
-    readable_costs,
-    readable_memory,
-)
-from flan_qa_pipeline.evaluation.scoring import per_question_scores, score_predictions
-from flan_qa_pipeline.evaluation.thresholds import (
+from flan_qa_pipeline.evaluation.breakdown import breakdown, question_word
+from flan_qa_pipeline.evaluation.no_answer_threshold import (
     PrecisionRecall,
     abstention_rows,
     candidates,
     precision_recall,
 )
+from flan_qa_pipeline.evaluation.run_costs import cost_rows, memory_sizes
+from flan_qa_pipeline.evaluation.scoring import per_question_scores, score_predictions
 from flan_qa_pipeline.models.adapter import Adapter, attach_adapter, provenance_of
 from flan_qa_pipeline.models.loading import load_base_model, load_tokenizer
 from flan_qa_pipeline.models.sharding import shard
 from flan_qa_pipeline.reporting.figures import MODELS
-from flan_qa_pipeline.reporting.report import render_report
+from flan_qa_pipeline.reporting.html_report import render_report
+from flan_qa_pipeline.reporting.tables import (
+    breakdown_markdown,
+    cost_markdown,
+    memory_markdown,
+    readable_breakdown,
+    readable_costs,
+    readable_memory,
+    readable_scores,
+    scores_markdown,
+)
 from flan_qa_pipeline.runtime.provenance import fingerprint_rows
 
 logger = logging.getLogger(__name__)

@@ -7,7 +7,7 @@ from datasets import Dataset, DatasetDict
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from flan_qa_pipeline.evaluation.thresholds import (
+from flan_qa_pipeline.evaluation.no_answer_threshold import (
     abstention_rows,
     apply_threshold,
     best_threshold,
