@@ -10,13 +10,13 @@ from flan_qa_pipeline.answering.window_answers import WindowAnswer, merge_window
 many = settings(max_examples=200)
 
 
-def window(id_, text, score):
-    said = not is_abstention(text, "no answer")
-    return WindowAnswer(id_, text, score, text if said else "maybe", score, -score, 0)
+def window(id_, text, log_prob):
+    answer = "maybe" if is_abstention(text, "no answer") else text
+    return WindowAnswer(text, log_prob, answer, log_prob, -log_prob, id_, 0)
 
 
 @pytest.mark.parametrize(
-    ("answers", "text", "score"),
+    ("answers", "text", "log_prob"),
     [
         ([("Paris", -1.0)], "Paris", -1.0),
         ([(" Paris ", -1.0)], "Paris", -1.0),
@@ -31,30 +31,30 @@ def window(id_, text, score):
         ([("no answers", -0.5)], "no answers", -0.5),
     ],
 )
-def test_merging_the_windows_of_one_question(answers, text, score):
+def test_merging_the_windows_of_one_question(answers, text, log_prob):
     merged = merge_windows([window("q", *answer) for answer in answers], "no answer")
-    assert (merged["q"].text, merged["q"].score) == (text, score)
+    assert (merged["q"].text, merged["q"].log_prob) == (text, log_prob)
     assert merged["q"].answer == (text or "maybe")
 
 
 def test_an_abstained_question_keeps_the_answer_of_the_window_nearest_to_answering():
     windows = [
-        WindowAnswer("q", "no answer", -0.1, "Rome", -5.1, 5.0, 0),
-        WindowAnswer("q", "no answer", -0.2, "Paris", -2.2, 2.0, 1),
-        WindowAnswer("q", "no answer", -0.3, "Oslo", -9.3, 9.0, 2),
+        WindowAnswer("no answer", -0.1, "Rome", -5.1, 5.0, "q", 0),
+        WindowAnswer("no answer", -0.2, "Paris", -2.2, 2.0, "q", 1),
+        WindowAnswer("no answer", -0.3, "Oslo", -9.3, 9.0, "q", 2),
     ]
     merged = merge_windows(windows, "no answer")["q"]
-    assert merged == WindowAnswer("q", "", -0.3, "Paris", -2.2, 2.0, 1)
+    assert merged == WindowAnswer("", -0.3, "Paris", -2.2, 2.0, "q", 1)
 
 
-def test_an_answered_question_has_the_no_answer_score_of_its_least_abstaining_window():
+def test_an_answered_question_has_the_no_answer_log_odds_of_its_least_abstaining_window():
     windows = [
-        WindowAnswer("q", "Rome", -2.0, "Rome", -2.0, -0.5, 0),
-        WindowAnswer("q", "Paris", -1.0, "Paris", -1.0, -0.2, 1),
-        WindowAnswer("q", "no answer", -0.2, "Oslo", -9.2, 9.0, 2),
+        WindowAnswer("Rome", -2.0, "Rome", -2.0, -0.5, "q", 0),
+        WindowAnswer("Paris", -1.0, "Paris", -1.0, -0.2, "q", 1),
+        WindowAnswer("no answer", -0.2, "Oslo", -9.2, 9.0, "q", 2),
     ]
     merged = merge_windows(windows, "no answer")["q"]
-    assert merged == WindowAnswer("q", "Paris", -1.0, "Paris", -1.0, -0.5, 1)
+    assert merged == WindowAnswer("Paris", -1.0, "Paris", -1.0, -0.5, "q", 1)
 
 
 def test_questions_stay_apart_and_in_order():
@@ -76,7 +76,7 @@ texts = st.sampled_from(["no answer", "NO ANSWER", "", "x", "y", "z"])
 def test_merging_does_not_depend_on_the_order_of_windows(answers):
     forward = merge_windows([window("q", *a) for a in answers], "no answer")["q"]
     backward = merge_windows([window("q", *a) for a in reversed(answers)], "no answer")["q"]
-    said = {score for text, score in answers if text in {"x", "y", "z"}}
-    assert forward.score == backward.score
-    assert forward.score == (max(said) if said else min(score for _, score in answers))
-    assert bool(forward.text) == bool(said)
+    answered = {log_prob for text, log_prob in answers if text in {"x", "y", "z"}}
+    assert forward.log_prob == backward.log_prob
+    assert forward.log_prob == max(answered or {min(log_prob for _, log_prob in answers)})
+    assert bool(forward.text) == bool(answered)

@@ -1,42 +1,50 @@
-"""Answers to windowed questions: each window is answered, then one answer per question stays."""
+"""Answers to questions whose contexts are read in windows, merged to one per question."""
 
 from collections.abc import Iterable
 from dataclasses import dataclass, replace
 
 from datasets import Dataset
+from peft import PeftModel
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
-from flan_qa_pipeline.answering.generation import generate_answers, is_abstention
+from flan_qa_pipeline.answering.generation import (
+    GeneratedAnswer,
+    generate_answers,
+    is_abstention,
+)
 from flan_qa_pipeline.config.parameters import GenerationParameters, PromptParameters
 
 
 @dataclass(frozen=True)
-class WindowAnswer:
-    """What the model generated for one window of the question `id`.
+class WindowAnswer(GeneratedAnswer):
+    """The model's answer to one window of a question.
 
-    `text` is the greedy output, `score` its log-probability. `answer` is the best answer that is
-    not the abstention, `answer_score` its log-probability, and `no_answer_score` the
-    log-probability of the abstention minus that of `answer`. `window` is the window's number.
+    Attributes:
+        id: the question's id.
+        window: the window's number, from 0.
     """
 
     id: str
-    text: str
-    score: float
-    answer: str
-    answer_score: float
-    no_answer_score: float
     window: int
 
 
 def answer_windows(
-    model: PreTrainedModel,
+    model: PreTrainedModel | PeftModel,
     tokenizer: PreTrainedTokenizerBase,
     windows: Dataset,
     prompt: PromptParameters,
     generation: GenerationParameters,
     description: str | None = None,
 ) -> dict[str, WindowAnswer]:
-    """Answer tokenized windows (columns id, window, input_ids); merge them to one per question."""
+    """Answer tokenized windows and merge their answers.
+
+    Args:
+        windows: columns id, window (its number) and input_ids.
+        description: the progress bar's label; None shows no bar.
+
+    Returns:
+        One answer per question id, in the order in which the ids first appear.
+    """
     generated = generate_answers(
         model,
         tokenizer,
@@ -48,8 +56,8 @@ def answer_windows(
     )
     return merge_windows(
         (
-            WindowAnswer(id_, window=number, **vars(said))
-            for id_, number, said in zip(
+            WindowAnswer(**vars(answer), id=id_, window=number)
+            for id_, number, answer in zip(
                 windows["id"][:], windows["window"][:], generated, strict=True
             )
         ),
@@ -58,13 +66,20 @@ def answer_windows(
 
 
 def merge_windows(answers: Iterable[WindowAnswer], abstention: str) -> dict[str, WindowAnswer]:
-    """Merge window answers to one per question id, in order of first appearance.
+    """Merge the answers to windows into one answer per question.
 
-    A window that abstains says only that the answer is not in that window, so the most probable
-    answer of the other windows wins; the question is abstained on (text "") when all abstain,
-    with the least certain abstention as its score, and then the best answer is that of the window
-    nearest to answering. A question's no-answer score is its windows' lowest; its window is that
-    of its best answer.
+    A window that abstains says only that it does not hold the answer, so the most probable answer
+    of the other windows wins. If all windows abstain, so does the question: its `text` is "", its
+    `log_prob` that of the least certain abstention, and its best answer comes from the window
+    that is nearest to answering. A question has the lowest `no_answer_log_odds` of its windows,
+    and the number of the window that gave its best answer.
+
+    Args:
+        answers: one answer per window.
+        abstention: the text by which the model says that a window holds no answer.
+
+    Returns:
+        One answer per question id, in the order in which the ids first appear.
     """
     windows: dict[str, list[WindowAnswer]] = {}
     for answer in answers:
@@ -73,11 +88,11 @@ def merge_windows(answers: Iterable[WindowAnswer], abstention: str) -> dict[str,
 
 
 def _merge(windows: list[WindowAnswer], abstention: str) -> WindowAnswer:
-    nearest = min(windows, key=lambda window: window.no_answer_score)
+    nearest = min(windows, key=lambda window: window.no_answer_log_odds)
     answering = [window for window in windows if not is_abstention(window.text, abstention)]
     if answering:
-        best = max(answering, key=lambda window: window.score)
+        best = max(answering, key=lambda window: window.log_prob)
         text = best.text.strip()
-        return replace(best, text=text, answer=text, no_answer_score=nearest.no_answer_score)
-    least_certain = min(window.score for window in windows)
-    return replace(nearest, text="", score=least_certain, answer=nearest.answer.strip())
+        return replace(best, text=text, answer=text, no_answer_log_odds=nearest.no_answer_log_odds)
+    least_certain = min(window.log_prob for window in windows)
+    return replace(nearest, text="", log_prob=least_certain, answer=nearest.answer.strip())

@@ -29,6 +29,7 @@ from flan_qa_pipeline.evaluation.no_answer_threshold import (
 )
 from flan_qa_pipeline.evaluation.run_costs import cost_rows, memory_sizes
 from flan_qa_pipeline.evaluation.scoring import per_question_scores, score_predictions
+from flan_qa_pipeline.evaluation.subject import corpus_name, scored_on, subject
 from flan_qa_pipeline.models.adapter import Adapter, attach_adapter, provenance_of
 from flan_qa_pipeline.models.loading import load_base_model, load_tokenizer
 from flan_qa_pipeline.models.sharding import shard
@@ -128,7 +129,13 @@ def predict(
     )
     frame = pd.DataFrame(
         [
-            (answer.id, answer.text, answer.score, answer.answer, answer.no_answer_score)
+            (
+                answer.id,
+                answer.text,
+                answer.log_prob,
+                answer.answer,
+                answer.no_answer_log_odds,
+            )
             for answer in answers.values()
         ],
         columns=["id", "prediction_text", "score", "answer_text", "no_answer_score"],
@@ -279,6 +286,8 @@ def build_report(
     abstention_figure: go.Figure,
     training_figure: go.Figure,
     adapter: Adapter,
+    run_record: dict[str, Any],
+    model: ModelParameters,
     data: DataParameters,
     reporting: ReportingParameters,
 ) -> str:
@@ -288,13 +297,8 @@ def build_report(
         f"{reporting.bootstrap_resamples} resamples of questions."
     )
     return render_report(
-        title="SQuAD 2.0 before and after fine-tuning",
-        facts={
-            "base": adapter.provenance["model"]["name"],
-            "LoRA rank": str(adapter.config.r),
-            "training steps": str(adapter.training["steps"]),
-            "validation": f"{len(question_table)} questions of {data.validation_file}",
-        },
+        title=f"{subject(model, data)}, before and after fine-tuning",
+        facts=_facts(adapter, run_record, data, len(question_table)),
         tables={
             "Scores": (readable_scores(score_table, MODELS, reporting.confidence), interval),
             "Breakdown": (readable_breakdown(breakdown_table, reporting.confidence), interval),
@@ -311,6 +315,27 @@ def build_report(
         question_table=question_table,
         labels=MODELS,
     )
+
+
+def _facts(
+    adapter: Adapter, run_record: dict[str, Any], data: DataParameters, n_questions: int
+) -> dict[str, str]:
+    """List what the report's results come from."""
+    trained = adapter.training["run"]
+    git = run_record["git"]
+    facts = {
+        "version": run_record["run_id"],
+        "base": adapter.provenance["model"]["name"],
+        "adapter": trained.get("run_id"),
+        "LoRA rank": adapter.config.r,
+        "training steps": adapter.training["steps"],
+        "validation": f"{n_questions} questions from {scored_on(data)}",
+        "commit": git and git["commit"][:10] + (" with changes" if git["dirty"] else ""),
+    }
+    if parameters := trained.get("parameters"):
+        facts["training data"] = corpus_name(parameters["data"]["train_file"])
+        facts["seed"] = parameters["training"]["seed"]
+    return {name: str(value) for name, value in facts.items() if value is not None}
 
 
 def _texts(predictions: pd.DataFrame) -> dict[str, str]:
