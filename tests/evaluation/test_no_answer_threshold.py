@@ -139,7 +139,7 @@ def test_no_threshold_beats_the_best_and_distinct_probabilities_reach_it(questio
 
 def test_nothing_to_sweep_over():
     empty = np.array([])
-    with pytest.raises(ValueError, match="No question scores to sweep over"):
+    with pytest.raises(ValueError, match="There are no question scores; give at least one."):
         best_threshold(empty, empty, empty.astype(bool), empty.astype(bool))
 
 

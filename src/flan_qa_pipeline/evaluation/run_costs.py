@@ -1,4 +1,4 @@
-"""What a run costs: parameters, memory, speed, time."""
+"""A run's costs: parameters, memory, speed and time."""
 
 from typing import Any
 
@@ -14,14 +14,17 @@ def cost_rows(
     n_answered: int,
     adapter_bytes: int,
 ) -> list[dict[str, Any]]:
-    """List parameters, memory, speed of training and answering, and the time of every node.
+    """List parameters, memory, speed of training and answering, and the time of each node.
 
     Args:
-        training: the adapter's own record of its training.
-        node_costs: node name to its wall time in `seconds` and the `peak_memory` after it; a node
-            that has not ended has neither.
-        n_answered: questions that each `predict_...` node answered.
+        training: the adapter's record of its training.
+        node_costs: by node name, its wall time in `seconds` and the `peak_memory` after it, in
+            bytes by place. A node that is still running has neither.
+        n_answered: number of questions that each `predict_...` node answered.
         adapter_bytes: size of the adapter's weights.
+
+    Returns:
+        Rows of kind, quantity, value and unit.
     """
     ended = {name: cost for name, cost in list(node_costs.items()) if "seconds" in cost}
     share = training["trainable_parameters"] / training["total_parameters"]
@@ -59,7 +62,7 @@ def cost_rows(
 
 
 def node_times(node_costs: dict[str, dict[str, Any]]) -> pd.DataFrame:
-    """The wall time of every node in seconds, and the peak memory after it in MiB."""
+    """Tabulate each node's wall time in seconds and the peak memory after it in MiB."""
     return pd.DataFrame(
         [
             {
@@ -73,12 +76,12 @@ def node_times(node_costs: dict[str, dict[str, Any]]) -> pd.DataFrame:
 
 
 def memory_sizes(weights: dict[str, dict[Format, int]], measured: dict[str, Any]) -> pd.DataFrame:
-    """What the base's weights and a training step take in each format.
+    """Tabulate the memory of the base's weights and of a training step in each format, in MiB.
 
     Args:
-        weights: what `base_weights` says.
-        measured: the `peaks` in bytes of a step on `batch_size` windows of `source_tokens`, and
-            the `device`.
+        weights: bytes by format, as `base_weights` returns them.
+        measured: `peaks`, the peak bytes of a step by format; `batch_size` and `source_tokens`,
+            the number and length of the step's windows; and the `device`.
     """
     sizes = pd.DataFrame(
         {

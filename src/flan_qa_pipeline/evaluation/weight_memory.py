@@ -1,4 +1,4 @@
-"""Memory that a base's weights take in each format, calculated from its shapes."""
+"""The memory of a base model's weights in each format, calculated from their shapes."""
 
 from collections.abc import Sequence
 
@@ -12,10 +12,10 @@ SKIPPED_BY_LIBRARIES = ("lm_head", "wo")
 
 
 def nf4_bytes(count: int, *, double_quant: bool = True) -> int:
-    """Size of so many weights in NF4 (arXiv:2305.14314).
+    """Return the bytes of `count` weights in NF4 (Dettmers et al. 2023, arXiv:2305.14314).
 
-    Half a byte each, four bytes for every block of 64 or, with double quantization, one and four
-    for every 256 of these.
+    A weight takes half a byte. Each block of 64 weights adds a scale of four bytes. With double
+    quantization, the scale takes one byte, and every 256 scales share four more.
     """
     blocks = -(-count // 64)
     return -(-count // 2) + (blocks + 4 * -(-blocks // 256) if double_quant else 4 * blocks)
@@ -24,12 +24,20 @@ def nf4_bytes(count: int, *, double_quant: bool = True) -> int:
 def base_weights(
     base: PreTrainedModel, skip_modules: Sequence[str], *, double_quant: bool = True
 ) -> dict[str, dict[Format, int]]:
-    """Bytes that a base takes in each format, loaded and in training, calculated from its shapes.
+    """Calculate the bytes of a base's weights in each format, without LoRA matrices.
 
-    transformers leaves the head and T5's feed-forward `wo` out of 4 bits, and peft's
-    `prepare_model_for_kbit_training` makes all that is left float32; here all linear layers but
-    `skip_modules` are in 4 bits and the rest is bfloat16. The libraries' is with double
-    quantization, the one here if `double_quant`. LoRA matrices are not counted.
+    The libraries quantize twice and keep the head and T5's feed-forward `wo` out of 4 bits
+    (transformers); in training, whatever is not in 4 bits becomes float32 (peft's
+    `prepare_model_for_kbit_training`). This project quantizes all linear layers but
+    `skip_modules` and keeps the rest in bfloat16.
+
+    Args:
+        base: the model; packed weights count by their unpacked shapes.
+        skip_modules: linear layers that this project does not quantize.
+        double_quant: whether this project quantizes twice.
+
+    Returns:
+        Bytes by format, as "loaded" and "in training".
     """
     linear = {
         name: part.in_features * part.out_features

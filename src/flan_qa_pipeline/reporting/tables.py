@@ -1,4 +1,4 @@
-"""Tables as people read them: their numbers as texts, and the whole as Markdown."""
+"""Readable tables: numbers formatted as texts, in a DataFrame or in Markdown."""
 
 from collections.abc import Hashable, Mapping, Sequence
 from typing import Any
@@ -9,7 +9,7 @@ from flan_qa_pipeline.evaluation.breakdown import METRICS
 
 
 def readable_breakdown(table: pd.DataFrame, confidence: float) -> pd.DataFrame:
-    """The breakdown as texts, each gain with its interval in brackets."""
+    """Format the breakdown; each gain has its interval in brackets."""
     shown = table[["group", "subset", "questions"]].copy()
     for metric in METRICS:
         for column in table.columns:
@@ -20,12 +20,12 @@ def readable_breakdown(table: pd.DataFrame, confidence: float) -> pd.DataFrame:
 
 
 def breakdown_markdown(table: pd.DataFrame, confidence: float) -> str:
-    """The breakdown as Markdown."""
+    """Format the breakdown as Markdown."""
     return _markdown(readable_breakdown(table, confidence))
 
 
 def readable_scores(table: pd.DataFrame, labels: Sequence[str], confidence: float) -> pd.DataFrame:
-    """Rows of the breakdown as texts, each metric in a row of its own."""
+    """Format rows of the breakdown, one row for each metric."""
     return pd.DataFrame(
         {
             "subset": row["subset"],
@@ -40,7 +40,7 @@ def readable_scores(table: pd.DataFrame, labels: Sequence[str], confidence: floa
 
 
 def scores_markdown(table: pd.DataFrame, labels: Sequence[str], confidence: float) -> str:
-    """The same as Markdown."""
+    """Format rows of the breakdown as Markdown, one row for each metric."""
     return _markdown(readable_scores(table, labels, confidence))
 
 
@@ -55,7 +55,7 @@ def _markdown(shown: pd.DataFrame) -> str:
 
 
 def readable_costs(table: pd.DataFrame) -> pd.DataFrame:
-    """The cost table with its values as texts: counts whole, the rest to three digits."""
+    """Format the cost table: counts in full, other values to three digits."""
     return table.assign(
         value=[
             f"{value:,.0f}" if unit == "parameters" or value >= 1000 else f"{value:.3g}"
@@ -65,20 +65,20 @@ def readable_costs(table: pd.DataFrame) -> pd.DataFrame:
 
 
 def cost_markdown(table: pd.DataFrame) -> str:
-    """The cost table as Markdown."""
+    """Format the cost table as Markdown."""
     align = ["left", "left", "right", "left"]
     shown = readable_costs(table)
     return shown.to_markdown(index=False, colalign=align, disable_numparse=True) + "\n"
 
 
 def readable_memory(table: pd.DataFrame) -> pd.DataFrame:
-    """The memory table with its values as texts."""
+    """Format the memory table; a value that was not measured is empty."""
     sizes = table.select_dtypes("number")
     return table.assign(**sizes.map(lambda size: "" if pd.isna(size) else f"{size:,.1f}"))
 
 
 def memory_markdown(table: pd.DataFrame) -> str:
-    """The memory table as Markdown."""
+    """Format the memory table as Markdown."""
     align = ["left", "right", "right", "right", "left"]
     shown = readable_memory(table)
     return shown.to_markdown(index=False, colalign=align, disable_numparse=True) + "\n"

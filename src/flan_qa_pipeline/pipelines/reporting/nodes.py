@@ -50,22 +50,23 @@ from flan_qa_pipeline.runtime.provenance import fingerprint_rows
 logger = logging.getLogger(__name__)
 
 ABSTENTION_NOTE = (
-    "A question is abstained on if its no-answer probability is above the threshold. "
-    "Train articles: the threshold of the best F1 on questions of train articles held out from "
-    "training. Best EM and best F1 on validation: the official script's best_exact and best_f1, "
-    "chosen on the very questions that are scored, so an upper bound and not a result."
+    "The model abstains on a question if its no-answer probability is above the threshold. "
+    "Train articles: the threshold with the best F1 on questions from train articles that were "
+    "held out from training. Best EM and best F1 on validation: the official script's best_exact "
+    "and best_f1, whose thresholds are chosen on the scored questions, so they are upper bounds "
+    "and not results."
 )
 COST_NOTE = (
-    "Training speed leaves evaluations out. Times are of the nodes that had ended when this table "
-    "was made; node_times.csv of the same version has all. Peaks are of the whole process."
+    "Training speed excludes evaluations. The table has the nodes that had ended when it was made; "
+    "node_times.csv of the same version has all nodes. Peaks cover the whole process."
 )
 MEMORY_NOTE = (
-    "Weights are the base's, calculated from its shapes, bfloat16 where NF4 is not: as loaded, "
-    "and as peft's prepare_model_for_kbit_training leaves them. NF4 here is packed, as with "
-    "model.dequantize=false. The training peak is measured: the "
-    "most that torch allocates in a step on the longest windows, with the batch and device named "
-    "and the run's compute dtype beside NF4; none where memory did not suffice or "
-    "reporting.memory_formats leaves the format out."
+    "The base's weights are calculated from their shapes, as loaded and as peft's "
+    "prepare_model_for_kbit_training leaves them; weights that are not in NF4 count as bfloat16. "
+    "NF4 here is packed, as with model.dequantize=false. The training peak is measured: the most "
+    "memory that torch allocates in a step on the longest windows, with the batch and the device "
+    "in the last column and the run's compute dtype beside NF4. It is missing if memory did not "
+    "suffice or if reporting.memory_formats excludes the format."
 )
 
 
@@ -178,8 +179,8 @@ def tabulate_questions(
         texts = _texts(predictions)
         scores = per_question_scores(texts, golds)
         columns[label] = [texts[id_] for id_ in frame["id"]]
-        columns[f"{label} EM"] = [100 * scores[id_][0] for id_ in frame["id"]]
-        columns[f"{label} F1"] = [100 * scores[id_][1] for id_ in frame["id"]]
+        columns[f"{label} EM"] = [100 * scores[id_].exact_match for id_ in frame["id"]]
+        columns[f"{label} F1"] = [100 * scores[id_].f1 for id_ in frame["id"]]
     return pd.DataFrame(columns)
 
 
