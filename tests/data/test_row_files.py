@@ -386,9 +386,13 @@ def corrupt(path, at):
     path.write_bytes(content)
 
 
-@pytest.mark.parametrize("read", [train, lambda place: len(QuestionFile(place))])
 @pytest.mark.parametrize(
-    "at", [lambda size: 60, lambda size: size - 400, lambda size: size - 48], ids=str
+    "read", [train, lambda place: len(QuestionFile(place))], ids=["training", "inference"]
+)
+@pytest.mark.parametrize(
+    "at",
+    [lambda size: 60, lambda size: size - 400, lambda size: size - 48],
+    ids=["page", "column index", "footer"],
 )
 def test_parquet_with_a_corrupt_page_or_footer_is_named(tmp_path, read, at):
     path = write(tmp_path / "q.parquet", ROWS * 200)
