@@ -112,11 +112,12 @@ class SourceFile:
 
     def open(self) -> BinaryIO:
         try:
-            return self.filesystem.open(self.path, "rb", compression="infer")
+            opened: BinaryIO = self.filesystem.open(self.path, "rb", compression="infer")
         except OSError as error:
             raise InputError(
                 f"{self.path} cannot be read: {error.strerror or error}; name a file that can."
             ) from error
+        return opened
 
     @contextmanager
     def text(self) -> Iterator[TextIOWrapper]:
@@ -321,7 +322,7 @@ def _table_rows(
 
 def _python_rows(batch: pyarrow.RecordBatch | pyarrow.Table) -> list[dict[str, Any]]:
     try:
-        return batch.to_pylist()
+        rows: list[dict[str, Any]] = batch.to_pylist()
     except (OverflowError, ValueError) as error:
         for name in batch.schema.names:
             try:
@@ -329,6 +330,7 @@ def _python_rows(batch: pyarrow.RecordBatch | pyarrow.Table) -> list[dict[str, A
             except (OverflowError, ValueError):
                 raise ValueError(f"column {name}: {error}") from error
         raise
+    return rows
 
 
 READERS: dict[str, Callable[[SourceFile, Columns], Iterator[Row]]] = {

@@ -73,9 +73,12 @@ class RowFiles:
             raise InputError(f"{self.url} holds no file of questions; {KINDS_READ}")
         for name in found:
             _require_file(filesystem, name)
-        kinds = {kind_of(name) for name in found}
-        if None in kinds:
-            raise InputError(f"{found[0]} is not a file of questions by its name; {KINDS_READ}")
+        kinds = set()
+        for name in found:
+            kind = kind_of(name)
+            if kind is None:
+                raise InputError(f"{name} is not a file of questions by its name; {KINDS_READ}")
+            kinds.add(kind)
         if len(kinds) > 1:
             raise InputError(
                 f"{self.url} holds several kinds of files ({', '.join(sorted(kinds))}); name "

@@ -230,8 +230,10 @@ def read_records(
         files = raw.find()
         for file, part in zip(files, raw.parts(columns), strict=True):
             name = source if len(files) == 1 else f"{source} ({PurePosixPath(file.path).name})"
-            shape = flatten if isinstance(part, SquadJSON) else flatten_rows
-            yield from shape(part, name, rejected)
+            if isinstance(part, SquadJSON):
+                yield from flatten(part, name, rejected)
+            else:
+                yield from flatten_rows(part, name, rejected)
     else:
         yield from flatten(raw, source, rejected)
 
