@@ -11,6 +11,7 @@ import pandas as pd
 from flan_qa_pipeline.data.readers import Columns, SquadJSON
 from flan_qa_pipeline.data.row_files import RowFiles
 from flan_qa_pipeline.data.squad import flatten
+from flan_qa_pipeline.data.texts import is_missing
 from flan_qa_pipeline.errors import InputError
 
 COLUMNS = ("id", "context", "question")
@@ -62,7 +63,7 @@ class QuestionFile:
             records = []
             for number, row in chunk:
                 record = {column: row.get(column) for column in COLUMNS}
-                if _is_missing(record["id"]):
+                if is_missing(record["id"]):
                     record["id"] = f"row {number}" if str(number) in taken else number
                 records.append(record | {"id": str(record["id"])})
             yield pd.DataFrame(records, columns=list(COLUMNS), dtype=object)
@@ -73,7 +74,7 @@ class QuestionFile:
         for row in self._rows():
             rows += 1
             id_ = row.get("id")
-            some_unnamed |= _is_missing(id_)
+            some_unnamed |= is_missing(id_)
             if str(id_).isdecimal() and len(str(id_)) < 19:
                 numbers.append(int(str(id_)))
         if not rows:
@@ -88,7 +89,3 @@ class QuestionFile:
                 yield from flatten(part, part.path)
             else:
                 yield from (fields for _, fields in part)
-
-
-def _is_missing(id_: Any) -> bool:
-    return pd.isna(id_) is True or id_ == ""

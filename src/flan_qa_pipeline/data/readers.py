@@ -18,7 +18,7 @@ from datasets import Dataset, load_from_disk
 from pyarrow.parquet import ParquetFile
 
 from flan_qa_pipeline.data.json_stream import JSONText, read_items
-from flan_qa_pipeline.errors import InputError
+from flan_qa_pipeline.errors import InputError, in_one_line
 
 ROWS = 1000  # in memory at a time
 CHUNK = 2**20  # bytes
@@ -176,9 +176,9 @@ def readable(path: str) -> Iterator[None]:
     except InputError:
         raise
     except Exception as error:  # every filesystem and file format has errors of its own
-        reason = " ".join(str(error).split()).rstrip(".") or type(error).__name__
         raise InputError(
-            f"{path} cannot be read: {reason}; repair it at that place, or save or fetch it again."
+            f"{path} cannot be read: {in_one_line(error)}; repair it at that place, or save or "
+            "fetch it again."
         ) from error
 
 

@@ -55,6 +55,10 @@ class RowFiles:
     split: str | None = None
     credentials: Mapping[str, Any] | None = None
 
+    def exist(self) -> bool:
+        filesystem, path = filesystem_of(self.url, **self.credentials or {})
+        return bool(filesystem.glob(path))
+
     def find(self) -> list[SourceFile]:
         """Find the files, all of one kind, in the order of their names.
 
