@@ -350,7 +350,7 @@ def _is_lfs_pointer(path: Path) -> bool:
 
 
 def _unreadable(model: ModelParameters, folder: Path, path: Path, error: Exception) -> InputError:
-    reason = " ".join(str(error).split()).rstrip(".")
+    reason = in_one_line(error)
     if _is_lfs_pointer(path):
         reason = "it is a Git LFS pointer, not the file itself"
     if Path(model.name) == folder:
