@@ -179,9 +179,7 @@ class QuestionAnswerer:
                 )
             adapter = load(adapters)
         if parameters.distributed.fsdp:
-            logger.info(
-                "distributed.fsdp affects only kedro run; this process holds the whole base."
-            )
+            logger.info("distributed.fsdp affects kedro run only; this process holds the base.")
         base_model = root / str(adapter.provenance["model"].get("name"))
         return cls(
             adapter,

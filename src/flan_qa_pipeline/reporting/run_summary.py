@@ -10,7 +10,7 @@ from flan_qa_pipeline.reporting.tables import readable_scores
 
 WIDTH = 80  # columns
 SUBSETS = ("overall", "HasAns", "NoAns")
-NUMERIC_COLUMNS_FROM = 2  # subset and metric are texts
+TEXT_COLUMNS = 2  # subset and metric
 
 
 def terminal() -> Console:
@@ -30,8 +30,9 @@ def print_scores(table: pd.DataFrame, labels: Sequence[str], confidence: float, 
     scores = readable_scores(table[table["subset"].isin(SUBSETS)], labels, confidence)
     printed = Table(show_edge=False, pad_edge=False)
     for number, column in enumerate(scores):
-        justify = "left" if number < NUMERIC_COLUMNS_FROM else "right"
-        printed.add_column(column, justify=justify, overflow="fold")
+        printed.add_column(
+            str(column), justify="left" if number < TEXT_COLUMNS else "right", overflow="fold"
+        )
     for number, row in enumerate(scores.itertuples(index=False)):
         printed.add_row(*map(str, row), end_section=number % 2 == 1)
     terminal().print("", title, "", printed, "", sep="\n")

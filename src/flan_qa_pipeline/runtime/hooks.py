@@ -259,8 +259,10 @@ class ProjectHooks:
             if table in outputs:
                 print_scores(catalog.load(table), labels, given.reporting.confidence, title)
         if "report" in outputs:
-            adapter = catalog.get("adapter").resolve_load_version()
-            print_next_steps(str(catalog["report"]._get_load_path()), adapter)
+            adapter: Any = catalog["adapter"]
+            print_next_steps(
+                str(catalog["report"]._get_load_path()), adapter.resolve_load_version()
+            )
         for name in ("comparison_report", "answers"):
             if name in outputs:
                 click.echo(catalog[name]._get_load_path())
