@@ -36,7 +36,7 @@ from flan_qa_pipeline.pipelines.data_engineering.nodes import (
     flatten_questions,
     reject_long_questions,
 )
-from flan_qa_pipeline.reporting.data_profile import profile_tables
+from flan_qa_pipeline.reporting.profile_tables import profile_tables
 from flan_qa_pipeline.runtime import interruption
 from flan_qa_pipeline.runtime.processes import in_processes
 
@@ -229,7 +229,8 @@ def check_data(
     metadata: ProjectMetadata, file: str, split: str, env: str | None, params: dict[str, Any]
 ) -> None:
     """Check a file of training questions: counts, lengths, windows, rejects; nothing is trained."""
-    with KedroSession.create(metadata.project_path, env=env, runtime_params=params) as session:
+    session = KedroSession.create(metadata.project_path, env=env, runtime_params=params)
+    with session:
         parameters = check_parameters(session.load_context().config_loader["parameters"])
     model, prompt, tokenization = parameters.model, parameters.prompt, parameters.tokenization
     files = SquadFileDataset(filepath=file, split=split).load()
