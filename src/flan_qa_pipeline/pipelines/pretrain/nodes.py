@@ -270,5 +270,5 @@ def _tasks(tokenizer: PreTrainedTokenizerBase, pretrain: PretrainParameters) -> 
     )
 
 
-def as_table(rows: Iterable[dict[str, Any]], features: Features) -> Dataset:
+def as_table(rows: Iterable[Any], features: Features) -> Dataset:
     return on_disk(in_batches(rows, features), DatasetInfo(features=features))
