@@ -16,7 +16,7 @@ UNBUILT := --no-build-isolation --use-pep517
 RESULTS ?= build/benchmarks
 SIZES ?= small
 
-.PHONY: run test bench lint lock audit clean
+.PHONY: run test bench lint docs lock audit clean
 
 run: $(RUNS)
 	$(BIN)/kedro run
@@ -37,6 +37,11 @@ lint: $(TESTS)
 	$(BIN)/ruff format --check .
 	$(BIN)/lint-imports --no-logo --no-cache
 	$(BIN)/mypy
+
+# The documentation as a website in build/site; its packages are not locked.
+docs: $(RUNS)
+	$(BIN)/pip install --quiet --no-build-isolation --editable '.[docs]'
+	$(BIN)/mkdocs build --strict
 
 # What the project needs to run.
 $(RUNS): requirements/build.lock requirements/run.lock requirements/torch.txt pyproject.toml
