@@ -8,7 +8,8 @@ BIN := $(VENV)/bin
 RUNS := $(VENV)/.runs
 TESTS := $(VENV)/.tests
 TORCH_INDEX ?=
-# Test files run side by side, each process in one thread: threads of several wait for each other.
+# Test files run side by side. Each process uses one thread, because threads of several processes
+# wait for each other.
 WORKERS ?= 2
 PYTEST ?=
 LOCKED := $(BIN)/pip install --quiet --require-hashes --no-deps
@@ -54,7 +55,7 @@ $(RUNS): requirements/build.lock requirements/run.lock requirements/torch.txt py
 	$(BIN)/pip check
 	touch $@
 
-# The same versions, and what tests and linters need besides.
+# The same versions, and what tests and linters need in addition.
 $(TESTS): $(RUNS) requirements/dev.lock
 	$(LOCKED) $(UNBUILT) --requirement requirements/dev.lock
 	$(BIN)/pip check
