@@ -383,7 +383,7 @@ def test_a_file_that_cannot_be_written_in_training_is_told(project, full_run, ti
     [
         ("--env=nowhere", "configuration path .*conf/nowhere"),
         ("--env=broken", "Invalid YAML or JSON file .*conf/broken/parameters.yml"),
-        ("--pipelines=mergee", "Did you mean one of these instead\\? merge"),
+        ("--pipelines=mergee", "There is no pipeline mergee: did you mean merge\\?"),
         ("--from-nodes=train_adaptor", "does not contain nodes named .*train_adaptor"),
         ("--tags=reprot", "contains no nodes"),
         ("--load-versions=adaptor:2026", "adaptor.* not found in the catalog"),

@@ -5,6 +5,7 @@ file against `Parameters` first, so that a misspelt key stops the run before any
 """
 
 from collections.abc import Mapping
+from dataclasses import dataclass
 from typing import Annotated, Any, Literal
 
 from pydantic import (
@@ -87,6 +88,13 @@ Steps = Annotated[float, Field(gt=0), ShareOrWhole]
 Place = Annotated[str, Field(min_length=1), AfterValidator(_without_nul)]
 
 
+@dataclass(frozen=True)
+class ReadAs:
+    """Marks a parameter that names the file of a dataset in the catalog."""
+
+    dataset: str
+
+
 class _Section(BaseModel):
     model_config = ConfigDict(extra="forbid", frozen=True, protected_namespaces=())
 
@@ -118,8 +126,8 @@ class DataParameters(_Section):
     out and lists them in the tables of rejected questions.
     """
 
-    train_file: Place
-    validation_file: Place
+    train_file: Annotated[Place, ReadAs("raw_train")]
+    validation_file: Annotated[Place, ReadAs("raw_validation")]
     columns: TrainingColumns
     on_invalid: Literal["error", "skip"]
     unanswerable: Literal["keep", "drop", "flag"]
@@ -293,7 +301,7 @@ class GenerationParameters(_Section):
 class InferenceParameters(_Section):
     """Answers to new questions (see `answering.QuestionAnswerer`); `chunk_size` in rows."""
 
-    questions_file: Place
+    questions_file: Annotated[Place, ReadAs("new_questions")]
     columns: QuestionColumns
     chunk_size: Positive
     no_answer_threshold: Annotated[float, Field(ge=0, le=1)] | None
@@ -418,3 +426,32 @@ class Parameters(_Section):
     reporting: ReportingParameters
     compare: CompareParameters
     starter: StarterParameters
+
+
+@dataclass(frozen=True)
+class NamedFile:
+    """A file that a parameter names.
+
+    Attributes:
+        parameter: such as `data.train_file`.
+        file: the path or URL.
+    """
+
+    parameter: str
+    file: str
+
+    @property
+    def global_name(self) -> str:
+        """The name in globals.yml, which both the parameter and the catalog use."""
+        return self.parameter.partition(".")[2]
+
+
+def named_files(parameters: Parameters) -> dict[str, NamedFile]:
+    """Map the datasets whose files are named by parameters to these files."""
+    return {
+        mark.dataset: NamedFile(f"{section}.{name}", getattr(values, name))
+        for section, values in parameters
+        for name, field in type(values).model_fields.items()
+        for mark in field.metadata
+        if isinstance(mark, ReadAs)
+    }

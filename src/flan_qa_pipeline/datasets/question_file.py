@@ -51,6 +51,14 @@ class QuestionFileDataset(AbstractDataset[NoReturn, QuestionFile]):
         """Read a local copy of the file from now on."""
         self._questions = QuestionFile(path)
 
+    def require_readable(self) -> None:
+        """Check the file without reading its rows.
+
+        Raises:
+            InputError: there is no such file, or of no kind that can be read.
+        """
+        self.files.find()
+
     def load(self) -> QuestionFile:
         self._fetch()
         return self._questions

@@ -43,6 +43,14 @@ class SquadFileDataset(AbstractDataset[NoReturn, RowFiles]):
         """Read a local copy of the files from now on."""
         self.files = replace(self.files, url=path, credentials=None)
 
+    def require_readable(self) -> None:
+        """Check the files without reading their rows.
+
+        Raises:
+            InputError: there are no such files, or of no kind that can be read.
+        """
+        self.files.find()
+
     def load(self) -> RowFiles:
         self._fetch()
         return self.files
