@@ -24,6 +24,7 @@ from kedro.runner import ParallelRunner, ThreadRunner
 from transformers import AutoTokenizer, T5ForConditionalGeneration
 
 import flan_qa_pipeline.cli
+from flan_qa_pipeline.cli import InWords
 from flan_qa_pipeline.data.squad import flatten
 from flan_qa_pipeline.errors import InputError
 from flan_qa_pipeline.evaluation.squad_v2_scores.squad_v2_scores import SquadV2Scores
@@ -439,7 +440,7 @@ def test_a_failure_of_a_node_keeps_its_traceback(work):
     with pytest.raises(ValueError) as failure:
         work("no number")
     with pytest.raises(failure.type, match=re.escape(str(failure.value))):
-        flan_qa_pipeline.cli.in_a_sentence(work)("no number")
+        InWords("work", callback=lambda: work("no number")).main([], standalone_mode=False)
 
 
 def test_adapter_of_another_prompt_is_refused(project, full_run, tiny_run):

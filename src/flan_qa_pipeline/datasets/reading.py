@@ -3,12 +3,13 @@
 from typing import Any
 
 from kedro.io import AbstractDataset, DatasetError
+from kedro.io.core import Version
 
 from flan_qa_pipeline.errors import InputError, in_one_line
 from flan_qa_pipeline.runtime.kedro_private import place_of
 
 
-def load(dataset: AbstractDataset) -> Any:
+def load(dataset: AbstractDataset[Any, Any]) -> Any:
     """Load a dataset.
 
     Raises:
@@ -20,7 +21,28 @@ def load(dataset: AbstractDataset) -> Any:
         raise explained(error, dataset) from error
 
 
-def explained(error: DatasetError, dataset: AbstractDataset | None) -> InputError:
+def load_version(catalog: Any, name: str, version: str | None) -> Any:
+    """Load a saved version of a dataset that a run makes.
+
+    Args:
+        catalog: the project's catalog.
+        name: the dataset's name in the catalog.
+        version: the time stamp of the version; None: the latest.
+
+    Raises:
+        InputError: there is no such version, or it cannot be read.
+    """
+    dataset = catalog.get(name, version=Version(version, None) if version else None)
+    if not dataset.exists():
+        saved = ", ".join(sorted(dataset.list_versions(full_path=False)))
+        raise InputError(
+            f"{name}: there is no {version or 'version'} in {place_of(dataset)}; make one with "
+            f"`kedro run` or name one of: {saved or 'none yet'}."
+        )
+    return load(dataset)
+
+
+def explained(error: DatasetError, dataset: AbstractDataset[Any, Any] | None) -> InputError:
     """Return the InputError that Kedro wrapped, else one that quotes Kedro.
 
     Args:

@@ -20,7 +20,7 @@ class NamedDatasetError(DatasetError):
         dataset: the dataset.
     """
 
-    def __init__(self, message: str, dataset: AbstractDataset):
+    def __init__(self, message: str, dataset: AbstractDataset[Any, Any]):
         super().__init__(message)
         self.dataset = dataset
 
@@ -60,7 +60,7 @@ class AtomicCatalog(DataCatalog):
 
     def get(
         self, key: str, fallback_to_runtime_pattern: bool = False, version: Version | None = None
-    ) -> AbstractDataset | None:
+    ) -> AbstractDataset[Any, Any] | None:
         try:
             return super().get(key, fallback_to_runtime_pattern, version)
         except DatasetError as error:

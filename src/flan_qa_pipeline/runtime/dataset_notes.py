@@ -29,7 +29,7 @@ class DatasetNotes(BaseModel):
     filled_in: bool = False
 
 
-def notes_of(name: str, dataset: AbstractDataset | None) -> DatasetNotes:
+def notes_of(name: str, dataset: AbstractDataset[Any, Any] | None) -> DatasetNotes:
     """Read the notes of a dataset, given its name in the catalog.
 
     Raises:

@@ -14,28 +14,30 @@ from kedro.io import AbstractDataset, DataCatalog
 from kedro.io.core import AbstractVersionedDataset, Version
 
 
-def place_of(dataset: AbstractDataset | None) -> PurePosixPath | None:
+def place_of(dataset: AbstractDataset[Any, Any] | None) -> PurePosixPath | None:
     """Return the path of a dataset, without version or protocol; None if it has none."""
     place: PurePosixPath | None = getattr(dataset, "_filepath", None)
     return place
 
 
-def is_local(dataset: AbstractDataset) -> bool:
+def is_local(dataset: AbstractDataset[Any, Any]) -> bool:
     """Return whether a dataset with a path lies on a disk of this machine."""
     return bool(getattr(dataset, "_protocol", "file") == "file")
 
 
-def is_versioned(dataset: AbstractDataset | None) -> TypeGuard[AbstractVersionedDataset]:
+def is_versioned(
+    dataset: AbstractDataset[Any, Any] | None,
+) -> TypeGuard[AbstractVersionedDataset[Any, Any]]:
     """Return whether the catalog keeps versions of a dataset."""
     return isinstance(dataset, AbstractVersionedDataset) and dataset._version is not None
 
 
-def load_path(dataset: AbstractDataset) -> PurePosixPath | None:
+def load_path(dataset: AbstractDataset[Any, Any]) -> PurePosixPath | None:
     """Return the path that a dataset loads now: of its pinned or latest version, if it has any."""
     return dataset._get_load_path() if is_versioned(dataset) else place_of(dataset)
 
 
-def save_path(dataset: AbstractVersionedDataset) -> PurePosixPath:
+def save_path(dataset: AbstractVersionedDataset[Any, Any]) -> PurePosixPath:
     """Return the path at which a dataset saves its version.
 
     Raises:
@@ -44,19 +46,19 @@ def save_path(dataset: AbstractVersionedDataset) -> PurePosixPath:
     return dataset._get_save_path()
 
 
-def pinned_version(dataset: AbstractDataset | None) -> str | None:
+def pinned_version(dataset: AbstractDataset[Any, Any] | None) -> str | None:
     """Return the version that a dataset was told to load; None: the latest."""
     version: str | None = dataset._version.load if is_versioned(dataset) else None
     return version
 
 
-def pin(dataset: AbstractVersionedDataset, load: str | None, save: str | None) -> None:
+def pin(dataset: AbstractVersionedDataset[Any, Any], load: str | None, save: str | None) -> None:
     """Make a dataset load and save these versions from now on."""
     dataset.release()
     dataset._version = Version(load, save)
 
 
-def save_version(dataset: AbstractVersionedDataset) -> str | None:
+def save_version(dataset: AbstractVersionedDataset[Any, Any]) -> str | None:
     """Return the version under which a dataset saves."""
     version: str | None = dataset._version.save
     return version

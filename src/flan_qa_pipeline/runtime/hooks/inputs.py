@@ -62,7 +62,7 @@ def _require_inside(project: Path, name: str, path: str) -> None:
 
 
 def _require_same_file(
-    name: str, dataset: AbstractDataset | None, named: NamedFile, project_path: Path
+    name: str, dataset: AbstractDataset[Any, Any] | None, named: NamedFile, project_path: Path
 ) -> None:
     """Check that an environment did not change the file in the catalog alone, or the parameter."""
     from flan_qa_pipeline.data.filesystems import filesystem_of
@@ -97,7 +97,7 @@ def _require_input(name: str, catalog: CatalogProtocol[Any, Any], *, is_file: bo
 
 def _missing(
     name: str,
-    dataset: AbstractDataset | None,
+    dataset: AbstractDataset[Any, Any] | None,
     notes: DatasetNotes,
     catalog: CatalogProtocol[Any, Any],
 ) -> InputError:

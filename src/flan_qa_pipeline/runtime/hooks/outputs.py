@@ -66,7 +66,7 @@ class OutputHooks:
                 self._logs.rmdir()
 
 
-def _require_writable(name: str, dataset: AbstractDataset | None) -> None:
+def _require_writable(name: str, dataset: AbstractDataset[Any, Any] | None) -> None:
     """Check the nearest existing folder of the place at which a dataset is saved."""
     place = kedro_private.place_of(dataset)
     if dataset is None or place is None or not kedro_private.is_local(dataset):
