@@ -209,7 +209,8 @@ def serve(
 
     from flan_qa_pipeline.config.validation import check_parameters
 
-    with KedroSession.create(metadata.project_path, env=env, runtime_params=params) as session:
+    session = KedroSession.create(metadata.project_path, env=env, runtime_params=params)
+    with session:
         raw = session.load_context().config_loader["parameters"]
     chosen = {"host": host, "port": port}
     raw["serving"] |= {name: value for name, value in chosen.items() if value is not None}
@@ -248,7 +249,8 @@ def check_data(
     )
     from flan_qa_pipeline.reporting.data_profile import profile_tables
 
-    with KedroSession.create(metadata.project_path, env=env, runtime_params=params) as session:
+    session = KedroSession.create(metadata.project_path, env=env, runtime_params=params)
+    with session:
         parameters = check_parameters(session.load_context().config_loader["parameters"])
     model, prompt, tokenization = parameters.model, parameters.prompt, parameters.tokenization
     files = SquadFileDataset(filepath=file, split=split).load()

@@ -11,7 +11,7 @@ from flan_qa_pipeline.files import add_saved, refuse_pickles, require_undamaged
 
 
 class PretrainedDataset(AbstractDataset[Any, Any]):
-    """Saves a model or tokenizer with `save_pretrained` and loads it with a transformers auto class.
+    """Saves a model or tokenizer by `save_pretrained`, loads it by a transformers auto class.
 
     The folder holds weights as safetensors and a digest of every file, which `load` compares. A
     model and its tokenizer may share a folder.

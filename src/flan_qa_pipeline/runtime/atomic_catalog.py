@@ -84,7 +84,7 @@ class AtomicCatalog(DataCatalog):
 
     def pin(self, name: str, version: str | None) -> None:
         """Load this version of a dataset from now on."""
-        dataset = self[name]
+        dataset: Any = self[name]
         kedro_private.pin(dataset, version, kedro_private.save_version(dataset))
 
     def save(self, ds_name: str, data: Any) -> None:

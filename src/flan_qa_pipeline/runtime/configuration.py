@@ -30,9 +30,9 @@ class ProjectConfigLoader(OmegaConfigLoader):
             InputError: names the file that cannot be read, and why.
         """
         if key not in self.config_patterns:
-            return super().__getitem__(key)  # type: ignore[no-any-return]
+            return super().__getitem__(key)
         try:
-            return super().__getitem__(key)  # type: ignore[no-any-return]
+            return super().__getitem__(key)
         except MissingConfigException as error:
             raise MissingConfigurationError(f"{in_one_line(error)}.") from error
         except Exception as error:  # of YAML, OmegaConf, decoding or recursion

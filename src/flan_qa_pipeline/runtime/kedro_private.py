@@ -13,31 +13,34 @@ from typing import Any, TypeGuard
 from kedro.io import AbstractDataset, DataCatalog
 from kedro.io.core import AbstractVersionedDataset, Version
 
+_Dataset = AbstractDataset[Any, Any]
+_Versioned = AbstractVersionedDataset[Any, Any]
 
-def place_of(dataset: AbstractDataset[Any, Any] | None) -> PurePosixPath | None:
+
+def place_of(dataset: _Dataset | None) -> PurePosixPath | None:
     """Return the path of a dataset, without version or protocol; None if it has none."""
     place: PurePosixPath | None = getattr(dataset, "_filepath", None)
     return place
 
 
-def is_local(dataset: AbstractDataset[Any, Any]) -> bool:
+def is_local(dataset: _Dataset) -> bool:
     """Return whether a dataset with a path lies on a disk of this machine."""
     return bool(getattr(dataset, "_protocol", "file") == "file")
 
 
 def is_versioned(
-    dataset: AbstractDataset[Any, Any] | None,
-) -> TypeGuard[AbstractVersionedDataset[Any, Any]]:
+    dataset: _Dataset | None,
+) -> TypeGuard[_Versioned]:
     """Return whether the catalog keeps versions of a dataset."""
     return isinstance(dataset, AbstractVersionedDataset) and dataset._version is not None
 
 
-def load_path(dataset: AbstractDataset[Any, Any]) -> PurePosixPath | None:
+def load_path(dataset: _Dataset) -> PurePosixPath | None:
     """Return the path that a dataset loads now: of its pinned or latest version, if it has any."""
     return dataset._get_load_path() if is_versioned(dataset) else place_of(dataset)
 
 
-def save_path(dataset: AbstractVersionedDataset[Any, Any]) -> PurePosixPath:
+def save_path(dataset: _Versioned) -> PurePosixPath:
     """Return the path at which a dataset saves its version.
 
     Raises:
@@ -46,22 +49,22 @@ def save_path(dataset: AbstractVersionedDataset[Any, Any]) -> PurePosixPath:
     return dataset._get_save_path()
 
 
-def pinned_version(dataset: AbstractDataset[Any, Any] | None) -> str | None:
+def pinned_version(dataset: _Dataset | None) -> str | None:
     """Return the version that a dataset was told to load; None: the latest."""
-    version: str | None = dataset._version.load if is_versioned(dataset) else None
-    return version
+    version = dataset._version if is_versioned(dataset) else None
+    return version.load if version else None
 
 
-def pin(dataset: AbstractVersionedDataset[Any, Any], load: str | None, save: str | None) -> None:
+def pin(dataset: _Versioned, load: str | None, save: str | None) -> None:
     """Make a dataset load and save these versions from now on."""
     dataset.release()
     dataset._version = Version(load, save)
 
 
-def save_version(dataset: AbstractVersionedDataset[Any, Any]) -> str | None:
+def save_version(dataset: _Versioned) -> str | None:
     """Return the version under which a dataset saves."""
-    version: str | None = dataset._version.save
-    return version
+    version = dataset._version
+    return version.save if version else None
 
 
 @contextmanager

@@ -21,7 +21,7 @@ from accelerate import PartialState
 from kedro.framework.project import settings
 from kedro.utils import find_kedro_project
 from torch.distributed.elastic.agent.server import api as agent
-from torch.distributed.elastic.multiprocessing import DefaultLogsSpecs
+from torch.distributed.elastic.multiprocessing import DefaultLogsSpecs, SignalException
 from torch.distributed.elastic.multiprocessing.errors import (
     ChildFailedError,
     record,
@@ -128,7 +128,7 @@ def _start(count: int) -> None:
             launch_agent(config, sys.executable, sys.orig_argv[1:])
         except ChildFailedError as error:
             raise explained(error) from None
-        except agent.SignalException as error:
+        except SignalException as error:
             if error.sigval == signal.SIGINT:
                 raise KeyboardInterrupt from None
             sys.exit(128 + error.sigval)

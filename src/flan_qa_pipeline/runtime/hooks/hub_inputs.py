@@ -1,6 +1,6 @@
 """Hooks that fetch a run's inputs from the Hugging Face hub and pin their commits."""
 
-from collections.abc import Collection
+from collections.abc import Collection, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -29,18 +29,20 @@ class HubInputHooks:
         from flan_qa_pipeline.models.exchange import broadcast_json
 
         inputs = pipeline.inputs()
-        pinned = None
-        if PartialState().is_main_process:
-            pinned = _fetched(self._run.parameters, inputs, catalog).model_dump(mode="json")
-        self._run.parameters = Parameters.model_validate(broadcast_json(pinned))
+        leads = PartialState().is_main_process
+        pins = broadcast_json(_fetch(self._run.parameters, inputs, catalog) if leads else None)
+        self._run.parameters = _pinned(self._run.parameters, pins)
         if "params:model" in inputs:
             catalog.save("params:model", self._run.parameters.model)
 
 
-def _fetched(
+def _fetch(
     parameters: Parameters, inputs: Collection[str], catalog: CatalogProtocol[Any, Any]
-) -> Parameters:
-    """Fetch what the hub has of a run's inputs; return the parameters with the commits.
+) -> dict[str, dict[str, str]]:
+    """Fetch the inputs of a run that the hub has.
+
+    Returns:
+        The parameters that pin the commits, by section and name.
 
     Raises:
         InputError: an input cannot be fetched, or the base is not one that can be trained.
@@ -51,30 +53,28 @@ def _fetched(
     reads_base = "params:model" in inputs
     files = {
         name: named
-        for name, named in named_files(parameters).items()
+        for name, named in sorted(named_files(parameters).items())
         if name in inputs and named.file.startswith(PROTOCOL)
     }
-    wanted: dict[str, HubFiles] = {
-        name: DataFiles.of(named.file) for name, named in sorted(files.items())
-    }
+    wanted: dict[str, HubFiles] = {}
     if reads_base and not Path(parameters.model.name).is_dir():
-        wanted = {"params:model": hub_files(parameters.model), **wanted}
-    model, data = parameters.model, {}
+        wanted["params:model"] = hub_files(parameters.model)
+    wanted |= {name: DataFiles.of(named.file) for name, named in files.items()}
+    pins: dict[str, dict[str, str]] = {}
     for name, fetched in zip(wanted, fetch(*wanted.values()), strict=True):
-        if name == "params:model":
-            model = model.model_copy(update={"revision": fetched.files.revision})
-        else:
+        if name in files:
             catalog[name].read_from(str(fetched.path))
-            data[files[name].parameter] = fetched.files.pinned
+            section, _, key = files[name].parameter.partition(".")
+            pins.setdefault(section, {})[key] = fetched.files.pinned
+        else:
+            pins["model"] = {"revision": fetched.files.revision}
     if reads_base:
-        check_base(model)
-    return _with_files(parameters.model_copy(update={"model": model}), data)
+        check_base(_pinned(parameters, pins).model)
+    return pins
 
 
-def _with_files(parameters: Parameters, files: dict[str, str]) -> Parameters:
-    """Replace files by the parameters that name them, such as `data.train_file`."""
-    for parameter, file in files.items():
-        section, _, key = parameter.partition(".")
-        changed = getattr(parameters, section).model_copy(update={key: file})
-        parameters = parameters.model_copy(update={section: changed})
-    return parameters
+def _pinned(parameters: Parameters, pins: Mapping[str, Mapping[str, str]]) -> Parameters:
+    sections = {
+        name: getattr(parameters, name).model_copy(update=values) for name, values in pins.items()
+    }
+    return parameters.model_copy(update=sections)

@@ -88,7 +88,7 @@ def _make_folder(folder: str, parameter: str) -> None:
         if os.access(folder, os.W_OK | os.X_OK):
             return
     except OSError as error:
-        reason = str(error.strerror)
+        reason = error.strerror or str(error)
     raise InputError(
         f"{folder} cannot be made or written in: {reason}; make its place writable, or set "
         f"{parameter} to another folder."
