@@ -140,7 +140,7 @@ cli.add_command(
     "--question",
     "questions",
     multiple=True,
-    help="A question about the text; may be given several times. Without one, ask is interactive.",
+    help="A question about the text; repeat the option for more. Without one, ask is interactive.",
 )
 @click.pass_obj
 def ask(
@@ -171,15 +171,15 @@ def ask(
             if problem := answerer.problem(context, question):
                 raise InputError(problem)
         for answer in answerer.answer([(context, question) for question in questions]):
-            _tell(answer)
+            _print_answer(answer)
         while not questions and (
             question := click.prompt("Question (none ends)", default="", show_default=False)
         ):
             if problem := answerer.problem(context, question):
                 click.echo(problem, err=True)
             else:
-                _tell(answerer.answer([(context, question)])[0])
-    except click.Abort:  # the end of the input
+                _print_answer(answerer.answer([(context, question)])[0])
+    except click.Abort:  # the input has ended
         click.echo()
 
 
@@ -196,7 +196,7 @@ def serve(
     load_versions: dict[str, str],
     params: dict[str, Any],
 ) -> None:
-    """Open a web page and an HTTP API that answer with the base and with the latest adapter."""
+    """Serve a web page and an HTTP API that answer with the base and with the latest adapter."""
     try:
         from flan_qa_pipeline.answering import web_page as serving
     except ModuleNotFoundError as error:
@@ -229,13 +229,13 @@ def serve(
     "--split",
     default="train",
     show_default=True,
-    help="The split to check, where the names of a folder's files tell several apart.",
+    help="The split to check, if the names of a folder's files distinguish several.",
 )
 @click.pass_obj
 def check_data(
     metadata: "ProjectMetadata", file: str, split: str, env: str | None, params: dict[str, Any]
 ) -> None:
-    """Check a file of training questions: counts, lengths, windows, rejects; nothing is trained."""
+    """Check a file of training questions, without training: counts, lengths, windows, rejects."""
     from kedro.framework.session import KedroSession
     from rich.console import Console
 
@@ -290,7 +290,7 @@ def _load_answerer(
     )
 
 
-def _tell(answer: "flan_qa_pipeline.Answer") -> None:
+def _print_answer(answer: "flan_qa_pipeline.Answer") -> None:
     click.secho("no answer in this context" if answer.abstained else answer.text, bold=True)
     place = "" if answer.start is None else f", characters {answer.start} to {answer.end}"
     click.secho(

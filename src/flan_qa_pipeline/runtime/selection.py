@@ -21,11 +21,11 @@ def require_known(options: dict[str, Any]) -> None:
     Raises:
         InputError: names what does not exist, or a node that cannot run as the options ask.
     """
-    chosen = options["pipelines"] or [options["pipeline"] or "__default__"]
-    pipelines.set_requested(chosen)
+    chosen = [options["pipeline"]] if options["pipeline"] else options["pipelines"]
+    pipelines.set_requested(chosen or None)
     known = dict(pipelines)
     selected = Pipeline([])
-    for name in chosen:
+    for name in chosen or ["__default__"]:
         if name not in known:
             near = difflib.get_close_matches(name, known, n=1)
             hint = f"did you mean {near[0]}?" if near else f"there are {', '.join(sorted(known))}."
