@@ -247,7 +247,7 @@ def check_data(
         flatten_questions,
         reject_long_questions,
     )
-    from flan_qa_pipeline.reporting.data_profile import profile_tables
+    from flan_qa_pipeline.reporting.profile_tables import profile_tables
 
     session = KedroSession.create(metadata.project_path, env=env, runtime_params=params)
     with session:

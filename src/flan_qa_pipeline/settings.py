@@ -38,7 +38,7 @@ in_order = (
     DeviceChoiceHooks(run),
     OutputHooks(run),
     CheckpointHooks(run),
-    ResultHooks(),
+    ResultHooks(run),
     FailureLogHooks(),
     FailureHooks(),
 )

@@ -4,6 +4,7 @@ import logging
 from pathlib import Path
 from types import SimpleNamespace
 
+import pandas as pd
 import pytest
 import yaml
 from conftest import CONF
@@ -16,7 +17,9 @@ from flan_qa_pipeline import settings
 from flan_qa_pipeline.config.parameters import NamedFile, named_files
 from flan_qa_pipeline.config.validation import check_parameters
 from flan_qa_pipeline.errors import InputError
+from flan_qa_pipeline.pipelines.compare.nodes import LABELS
 from flan_qa_pipeline.runtime.atomic_catalog import AtomicCatalog, FollowersCatalog
+from flan_qa_pipeline.runtime.current_run import CurrentRun
 from flan_qa_pipeline.runtime.dataset_notes import DatasetNotes, notes_of
 from flan_qa_pipeline.runtime.hooks.costs import NODE_COSTS, NodeCostHooks
 from flan_qa_pipeline.runtime.hooks.inputs import _require_input
@@ -103,9 +106,13 @@ def test_every_note_of_the_catalog_is_one_that_the_hooks_read():
         "node_costs",
         "run_record",
     }
-    assert {name for name, notes in noted.items() if notes.shown == "content"} == {
-        "score_table_markdown",
-        "comparison_table_markdown",
+    assert {name: notes.shown for name, notes in noted.items() if notes.shown} == {
+        "score_table": "scores",
+        "comparison_table": "comparison",
+        "report": "report",
+        "comparison_report": "path",
+        "answers": "path",
+        "merged_model": "path",
     }
     with pytest.raises(InputError, match=r"a: metadata.flan_qa_pipeline .*remdy"):
         notes_of("a", MemoryDataset(metadata={"flan_qa_pipeline": {"remdy": "x"}}))
@@ -139,22 +146,35 @@ def test_a_missing_input_is_named_with_the_remedy_of_its_entry(tmp_path):
         _require_input("memory", catalog, is_file=False)
 
 
-def test_results_are_printed_as_the_catalog_says_tables_first(tmp_path, capsys):
-    def entry(name, shown):
+def test_results_are_shown_as_the_catalog_says_in_one_order(tmp_path, capsys, raw_parameters):
+    def entry(kind, name, shown):
         metadata = {"flan_qa_pipeline": {"shown": shown}} if shown else None
-        path = str(tmp_path / name)
-        return {"type": "text.TextDataset", "filepath": path, "metadata": metadata}
+        return {"type": kind, "filepath": str(tmp_path / name), "metadata": metadata}
 
-    shown = {"page": "path", "table": "content", "hidden": None}
-    catalog = AtomicCatalog.from_config({name: entry(name, how) for name, how in shown.items()})
-    nodes = []
-    for name in shown:
-        catalog.save(name, f"text of {name}")
-        nodes.append(node(lambda: None, None, name, name=name))
-    ResultHooks().after_pipeline_run(Pipeline(nodes), catalog)
-    assert capsys.readouterr().out == (
-        f"\ntext of table\n{tmp_path / 'table'}\n{tmp_path / 'page'}\n"
+    text, table = "text.TextDataset", "pandas.CSVDataset"
+    catalog = AtomicCatalog.from_config(
+        {
+            "page": entry(text, "page", "path"),
+            "table": entry(table, "table", "comparison"),
+            "hidden": entry(text, "hidden", None),
+        }
     )
+    columns = [f"{metric} {which}" for metric in ("EM", "F1") for which in LABELS]
+    columns += [f"{metric} gain{end}" for metric in ("EM", "F1") for end in ("", " low", " high")]
+    row = {"subset": "overall", "questions": 3} | dict.fromkeys(columns, 50.0)
+    data = {"page": "text", "table": pd.DataFrame([row]), "hidden": "text"}
+    nodes = []
+    for name, content in data.items():
+        catalog.save(name, content)
+        nodes.append(node(lambda: None, None, name, name=name))
+    run = CurrentRun()
+    raw_parameters["compare"] = {"first": "one", "second": "two"}
+    run.parameters = check_parameters(raw_parameters)
+    ResultHooks(run).after_pipeline_run(Pipeline(nodes), catalog)
+    printed = capsys.readouterr().out
+    assert "first: one, second: two" in printed
+    assert printed.splitlines()[-1] == str(tmp_path / "page")
+    assert "hidden" not in printed
 
 
 def test_parameters_say_which_dataset_reads_their_file(raw_parameters):

@@ -73,7 +73,7 @@ class NodeCostHooks:
     def after_pipeline_run(self, catalog: CatalogProtocol[Any, Any]) -> None:
         from accelerate import PartialState
 
-        from flan_qa_pipeline.evaluation.costs import node_times
+        from flan_qa_pipeline.evaluation.run_costs import node_times
 
         if PartialState().is_main_process:
             catalog.save(NODE_TIMES, node_times(self._costs))
