@@ -17,13 +17,15 @@ import torch
 from conftest import make_project
 from kedro.framework.session import KedroSession
 from kedro.framework.startup import bootstrap_project
+from kedro.io import DatasetError
 from safetensors.torch import load_file
 from torch.distributed.elastic.multiprocessing.errors import ChildFailedError, ProcessFailure
 
 from flan_qa_pipeline.config.validation import check_parameters
-from flan_qa_pipeline.errors import InputError
+from flan_qa_pipeline.errors import InputError, ProcessFailedError
+from flan_qa_pipeline.runtime import process_errors
 from flan_qa_pipeline.runtime.orphans import LOCK, launcher_folder
-from flan_qa_pipeline.runtime.processes import _explained
+from flan_qa_pipeline.runtime.process_errors import ERROR_FILE, ErrorRecorder, explained
 from flan_qa_pipeline.training.trainer import require_trainable
 
 KEDRO = ["-m", "kedro", "run"]
@@ -362,32 +364,42 @@ def test_ctrl_c_ends_all_processes_with_one_line(project, options, tmp_path):
     assert not list(tmp_path.glob("flan_qa_pipeline_*"))
 
 
-LOST = "RuntimeError: lost process 1"
+LOST = RuntimeError("lost process 1")
 
 
 @pytest.mark.parametrize(
     ("failed", "told"),
     [
-        ({0: ("InputError: this is missing; give it.", 0), 1: -15}, "this is missing; give it."),
-        ({0: (LOST, 1), 1: ("ValueError: bad", 3)}, "Process 1 failed: ValueError: bad"),
+        ({0: (InputError("this is missing; give it."), 0), 1: -15}, "this is missing; give it."),
+        ({0: (InputError("a: b: c."), 0), 1: -15}, "a: b: c."),
+        ({0: (DatasetError("scores: no\nroom"), 0), 1: -15}, "scores: no room."),
+        ({0: (LOST, 1), 1: (ValueError("bad"), 3)}, "Process 1 failed: ValueError: bad"),
         ({0: (LOST, 1), 1: -9}, "Process 1 of the run (PID 7) was ended by SIGKILL"),
-        ({0: ("ValueError: bad", 40), 1: -9}, "Process 0 failed: ValueError: bad"),
+        ({0: (ValueError("bad"), 40), 1: -9}, "Process 0 failed: ValueError: bad"),
         ({0: -15, 1: -11}, "Process 1 of the run (PID 7) was ended by SIGSEGV"),
     ],
 )
-def test_the_first_cause_is_told(failed, told, tmp_path, capsys):
-    """By rank the error and how many seconds ago it was, or the signal."""
+def test_the_first_cause_is_told(failed, told, tmp_path, capsys, monkeypatch):
+    """By rank the error, which the process itself records, and its age in seconds, or the signal.
+
+    An error that is no bad input comes with its traceback.
+    """
     failures = {}
+    now = time()
     for rank, error in failed.items():
         path = tmp_path / f"{rank}.json"
         code = error
         if isinstance(error, tuple):
             code = 1
-            extra = {"py_callstack": f"trace {rank}", "timestamp": str(int(time()) - error[1])}
-            path.write_text(json.dumps({"message": {"message": error[0], "extraInfo": extra}}))
+            monkeypatch.setenv(ERROR_FILE, str(path))
+            monkeypatch.setattr(process_errors.time, "time", lambda ago=error[1]: now - ago)
+            ErrorRecorder().record_exception(error[0])
         failures[rank] = ProcessFailure(rank, 7, code, str(path))
-    assert _explained(ChildFailedError("run", failures)).message.startswith(told)
-    assert ("trace" in capsys.readouterr().err) == ("ValueError" in told)
+    monkeypatch.undo()
+    error = explained(ChildFailedError("run", failures))
+    assert str(error).startswith(told)
+    assert isinstance(error, ProcessFailedError if "ValueError" in told else InputError)
+    assert ("ValueError: bad" in capsys.readouterr().err) == ("ValueError" in told)
 
 
 def test_a_session_does_not_pass_over_the_number_of_processes(project, options):

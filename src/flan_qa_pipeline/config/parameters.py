@@ -6,6 +6,7 @@ is its description on the documentation's page of parameters.
 """
 
 from collections.abc import Mapping
+from dataclasses import dataclass
 from typing import Annotated, Any, Literal
 
 from pydantic import (
@@ -88,6 +89,13 @@ Steps = Annotated[float, Field(gt=0), ShareOrWhole]
 Place = Annotated[str, Field(min_length=1), AfterValidator(_without_nul)]
 
 
+@dataclass(frozen=True)
+class ReadAs:
+    """Marks a parameter that names the file of a dataset in the catalog."""
+
+    dataset: str
+
+
 class _Section(BaseModel):
     model_config = ConfigDict(
         extra="forbid", frozen=True, protected_namespaces=(), use_attribute_docstrings=True
@@ -123,9 +131,9 @@ class TrainingColumns(QuestionColumns):
 class DataParameters(_Section):
     """The input files, and how their articles are split."""
 
-    train_file: Place
+    train_file: Annotated[Place, ReadAs("raw_train")]
     """The training questions: a file, a folder, a glob or an `hf://` URL."""
-    validation_file: Place
+    validation_file: Annotated[Place, ReadAs("raw_validation")]
     """The questions that score the base and the fine-tuned model."""
     columns: TrainingColumns
     """Names of the columns in files of rows, where they differ from the fields."""
@@ -337,7 +345,7 @@ class GenerationParameters(_Section):
 class InferenceParameters(_Section):
     """Answers to a file of new questions."""
 
-    questions_file: Place
+    questions_file: Annotated[Place, ReadAs("new_questions")]
     """The questions to answer: a file, a folder, a glob or an `hf://` URL."""
     columns: QuestionColumns
     """Names of the file's columns, where they differ from the fields."""
@@ -514,3 +522,32 @@ class Parameters(_Section):
     reporting: ReportingParameters
     compare: CompareParameters
     starter: StarterParameters
+
+
+@dataclass(frozen=True)
+class NamedFile:
+    """A file that a parameter names.
+
+    Attributes:
+        parameter: such as `data.train_file`.
+        file: the path or URL.
+    """
+
+    parameter: str
+    file: str
+
+    @property
+    def global_name(self) -> str:
+        """The name in globals.yml, which both the parameter and the catalog use."""
+        return self.parameter.partition(".")[2]
+
+
+def named_files(parameters: Parameters) -> dict[str, NamedFile]:
+    """Map the datasets whose files are named by parameters to these files."""
+    return {
+        mark.dataset: NamedFile(f"{section}.{name}", getattr(values, name))
+        for section, values in parameters
+        for name, field in type(values).model_fields.items()
+        for mark in field.metadata
+        if isinstance(mark, ReadAs)
+    }
