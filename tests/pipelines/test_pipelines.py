@@ -29,8 +29,8 @@ from flan_qa_pipeline.errors import InputError
 from flan_qa_pipeline.evaluation.squad_v2_scores.squad_v2_scores import SquadV2Scores
 from flan_qa_pipeline.pipelines import modeling, reporting
 from flan_qa_pipeline.runtime.provenance import fingerprint_splits
+from flan_qa_pipeline.training.best_adapter import BestAdapter
 from flan_qa_pipeline.training.progress import LastingTensorBoard
-from flan_qa_pipeline.training.trainer import BestAdapter
 
 VERSIONED = {
     "questions": "03_primary/questions",
@@ -122,7 +122,7 @@ import json, os, signal, sys
 from kedro.framework.session import KedroSession
 from kedro.framework.startup import bootstrap_project
 from flan_qa_pipeline.training.progress import LastingTensorBoard
-from flan_qa_pipeline.training.trainer import BestAdapter
+from flan_qa_pipeline.training.best_adapter import BestAdapter
 
 
 def kill(self, args, state, control, **kwargs):

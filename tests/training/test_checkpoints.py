@@ -13,19 +13,21 @@ from uuid import uuid4
 import numpy as np
 import pytest
 import torch
+from conftest import RUN
 from safetensors.torch import load_file
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
 import flan_qa_pipeline.training.checkpoints
 from flan_qa_pipeline.errors import InputError
-from flan_qa_pipeline.training.checkpoints import (
-    discard_checkpoints,
+from flan_qa_pipeline.training.best_adapter import BestAdapter
+from flan_qa_pipeline.training.checkpoints import discard_checkpoints
+from flan_qa_pipeline.training.trainer import AnsweringTrainer
+from flan_qa_pipeline.training.training_state import (
     pack,
     random_state,
     set_random_state,
     unpack,
 )
-from flan_qa_pipeline.training.trainer import AnsweringTrainer, BestAdapter
 
 VARIES = ("train_runtime", "_per_second", "peak_memory", "eval_runtime")
 STEPS = {"eval_strategy": "steps", "eval_steps": 7, "save_strategy": "steps", "save_steps": 4}
@@ -112,13 +114,41 @@ def test_a_stopped_training_ends_as_one_that_was_not(train, fresh, caplog, optio
         assert saved(training) == checkpoints
     with caplog.at_level(logging.INFO, logger="flan_qa_pipeline"):
         _, resumed = train(training)
-    assert f"goes on from {training.output_dir}" in caplog.text
+    assert f"resumes from the checkpoint {training.output_dir}" in caplog.text
     assert not [record for record in caplog.records if record.levelno >= logging.WARNING]
     for name, tensor in whole.state_dict.items():
         assert torch.equal(tensor, resumed.state_dict[name]), name
     assert log_of(resumed) == log_of(whole)
     for key in ("best_step", "steps", "samples", "fingerprint"):
         assert resumed.training[key] == whole.training[key]
+
+
+def test_a_resumed_training_stops_early_where_it_would_have(train, fresh, monkeypatch):
+    """The evaluation that did not improve before the interruption counts after it."""
+    scores = {2: 10.0, 4: 9.0, 6: 10.5, 8: 30.0}  # by step; 10.5 is no better by the threshold
+    monkeypatch.setattr(
+        "flan_qa_pipeline.pipelines.modeling.nodes.answer_sample",
+        lambda *args, **kwargs: {"f1": scores[step[-1]]},
+    )
+    step = []
+
+    def count(self, args, state, control, **kwargs):
+        step.append(state.global_step)
+
+    monkeypatch.setattr(BestAdapter, "on_step_end", count)
+    stopping = {"early_stopping_patience": 2, "early_stopping_threshold": 1.0, "eval_steps": 2}
+    training = fresh(**STEPS | stopping)
+    train_until(5, train, training)
+    assert saved(training) == ["checkpoint-4"]
+    _, resumed = train(training)
+    assert resumed.training["steps"] == 6
+
+
+def test_a_checkpoint_without_the_state_of_a_callback_is_refused(train, stopped):
+    (path,) = Path(stopped.output_dir).glob("*/checkpoint-4/training_state.json")
+    path.write_text(path.read_text().replace('"StepTimer"', '"Unknown"'))
+    with pytest.raises(InputError, match="checkpoint-4 cannot be read: it has no state of StepTi"):
+        train(stopped)
 
 
 @pytest.fixture
@@ -142,7 +172,8 @@ def test_the_log_of_a_resumed_training_is_that_of_the_whole(train, fresh, tmp_pa
     """In the adapter and in TensorBoard, nothing missing and nothing twice; its time is all."""
 
     def logged(name):
-        events = EventAccumulator(str(tmp_path / name), size_guidance={"scalars": 0, "tensors": 0})
+        folder = tmp_path / name / RUN
+        events = EventAccumulator(str(folder), size_guidance={"scalars": 0, "tensors": 0})
         events.Reload()
         varies = ("runtime", *VARIES)
         tags = [tag for tag in events.Tags()["scalars"] if not any(v in tag for v in varies)]
@@ -155,16 +186,15 @@ def test_the_log_of_a_resumed_training_is_that_of_the_whole(train, fresh, tmp_pa
         if state.global_step == 9:
             raise Killed
 
+    def logging_to(name, training):
+        return training.model_copy(update={"logging_dir": str(tmp_path / name)})
+
     training = fresh(**STEPS)
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setenv("TENSORBOARD_LOGGING_DIR", str(tmp_path / "whole"))
-        _, whole = train(fresh(**STEPS))
-        patch.setenv("TENSORBOARD_LOGGING_DIR", str(tmp_path / "stopped"))
-        with pytest.MonkeyPatch.context() as stopping, pytest.raises(Killed):
-            stopping.setattr(BestAdapter, "on_step_begin", stop)
-            train(training)
-        patch.setenv("TENSORBOARD_LOGGING_DIR", str(tmp_path / "resumed"))
-        _, resumed = train(training)
+    _, whole = train(logging_to("whole", fresh(**STEPS)))
+    with pytest.MonkeyPatch.context() as stopping, pytest.raises(Killed):
+        stopping.setattr(BestAdapter, "on_step_begin", stop)
+        train(logging_to("stopped", training))
+    _, resumed = train(logging_to("resumed", training))
     assert logged("resumed") == logged("whole")
     logs = [adapter.training["log"] for adapter in (whole, resumed)]
     assert [sorted(entry) for entry in logs[1]] == [sorted(entry) for entry in logs[0]]
@@ -250,7 +280,7 @@ def test_discarded_checkpoints_leave_nothing_behind(stopped):
 def test_another_training_does_not_go_on_from_a_checkpoint(train, stopped, caplog, change):
     with caplog.at_level(logging.INFO, logger="flan_qa_pipeline"):
         train_until(0, train, stopped.model_copy(update=change))
-    assert "goes on from" not in caplog.text
+    assert "resumes from" not in caplog.text
     assert saved(stopped) == ([] if "resume" in change else ["checkpoint-4"])
 
 
@@ -259,7 +289,7 @@ def test_other_data_do_not_go_on_from_a_checkpoint(train, stopped, windows, capl
     with pytest.MonkeyPatch.context() as patch, caplog.at_level(logging.INFO):
         patch.setitem(windows, "train", questions.select(reversed(range(len(questions)))))
         train_until(0, train, stopped)
-    assert "goes on from" not in caplog.text
+    assert "resumes from" not in caplog.text
 
 
 def test_a_checkpoint_with_a_pickle_is_refused(train, stopped):
@@ -363,7 +393,7 @@ def test_a_training_that_diverges_stops_at_that_step(train, fresh, value):
         with pytest.raises(InputError) as stopped:
             train(training)
     checkpoint = folder_of(training) / "checkpoint-4"
-    assert "diverged: the loss of step 6 is no finite number; the last" in str(stopped.value)
+    assert "diverged: the loss of step 6 is not a finite number; the last" in str(stopped.value)
     assert f"before it is {checkpoint}. Lower training.learning_rate (0.02)" in str(stopped.value)
     assert saved(training) == ["checkpoint-4"]
 

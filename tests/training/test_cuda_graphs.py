@@ -9,7 +9,6 @@ import torch
 from flan_qa_pipeline.errors import InputError
 from flan_qa_pipeline.models.batching import collate
 from flan_qa_pipeline.models.loading import load_base_model
-from flan_qa_pipeline.pipelines.modeling import nodes
 from flan_qa_pipeline.pipelines.modeling.nodes import attach_lora
 from flan_qa_pipeline.training.cuda_graphs import GraphedPasses
 
@@ -127,8 +126,7 @@ def captures_eagerly(monkeypatch):
     monkeypatch.setattr(EagerPasses, "n_cleared", 0)
     monkeypatch.setattr("flan_qa_pipeline.training.trainer.GraphedPasses", EagerPasses)
     monkeypatch.setattr(
-        nodes,
-        "_captures_graphs",
+        "flan_qa_pipeline.pipelines.modeling.nodes.captures_graphs",
         lambda model, training, processes: training.cuda_graphs is not False,
     )
 
@@ -164,7 +162,7 @@ def test_the_trainer_hands_over_all_that_a_step_needs(
 
 @pytest.mark.usefixtures("captures_eagerly")
 def test_batches_to_capture_have_few_lengths(train, training, monkeypatch):
-    monkeypatch.setattr(nodes, "coarse_length", lambda length: 64)
+    monkeypatch.setattr("flan_qa_pipeline.training.trainer.coarse_length", lambda length: 64)
     train(training.model_copy(update={"eval_strategy": "no", "save_strategy": "no"}))
     assert EagerPasses.lengths == {64}
 

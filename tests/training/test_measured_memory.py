@@ -65,8 +65,8 @@ def test_what_does_not_fit_is_left_out_and_told(monkeypatch, caplog):
     )
     told = [record.message for record in caplog.records]
     assert told == [
-        "Memory does not suffice for a training step in float32.",
-        "Memory does not suffice for a training step in bfloat16, it seems: its process was "
+        "A training step in float32 does not fit in memory.",
+        "A training step in bfloat16 does not fit in memory, or so it seems: its process was "
         "killed.",
     ]
 

@@ -2,15 +2,15 @@
 
 import pytest
 import torch
+from conftest import RUN
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 from transformers import TrainerState
 
+from flan_qa_pipeline.answering.dev_sample import DevSample, answer_sample
 from flan_qa_pipeline.models.adapter import attach_adapter
 from flan_qa_pipeline.models.batching import round_up
 from flan_qa_pipeline.models.loading import load_base_model
-from flan_qa_pipeline.pipelines.modeling.nodes import answer_sample
 from flan_qa_pipeline.training.progress import LossInProgressBar
-from flan_qa_pipeline.training.trainer import BestAdapter
 
 
 @pytest.fixture(scope="module")
@@ -25,12 +25,11 @@ def long_run(train, training, tmp_path_factory):
             "warmup_steps": 0,
             "max_grad_norm": 0,
             "load_best_model_at_end": True,
+            "logging_dir": str(folder),
         }
     )
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setenv("TENSORBOARD_LOGGING_DIR", str(folder))
-        model, adapter = train(longer)
-    events = EventAccumulator(str(folder), size_guidance={"tensors": 0})
+    model, adapter = train(longer)
+    events = EventAccumulator(str(folder / RUN), size_guidance={"tensors": 0})
     events.Reload()
     return model, adapter, events
 
@@ -58,8 +57,7 @@ def test_the_adapter_kept_is_the_last_of_the_best(
     found = answer_sample(
         again,
         tokenizer=tokenizer,
-        questions=list(questions["dev"]),
-        windows=windows["dev"],
+        sample=DevSample(list(questions["dev"]), windows["dev"]),
         prompt=parameters.prompt,
         generation=parameters.generation,
     )
@@ -120,14 +118,6 @@ def test_early_stopping_ends_the_training(train, training):
     assert adapter.training["best_step"] is None
 
 
-class Control:
-    should_training_stop = False
-
-
-class State:
-    global_step = 0
-
-
 @pytest.mark.parametrize(
     ("scores", "threshold", "stops_at"),
     [
@@ -137,14 +127,25 @@ class State:
         ([10, 9, 12, 11, 10], 0.0, 4),
     ],
 )
-def test_patience_counts_evaluations_without_a_better_score(scores, threshold, stops_at):
-    callback = BestAdapter(keep=False, patience=2, threshold=threshold)
-    control, stopped = Control(), None
-    for i, f1 in enumerate(scores):
-        callback.on_evaluate(None, State(), control, metrics={"eval_f1": f1})
-        if control.should_training_stop and stopped is None:
-            stopped = i
-    assert stopped == stops_at
+def test_patience_counts_evaluations_without_a_better_score(
+    train, training, monkeypatch, scores, threshold, stops_at
+):
+    given = iter([*scores, 1.0])
+    monkeypatch.setattr(
+        "flan_qa_pipeline.pipelines.modeling.nodes.answer_sample",
+        lambda *args, **kwargs: {"f1": next(given)},
+    )
+    stopping = training.model_copy(
+        update={
+            "num_train_epochs": len(scores) + 1,
+            "save_strategy": "no",
+            "early_stopping_patience": 2,
+            "early_stopping_threshold": threshold,
+        }
+    )
+    _, adapter = train(stopping)
+    seen = list(scores_by_step(adapter).values())
+    assert seen == ([*scores, 1.0] if stops_at is None else scores[: stops_at + 1])
 
 
 def test_one_described_bar_that_leaves_the_terminal(capsys):

@@ -38,7 +38,7 @@ from flan_qa_pipeline.runtime.atomic_catalog import VersionNotSavedError
 from flan_qa_pipeline.runtime.processes import DistributedRunner, is_one_of_several, join
 from flan_qa_pipeline.runtime.provenance import git_commit, package_versions
 from flan_qa_pipeline.training.checkpoints import discard_checkpoints
-from flan_qa_pipeline.training.trainer import require_trainable
+from flan_qa_pipeline.training.requirements import require_trainable
 
 logger = logging.getLogger(__name__)
 
@@ -127,7 +127,6 @@ class ProjectHooks:
                 f"Another run was started in the same millisecond and saves the version "
                 f"{run_params['run_id']}; start this one again."
             ) from None
-        os.environ["TENSORBOARD_LOGGING_DIR"] = str(self._logs)
 
     def _require_inputs(self, inputs: Sequence[str], catalog: CatalogProtocol) -> None:
         for name in self._named_files.keys() & inputs:
