@@ -1,8 +1,8 @@
 """Time and memory of the data_engineering pipeline: python benchmarks/tokenization.py OUTPUT_FOLDER
 
-Generates corpora of a given number of questions, with contexts about as long as SQuAD 2.0's. Two
-runs of the pipeline, each in a separate process, read, check, split and tokenize each corpus; the
-second run finds nothing changed. `harness.measured` defines the measured figures. Needs Linux.
+Generates corpora of a given number of questions, with contexts about as long as SQuAD 2.0's. A
+separate process runs the pipeline that reads, checks, splits and tokenizes each corpus.
+`harness.measured` defines the measured figures. Needs Linux.
 """
 
 import argparse
@@ -59,8 +59,8 @@ def write_corpus(folder: Path, n_questions: int) -> dict[str, float]:
     }
 
 
-def measure(n_questions: int, work: Path) -> list[dict[str, Any]]:
-    """Measure the first and the second run on a new corpus; return a row of results for each."""
+def measure(n_questions: int, work: Path) -> dict[str, Any]:
+    """Measure a run on a new corpus; return its row of results."""
     corpus = write_corpus(work, n_questions)
     command = [
         *(sys.executable, "-m", "flan_qa_pipeline", f"--conf-source={PROJECT / 'conf'}"),
@@ -68,11 +68,9 @@ def measure(n_questions: int, work: Path) -> list[dict[str, Any]]:
         f"--params=model.name={STARTER},"
         f"data.train_file={work / 'train.json'},data.validation_file={work / 'validation.json'}",
     ]
-    rows = []
-    for run in ("first", "again"):
-        rows.append(corpus | {"run": run} | measured(command, work) | node_seconds(work))
-        print(json.dumps(rows[-1]), flush=True)
-    return rows
+    row = corpus | measured(command, work) | node_seconds(work)
+    print(json.dumps(row), flush=True)
+    return row
 
 
 def node_seconds(folder: Path) -> dict[str, float]:
@@ -92,7 +90,7 @@ def main() -> None:
     rows: list[dict[str, Any]] = []
     for n_questions in map(int, options.questions.split(",")):
         with tempfile.TemporaryDirectory(prefix="tokenization_", dir=options.output) as work:
-            rows += measure(n_questions, Path(work))
+            rows.append(measure(n_questions, Path(work)))
         table = write_results(options.output, "tokenization", given, rows)
     print(f"\n{table}")
 

@@ -208,13 +208,7 @@ def load_base_model(model: ModelParameters, *, to_shard: bool = False) -> PreTra
             "give a complete T5 v1.1 or FLAN-T5 model, which has a language-model head of its own."
         )
     _require_shapes(base, model.name)
-    linear = [name for name, module in base.named_modules() if isinstance(module, Linear)]
-    for skipped in model.skip_modules:
-        if all(should_convert_module(name, [skipped]) for name in linear):
-            raise InputError(
-                f"model.skip_modules: {skipped} matches no linear module of {model.name}; T5's are "
-                "lm_head, q, k, v, o, wi_0, wi_1 and wo."
-            )
+    _require_linear(base, model)
     for module in base.modules():
         if isinstance(module, Linear4bit):
             module.support_avx512bf16_for_cpu = False
@@ -242,6 +236,17 @@ def _require_finite(folder: Path) -> None:
                 f"model.name: {path} cannot be read ({in_one_line(error)}); restore the base, or "
                 "give another."
             ) from error
+
+
+def _require_linear(base: PreTrainedModel, model: ModelParameters) -> None:
+    """Check that `skip_modules` names nothing but linear layers."""
+    linear = [name for name, module in base.named_modules() if isinstance(module, Linear)]
+    for skipped in model.skip_modules:
+        if all(should_convert_module(name, [skipped]) for name in linear):
+            raise InputError(
+                f"model.skip_modules: {skipped} matches no linear module of {model.name}; T5's are "
+                "lm_head, q, k, v, o, wi_0, wi_1 and wo."
+            )
 
 
 def _require_shapes(base: PreTrainedModel, name: str) -> None:
@@ -350,7 +355,7 @@ def _is_lfs_pointer(path: Path) -> bool:
 
 
 def _unreadable(model: ModelParameters, folder: Path, path: Path, error: Exception) -> InputError:
-    reason = " ".join(str(error).split()).rstrip(".")
+    reason = in_one_line(error)
     if _is_lfs_pointer(path):
         reason = "it is a Git LFS pointer, not the file itself"
     if Path(model.name) == folder:

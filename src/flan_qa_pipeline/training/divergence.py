@@ -45,10 +45,10 @@ class Divergence(TrainerCallback):
         args: TrainingArguments,
         state: TrainerState,
         control: TrainerControl,
-        logs: dict[str, Any] | None = None,
+        logs: dict[str, Any],
         **kwargs: Any,
     ) -> None:
-        if not math.isfinite((logs or {}).get("grad_norm", 0)):
+        if not math.isfinite(logs.get("grad_norm", 0)):
             raise _diverged("gradient norm", state.global_step, args)
 
     def _require_finite_losses(self, args: TrainingArguments) -> None:

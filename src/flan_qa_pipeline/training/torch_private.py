@@ -4,6 +4,7 @@
 """
 
 from itertools import accumulate
+from typing import Any
 
 from torch.profiler import profile
 
@@ -15,6 +16,7 @@ def peak_of_profile(profiler: profile) -> int:
         profiler: a finished profile with `profile_memory=True`. Its public results sum the memory
             of each operator; only the single events show when it is taken and given back.
     """
-    events = profiler.profiler.kineto_results.events()
+    finished: Any = profiler.profiler
+    events = finished.kineto_results.events()
     changes = sorted((e.start_ns(), e.nbytes()) for e in events if e.name() == "[memory]")
     return max(accumulate(size for _, size in changes))

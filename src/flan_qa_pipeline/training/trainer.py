@@ -4,7 +4,7 @@ import logging
 from collections.abc import Callable, Mapping, Sequence
 from functools import cached_property, partial
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any, TypeVar, cast
 
 import torch
 from accelerate.utils.memory import clear_device_cache, should_reduce_batch_size
@@ -214,9 +214,9 @@ class AnsweringTrainer(ResumableTrainer):
             # peft's wrapper is in training mode when its base is still as it was loaded
             if not model.get_base_model().training:
                 model.train()
-            loss = self._graphed_passes(
-                {**self.on_device(inputs), "num_items_in_batch": num_items_in_batch}
-            )
+            n_items = cast(torch.Tensor, num_items_in_batch)  # the Trainer counts on the device
+            batch = {**self.on_device(inputs), "num_items_in_batch": n_items}
+            loss = self._graphed_passes(batch)
         self._divergence.note(loss, self.state.global_step + 1)
         return loss
 
