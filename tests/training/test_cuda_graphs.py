@@ -1,4 +1,4 @@
-"""Steps captured as CUDA graphs do what they do without; where they cannot be, this is said."""
+"""Steps captured as CUDA graphs compute the same; steps that cannot be captured are refused."""
 
 from types import SimpleNamespace
 from typing import ClassVar
@@ -69,7 +69,7 @@ def drop_out(model):
 
 
 @needs_gpu
-def test_a_graph_draws_dropout_anew(model, batches):
+def test_a_graph_draws_new_dropout_each_time(model, batches):
     drop_out(model)
     passes = GraphedPasses(model)
     losses = {passes(batches[0]).item() for _ in range(4)}
@@ -176,6 +176,6 @@ def test_batches_to_capture_have_few_lengths(train, training, monkeypatch):
 )
 def test_what_cannot_be_captured_is_refused(train, training, float32, changes, reason):
     packed = float32.model_copy(update={"dequantize": False})
-    told = training.model_copy(update={"cuda_graphs": True, **changes})
+    capturing = training.model_copy(update={"cuda_graphs": True, **changes})
     with pytest.raises(InputError, match=reason):
-        train(told, packed)
+        train(capturing, packed)

@@ -1,16 +1,14 @@
-"""Training that answers questions as it goes: logs, TensorBoard, best adapter, early stopping."""
+"""Training that answers questions as it goes: logs, TensorBoard, record, best adapter."""
 
 import pytest
 import torch
 from conftest import RUN
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
-from transformers import TrainerState
 
 from flan_qa_pipeline.answering.dev_sample import DevSample, answer_sample
 from flan_qa_pipeline.models.adapter import attach_adapter
 from flan_qa_pipeline.models.batching import round_up
 from flan_qa_pipeline.models.loading import load_base_model
-from flan_qa_pipeline.training.progress import LossInProgressBar
 
 
 @pytest.fixture(scope="module")
@@ -102,64 +100,6 @@ def test_operations_are_counted_for_every_token(long_run, windows):
     per_token = 6 * model.num_parameters(exclude_embeddings=True)
     tokens = adapter.training["log"][-1]["total_flos"] / per_token
     assert 12 * sum(lengths) <= tokens <= 12 * len(lengths) * round_up(max(lengths))
-
-
-def test_early_stopping_ends_the_training(train, training):
-    stopping = training.model_copy(
-        update={
-            "num_train_epochs": 12,
-            "learning_rate": 1e-12,
-            "load_best_model_at_end": False,
-            "early_stopping_patience": 2,
-        }
-    )
-    _, adapter = train(stopping)
-    assert len(scores_by_step(adapter)) == 3
-    assert adapter.training["best_step"] is None
-
-
-@pytest.mark.parametrize(
-    ("scores", "threshold", "stops_at"),
-    [
-        ([10, 20, 20, 20], 0.0, 3),
-        ([10, 20, 20.5, 20.9, 30], 1.0, 3),
-        ([10, 11, 12, 13], 0.0, None),
-        ([10, 9, 12, 11, 10], 0.0, 4),
-    ],
-)
-def test_patience_counts_evaluations_without_a_better_score(
-    train, training, monkeypatch, scores, threshold, stops_at
-):
-    given = iter([*scores, 1.0])
-    monkeypatch.setattr(
-        "flan_qa_pipeline.pipelines.modeling.nodes.answer_sample",
-        lambda *args, **kwargs: {"f1": next(given)},
-    )
-    stopping = training.model_copy(
-        update={
-            "num_train_epochs": len(scores) + 1,
-            "save_strategy": "no",
-            "early_stopping_patience": 2,
-            "early_stopping_threshold": threshold,
-        }
-    )
-    _, adapter = train(stopping)
-    seen = list(scores_by_step(adapter).values())
-    assert seen == ([*scores, 1.0] if stops_at is None else scores[: stops_at + 1])
-
-
-def test_one_described_bar_that_leaves_the_terminal(capsys):
-    bar, state = LossInProgressBar("Train the adapter"), TrainerState(max_steps=4)
-    bar.on_train_begin(None, state, None)
-    first = bar.training_bar
-    bar.on_train_begin(None, state, None)
-    assert first.disable
-    bar.on_log(None, state, None, logs={"loss": 2.5, "learning_rate": 0.1})
-    assert bar.training_bar.postfix == "loss=2.5"
-    bar.on_train_end(None, state, None)
-    shown = capsys.readouterr().err
-    assert "Train the adapter:   0%" in shown
-    assert shown.endswith("\r") and not shown.split("\r")[-2].strip()
 
 
 def test_without_keeping_the_best_the_last_adapter_stays(train, training):

@@ -12,7 +12,7 @@ from flan_qa_pipeline.training.transformers_private import use_one_gpu
 
 logger = logging.getLogger(__name__)
 
-SHARED_WITH_TRANSFORMERS = {  # names and meanings are those of Seq2SeqTrainingArguments
+SHARED_WITH_TRANSFORMERS = {  # same name, same meaning in Seq2SeqTrainingArguments
     "num_train_epochs",
     "max_steps",
     "per_device_train_batch_size",

@@ -59,9 +59,9 @@ ABSTENTION_NOTE = (
     "thresholds are chosen on the same questions that are scored: upper bounds, not results."
 )
 COST_NOTE = (
-    "Training speed excludes evaluations. The table has the times of all nodes that had ended when "
-    "it was made; node_times.csv of the same version has those of every node. Peaks are of the "
-    "whole process."
+    "Training speed excludes evaluations. The table lists the times of the nodes that had ended "
+    "when it was made; node_times.csv of the same version lists every node. Peaks are of the whole "
+    "process."
 )
 MEMORY_NOTE = (
     "Weights are the base's, calculated from its shapes, with bfloat16 where NF4 does not apply: "
@@ -120,7 +120,7 @@ def predict(
         Two tables, of the validation and the calibration questions, with the columns `id`,
         `prediction_text` ("" abstains), `score` (the log-probability of the prediction),
         `answer_text` (the best answer, also where the model abstains) and `no_answer_score` (the
-        log-probability of abstaining minus that of `answer_text`).
+        log-odds of abstaining against `answer_text`, in nats).
 
     Raises:
         InputError: the tokenized questions were not made of `questions`.
