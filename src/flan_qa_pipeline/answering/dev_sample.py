@@ -8,7 +8,7 @@ from datasets import Dataset
 from peft import PeftModel
 from transformers import PreTrainedTokenizerBase
 
-from flan_qa_pipeline.answering.generation import answer_windows
+from flan_qa_pipeline.answering.window_answers import answer_windows
 from flan_qa_pipeline.config.parameters import (
     GenerationParameters,
     PromptParameters,

@@ -3,7 +3,7 @@
 from typing import Any
 
 from flan_qa_pipeline.config.parameters import ModelParameters
-from flan_qa_pipeline.evaluation.costs import base_weights
+from flan_qa_pipeline.evaluation.weight_memory import base_weights
 from flan_qa_pipeline.models.device import peak_memory, resolve_attention
 from flan_qa_pipeline.training.best_adapter import BestAdapter
 from flan_qa_pipeline.training.step_timer import StepTimer

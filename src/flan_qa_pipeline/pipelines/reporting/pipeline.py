@@ -25,6 +25,8 @@ from .nodes import (
     tabulate_scores,
 )
 
+SUBJECT = ["params:model", "params:data"]  # what was scored
+
 
 def create_pipeline(**kwargs: Any) -> Pipeline:
     """Answer the validation questions with base and adapter; score, tabulate and compare them."""
@@ -158,28 +160,28 @@ def _figures() -> list[Node]:
     return [
         node(
             plot_scores,
-            inputs="score_table",
+            inputs=["score_table", *SUBJECT],
             outputs="score_figure",
             name="plot_scores",
             tags=["report"],
         ),
         node(
             plot_abstention,
-            inputs=["abstention_curve", "abstention_table"],
+            inputs=["abstention_curve", "abstention_table", *SUBJECT],
             outputs="abstention_figure",
             name="plot_abstention",
             tags=["report"],
         ),
         node(
             plot_training,
-            inputs="adapter",
+            inputs=["adapter", *SUBJECT],
             outputs="training_figure",
             name="plot_training",
             tags=["report"],
         ),
         node(
             plot_context_length,
-            inputs="breakdown_table",
+            inputs=["breakdown_table", *SUBJECT],
             outputs="context_length_figure",
             name="plot_context_length",
             tags=["report"],
@@ -211,7 +213,8 @@ def _report() -> list[Node]:
                 "abstention_figure",
                 "training_figure",
                 "adapter",
-                "params:data",
+                "run_record",
+                *SUBJECT,
                 "params:reporting",
             ],
             outputs="report",
