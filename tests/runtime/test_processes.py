@@ -26,7 +26,7 @@ from flan_qa_pipeline.errors import InputError, ProcessFailedError
 from flan_qa_pipeline.runtime import process_errors
 from flan_qa_pipeline.runtime.orphans import LOCK, launcher_folder
 from flan_qa_pipeline.runtime.process_errors import ERROR_FILE, ErrorRecorder, explained
-from flan_qa_pipeline.training.trainer import require_trainable
+from flan_qa_pipeline.training.requirements import require_trainable
 
 KEDRO = ["-m", "kedro", "run"]
 TORCHRUN = ["-m", "torch.distributed.run", "--nproc-per-node=2", "--local-ranks-filter=0"]
@@ -35,7 +35,7 @@ KILLED = """
 import os, signal, sys
 sys.path.insert(0, "src")
 from kedro.framework.cli.cli import main
-from flan_qa_pipeline.training.trainer import BestAdapter
+from flan_qa_pipeline.training.best_adapter import BestAdapter
 
 
 def kill(self, args, state, control, **kwargs):
@@ -208,7 +208,7 @@ def test_a_killed_process_ends_the_run_and_the_same_command_resumes(drawing):
     kill_one(*TRAINING, given(drawing))
     resumed = run_in_two(*KEDRO, *TRAINING, given(drawing))
     assert resumed.returncode == 0, resumed.stderr
-    assert "goes on from" in resumed.stdout
+    assert "resumes from the checkpoint" in resumed.stdout
     weights, training = adapter(last_version("adapter"))
     for name, tensor in expected.items():
         assert torch.equal(weights[name], tensor), name
@@ -222,7 +222,7 @@ def test_a_sharded_base_trains_resumes_and_answers_as_a_whole_one(drawing, optio
     kill_one(*TRAINING, sharded)
     done = run_in_two(*KEDRO, TRAINING[0], "--to-nodes=predict_finetuned", sharded)
     assert done.returncode == 0, done.stderr
-    assert "goes on from" in done.stdout
+    assert "resumes from the checkpoint" in done.stdout
     version = last_version("adapter")
     weights, training = adapter(version)
     for name, tensor in expected.items():
@@ -249,7 +249,7 @@ from accelerate import PartialState
 from torch.distributed import distributed_c10d
 from transformers import Seq2SeqTrainingArguments
 from flan_qa_pipeline.models.exchange import broadcast_json, gather_json, gather_tensors
-from flan_qa_pipeline.training.checkpoints import CheckpointingTrainer
+from flan_qa_pipeline.training.resuming import ResumableTrainer
 
 
 def refuse(*args, **kwargs):
@@ -276,7 +276,7 @@ class Model(torch.nn.Module):
         return {"loss": self.weight * 0 + labels.float().mean()}
 
 
-trainer = CheckpointingTrainer(
+trainer = ResumableTrainer(
     model=Model(),
     args=Seq2SeqTrainingArguments(
         output_dir=sys.argv[1], max_steps=5, logging_steps=2, per_device_train_batch_size=1,
@@ -411,8 +411,8 @@ def test_a_session_does_not_pass_over_the_number_of_processes(project, options):
     ("changes", "complaint"),
     [
         ({"auto_find_batch_size": True}, "auto_find_batch_size: 2 processes cannot look"),
-        ({"optim": "ademamix"}, "ademamix does not know the sharded weights"),
-        ({"optim": "adafactor"}, "adafactor does not know the sharded weights"),
+        ({"optim": "ademamix"}, "ademamix does not support the sharded weights"),
+        ({"optim": "adafactor"}, "adafactor does not support the sharded weights"),
         ({"cuda_graphs": True}, "steps cannot be captured: .*several processes train"),
     ],
 )

@@ -3,13 +3,15 @@
 from typing import Any
 
 import torch
+from accelerate.utils import recursively_apply
 from torch.distributed.tensor import DTensor, distribute_tensor
-from torch.utils._pytree import tree_map_only
 
 
 def whole(value: Any) -> Any:
     """Gather the sharded tensors in nested state; all processes must call this."""
-    return tree_map_only(DTensor, DTensor.full_tensor, value)
+    return recursively_apply(
+        DTensor.full_tensor, value, test_type=lambda part: isinstance(part, DTensor)
+    )
 
 
 def sharded_like(value: torch.Tensor, like: torch.Tensor) -> torch.Tensor:

@@ -45,7 +45,6 @@ def shard(model: PreTrainedModel | PeftModel) -> PreTrainedModel | PeftModel:
             )
     for part in outside:
         part.to(PartialState().device)
-    model._is_accelerate_prepared = True  # the Trainer's accelerator wraps it in nothing more
     return model
 
 
