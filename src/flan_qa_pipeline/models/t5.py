@@ -26,6 +26,8 @@ from transformers.models.t5.modeling_t5 import (
     T5LayerNorm,
 )
 
+from flan_qa_pipeline.models.quantization import allow_every_layer
+
 LOSS_CHUNK = 256
 
 
@@ -184,7 +186,7 @@ class QuantizableT5(T5ForConditionalGeneration):
         if config._attn_implementation == "eager":
             config._attn_implementation = LEAN
         super().__init__(config)
-        self._keep_in_fp32_modules: set[str] = set()
+        allow_every_layer(self)
         for module in self.modules():
             module.__class__ = _LEAN.get(type(module), type(module))
 
