@@ -1,8 +1,8 @@
 """Time and memory of the data_engineering pipeline: python benchmarks/tokenization.py OUTPUT_FOLDER
 
 Corpora of a given number of questions are generated, their contexts about as long as SQuAD 2.0's.
-Each is read, checked, split and tokenized twice by a run of the pipeline in a process of its own:
-anew, and again with nothing changed. `harness.measured` says what is counted. Needs Linux.
+Each is read, checked, split and tokenized by a run of the pipeline in a process of its own.
+`harness.measured` says what is counted. Needs Linux.
 """
 
 import argparse
@@ -58,8 +58,8 @@ def write_corpus(folder: Path, n_questions: int) -> dict[str, float]:
     }
 
 
-def measure(n_questions: int, work: Path) -> list[dict[str, Any]]:
-    """Rows of the result: the first run on a new corpus, and the second."""
+def measure(n_questions: int, work: Path) -> dict[str, Any]:
+    """The row of the result of one corpus."""
     corpus = write_corpus(work, n_questions)
     command = [
         *(sys.executable, "-m", "flan_qa_pipeline", f"--conf-source={PROJECT / 'conf'}"),
@@ -67,11 +67,9 @@ def measure(n_questions: int, work: Path) -> list[dict[str, Any]]:
         f"--params=model.name={STARTER},"
         f"data.train_file={work / 'train.json'},data.validation_file={work / 'validation.json'}",
     ]
-    rows = []
-    for run in ("first", "again"):
-        rows.append(corpus | {"run": run} | measured(command, work) | node_seconds(work))
-        print(json.dumps(rows[-1]), flush=True)
-    return rows
+    row = corpus | measured(command, work) | node_seconds(work)
+    print(json.dumps(row), flush=True)
+    return row
 
 
 def node_seconds(folder: Path) -> dict[str, float]:
@@ -91,7 +89,7 @@ def main() -> None:
     rows: list[dict[str, Any]] = []
     for n_questions in map(int, options.questions.split(",")):
         with tempfile.TemporaryDirectory(prefix="tokenization_", dir=options.output) as work:
-            rows += measure(n_questions, Path(work))
+            rows.append(measure(n_questions, Path(work)))
         table = write_results(options.output, "tokenization", given, rows)
     print(f"\n{table}")
 

@@ -229,7 +229,8 @@ def check_data(
     metadata: ProjectMetadata, file: str, split: str, env: str | None, params: dict[str, Any]
 ) -> None:
     """Check a file of training questions: counts, lengths, windows, rejects; nothing is trained."""
-    with KedroSession.create(metadata.project_path, env=env, runtime_params=params) as session:
+    session = KedroSession.create(metadata.project_path, env=env, runtime_params=params)
+    with session:
         parameters = check_parameters(session.load_context().config_loader["parameters"])
     model, prompt, tokenization = parameters.model, parameters.prompt, parameters.tokenization
     files = SquadFileDataset(filepath=file, split=split).load()

@@ -11,11 +11,13 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from json import JSONDecodeError
 from pathlib import Path
-from typing import ClassVar, TypeVar
+from typing import ClassVar, TypeVar, cast
 
 import httpx
 from huggingface_hub import (
+    DatasetInfo,
     HfApi,
+    ModelInfo,
     constants,
     get_session,
     parse_hf_uri,
@@ -69,10 +71,14 @@ XET_LIMITS = {  # hf_xet waits minutes by default
 
 @dataclass(frozen=True)
 class HubFiles(ABC):
-    """Files of one repository at a revision: a commit, or a tag or branch, which may move."""
+    """Files of one repository at a revision: a commit, or a tag or branch, which may move.
+
+    They lie at a path in the repository, or anywhere in it.
+    """
 
     repo_id: str
     revision: str
+    path: str = ""
     repo_type: ClassVar[str]
 
     @property
@@ -114,14 +120,14 @@ class HubFiles(ABC):
             return None
         return folder if self.is_whole(folder) else None
 
-    def _snapshot(self, **options: object) -> str:
+    def _snapshot(self, *, local_files_only: bool = False) -> str:
         return snapshot_download(
             self.repo_id,
             repo_type=self.repo_type,
             revision=self.revision,
             allow_patterns=list(self.patterns),
             tqdm_class=tqdm,
-            **options,
+            local_files_only=local_files_only,
         )
 
     def find(self) -> "HubFiles":
@@ -140,9 +146,10 @@ class HubFiles(ABC):
             files_metadata=True,
             timeout=constants.HF_HUB_ETAG_TIMEOUT,
         )
-        self.require([file.rfilename for file in info.siblings])
-        found = replace(self, revision=info.sha)
-        sizes = {file.rfilename: file.size or 0 for file in info.siblings}
+        siblings = cast(ModelInfo | DatasetInfo, info).siblings or []
+        sizes = {file.rfilename: file.size or 0 for file in siblings}
+        self.require(list(sizes))
+        found = replace(self, revision=revision.resolved)
         names = found._to_fetch(list(sizes))
         size = sum(sizes[name] for name in names)
         found._require_room(size)
@@ -198,9 +205,8 @@ class ModelFiles(HubFiles):
 
     repo_type = "model"
     patterns = MODEL_FILES
-    path = ""
 
-    def __post_init__(self):
+    def __post_init__(self) -> None:
         try:
             validate_repo_id(self.repo_id)
         except HFValidationError as error:
@@ -237,7 +243,6 @@ class ModelFiles(HubFiles):
 class DataFiles(HubFiles):
     """A file of a dataset repository, a folder of Parquet files in it, or a pattern of names."""
 
-    path: str
     repo_type = "dataset"
 
     @classmethod
@@ -274,7 +279,7 @@ class DataFiles(HubFiles):
         return [self.path, f"{self.path}/*.parquet"] if self.path else ["*.parquet"]
 
     def require(self, held: Sequence[str]) -> None:
-        if not list(filter_repo_objects(held, allow_patterns=self.patterns)):
+        if not list(filter_repo_objects(held, allow_patterns=list(self.patterns))):
             some = ", ".join(sorted(name for name in held if not name.startswith("."))[:5])
             raise InputError(
                 f"{self.repo_id} has no {self.path or 'Parquet file'} at {self.revision}; it has "

@@ -26,7 +26,7 @@ def test_the_host_is_kept():
     filesystem, _ = filesystem_of("webhdfs://namenode:50070/data/a.json")
     assert filesystem.url.startswith("http://namenode:50070/")
     dataset = SquadFileDataset(filepath="webhdfs://namenode:50070/data/a.json")
-    assert dataset._fs.url.startswith("http://namenode:50070/")
+    assert filesystem_of(dataset.files.url)[0].url.startswith("http://namenode:50070/")
 
 
 @pytest.mark.parametrize(

@@ -4,6 +4,7 @@ import io
 import json
 import tracemalloc
 
+import fsspec
 import pandas as pd
 import pyarrow as pa
 import pytest
@@ -118,7 +119,7 @@ def test_a_broken_parquet_file_is_named(rows, tmp_path):
 def test_a_file_may_lie_on_another_filesystem(corpus):
     dataset = SquadFileDataset(filepath="memory:///squad/a.json")
     assert not dataset.exists()
-    with dataset._fs.open("/squad/a.json", "w") as file:
+    with fsspec.open("memory:///squad/a.json", "w") as file:
         json.dump(corpus, file)
     assert dataset.exists()
     assert len(flatten_questions(dataset.load(), "x", "error")[0]) > 100

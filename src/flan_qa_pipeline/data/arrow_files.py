@@ -13,7 +13,7 @@ from flan_qa_pipeline.errors import InputError
 ROWS, CHARACTERS = 1000, 2**24  # of a batch that is written at a time
 
 
-def on_disk(batches: Iterable[Mapping[str, list]], info: DatasetInfo) -> Dataset:
+def on_disk(batches: Iterable[Mapping[str, list[Any]]], info: DatasetInfo) -> Dataset:
     """Write batches of columns to a temporary file as they come; return a dataset that reads it.
 
     The file lies where Python's temporary files do (`TMPDIR`) and is freed with the dataset.
@@ -42,7 +42,7 @@ def on_disk(batches: Iterable[Mapping[str, list]], info: DatasetInfo) -> Dataset
 
 def in_batches(
     records: Iterable[Mapping[str, Any]], columns: Iterable[str]
-) -> Iterator[dict[str, list]]:
+) -> Iterator[dict[str, list[Any]]]:
     """Gather records to batches of columns, which are limited in rows and in characters."""
     batch, characters = [], 0
     for record in records:

@@ -17,7 +17,7 @@ def filesystem_of(url: str, **options: Any) -> tuple[fsspec.AbstractFileSystem, 
             be reached.
     """
     try:
-        return fsspec.url_to_fs(url, **options)
+        filesystem, path = fsspec.url_to_fs(url, **options)
     except ImportError as error:
         raise _missing(url, str(error)) from error
     except (OSError, ValueError) as error:
@@ -27,6 +27,7 @@ def filesystem_of(url: str, **options: Any) -> tuple[fsspec.AbstractFileSystem, 
         raise InputError(
             f"{url}: {reason}; correct the URL or name a file on this machine."
         ) from error
+    return filesystem, path
 
 
 def _missing(url: str, package: str) -> InputError:

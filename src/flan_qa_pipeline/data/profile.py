@@ -77,7 +77,7 @@ def profile_questions(
 
 
 def _token_counts(texts: Iterator[str], tokenizer: PreTrainedTokenizerBase) -> np.ndarray:
-    counts = []
+    counts: list[int] = []
     while batch := list(islice(texts, ROWS)):
         ids = tokenizer(
             batch, add_special_tokens=False, return_attention_mask=False, verbose=False

@@ -11,6 +11,7 @@ import pandas as pd
 from flan_qa_pipeline.data.readers import Columns, SquadJSON
 from flan_qa_pipeline.data.row_files import RowFiles
 from flan_qa_pipeline.data.squad import flatten
+from flan_qa_pipeline.data.texts import is_missing
 from flan_qa_pipeline.errors import InputError
 
 COLUMNS = ("id", "context", "question")
@@ -44,18 +45,7 @@ class QuestionFile:
         Raises:
             InputError: a file is not of its kind, has no column context or question; or no rows.
         """
-        rows, numbers, some_unnamed = 0, array("q"), False
-        for row in self._rows():
-            rows += 1
-            id_ = row.get("id")
-            some_unnamed |= _is_missing(id_)
-            if str(id_).isdecimal() and len(str(id_)) < 19:
-                numbers.append(int(id_))
-        if not rows:
-            raise InputError(
-                f"{self.files.url} holds no questions; give a file with at least one row."
-            )
-        self._taken = set(map(str, numbers)) if some_unnamed else set()
+        rows, self._taken = self._count()
         return rows
 
     def chunks(self, size: int) -> Iterator[pd.DataFrame]:
@@ -67,18 +57,31 @@ class QuestionFile:
         Raises:
             InputError: as `len` does.
         """
-        if self._taken is None:
-            len(self)
+        taken = self._count()[1] if self._taken is None else self._taken
         rows = enumerate(self._rows(), start=1)
         while chunk := list(islice(rows, size)):
             records = []
             for number, row in chunk:
                 record = {column: row.get(column) for column in COLUMNS}
-                if _is_missing(record["id"]):
-                    taken = str(number) in self._taken
-                    record["id"] = f"row {number}" if taken else number
+                if is_missing(record["id"]):
+                    record["id"] = f"row {number}" if str(number) in taken else number
                 records.append(record | {"id": str(record["id"])})
             yield pd.DataFrame(records, columns=list(COLUMNS), dtype=object)
+
+    def _count(self) -> tuple[int, set[str]]:
+        """Count the rows; find the ids that are numbers, where a row has none."""
+        rows, numbers, some_unnamed = 0, array("q"), False
+        for row in self._rows():
+            rows += 1
+            id_ = row.get("id")
+            some_unnamed |= is_missing(id_)
+            if str(id_).isdecimal() and len(str(id_)) < 19:
+                numbers.append(int(str(id_)))
+        if not rows:
+            raise InputError(
+                f"{self.files.url} holds no questions; give a file with at least one row."
+            )
+        return rows, set(map(str, numbers)) if some_unnamed else set()
 
     def _rows(self) -> Iterator[dict[str, Any]]:
         for part in self.files.parts(self._columns):
@@ -86,7 +89,3 @@ class QuestionFile:
                 yield from flatten(part, part.path)
             else:
                 yield from (fields for _, fields in part)
-
-
-def _is_missing(id_: Any) -> bool:
-    return pd.isna(id_) is True or id_ == ""

@@ -18,7 +18,7 @@ from datasets import Dataset, load_from_disk
 from pyarrow.parquet import ParquetFile
 
 from flan_qa_pipeline.data.json_stream import JSONText, read_items
-from flan_qa_pipeline.errors import InputError
+from flan_qa_pipeline.errors import InputError, in_one_line
 
 ROWS = 1000  # in memory at a time
 CHUNK = 2**20  # bytes
@@ -112,11 +112,12 @@ class SourceFile:
 
     def open(self) -> BinaryIO:
         try:
-            return self.filesystem.open(self.path, "rb", compression="infer")
+            opened: BinaryIO = self.filesystem.open(self.path, "rb", compression="infer")
         except OSError as error:
             raise InputError(
                 f"{self.path} cannot be read: {error.strerror or error}; name a file that can."
             ) from error
+        return opened
 
     @contextmanager
     def text(self) -> Iterator[TextIOWrapper]:
@@ -175,9 +176,9 @@ def readable(path: str) -> Iterator[None]:
     except InputError:
         raise
     except Exception as error:  # every filesystem and file format has errors of its own
-        reason = " ".join(str(error).split()).rstrip(".") or type(error).__name__
         raise InputError(
-            f"{path} cannot be read: {reason}; repair it at that place, or save or fetch it again."
+            f"{path} cannot be read: {in_one_line(error)}; repair it at that place, or save or "
+            "fetch it again."
         ) from error
 
 
@@ -321,7 +322,7 @@ def _table_rows(
 
 def _python_rows(batch: pyarrow.RecordBatch | pyarrow.Table) -> list[dict[str, Any]]:
     try:
-        return batch.to_pylist()
+        rows: list[dict[str, Any]] = batch.to_pylist()
     except (OverflowError, ValueError) as error:
         for name in batch.schema.names:
             try:
@@ -329,6 +330,7 @@ def _python_rows(batch: pyarrow.RecordBatch | pyarrow.Table) -> list[dict[str, A
             except (OverflowError, ValueError):
                 raise ValueError(f"column {name}: {error}") from error
         raise
+    return rows
 
 
 READERS: dict[str, Callable[[SourceFile, Columns], Iterator[Row]]] = {

@@ -55,6 +55,10 @@ class RowFiles:
     split: str | None = None
     credentials: Mapping[str, Any] | None = None
 
+    def exist(self) -> bool:
+        filesystem, path = filesystem_of(self.url, **self.credentials or {})
+        return bool(filesystem.glob(path))
+
     def find(self) -> list[SourceFile]:
         """Find the files, all of one kind, in the order of their names.
 
@@ -73,9 +77,12 @@ class RowFiles:
             raise InputError(f"{self.url} holds no file of questions; {KINDS_READ}")
         for name in found:
             _require_file(filesystem, name)
-        kinds = {kind_of(name) for name in found}
-        if None in kinds:
-            raise InputError(f"{found[0]} is not a file of questions by its name; {KINDS_READ}")
+        kinds = set()
+        for name in found:
+            kind = kind_of(name)
+            if kind is None:
+                raise InputError(f"{name} is not a file of questions by its name; {KINDS_READ}")
+            kinds.add(kind)
         if len(kinds) > 1:
             raise InputError(
                 f"{self.url} holds several kinds of files ({', '.join(sorted(kinds))}); name "

@@ -19,7 +19,7 @@ from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, ValidationEr
 
 from flan_qa_pipeline.data.readers import Columns, Row, SquadJSON, dataset_rows
 from flan_qa_pipeline.data.row_files import RowFiles
-from flan_qa_pipeline.data.texts import has_text, is_unicode, name_problem
+from flan_qa_pipeline.data.texts import has_text, is_missing, is_unicode, name_problem
 from flan_qa_pipeline.errors import InputError
 
 logger = logging.getLogger(__name__)
@@ -71,7 +71,7 @@ class FlatAnswers(_Record):
 
 def _given(value: Any) -> Any:
     """What a row gives: None for an empty field, the digits of a number that is an id."""
-    if _is_missing(value):
+    if is_missing(value):
         return None
     return str(value) if type(value) is int else value
 
@@ -230,8 +230,10 @@ def read_records(
         files = raw.find()
         for file, part in zip(files, raw.parts(columns), strict=True):
             name = source if len(files) == 1 else f"{source} ({PurePosixPath(file.path).name})"
-            shape = flatten if isinstance(part, SquadJSON) else flatten_rows
-            yield from shape(part, name, rejected)
+            if isinstance(part, SquadJSON):
+                yield from flatten(part, name, rejected)
+            else:
+                yield from flatten_rows(part, name, rejected)
     else:
         yield from flatten(raw, source, rejected)
 
@@ -299,7 +301,7 @@ def _answers(value: Any) -> Any:
             texts = decoded if isinstance(decoded, list) else [decoded]
             if all(isinstance(t, str) or (isinstance(t, dict) and "text" in t) for t in texts):
                 value = decoded
-    if _is_missing(value):
+    if is_missing(value):
         value = []
     if isinstance(value, str):
         value = [value]
@@ -313,10 +315,6 @@ def _answers(value: Any) -> Any:
             start = [None] * len(texts)
         return {"text": texts, "answer_start": start if isinstance(start, list) else [start]}
     return value
-
-
-def _is_missing(value: Any) -> bool:
-    return value is None or value == "" or value != value
 
 
 def _first_place(

@@ -1,9 +1,15 @@
 """Texts: whether they are whole and visible, and how they compare but for spaces, case and form."""
 
 import unicodedata
+from typing import Any
 
 LONGEST_NAME = 1000  # characters of an id or a title
 INVISIBLE_LETTERS = frozenset("\u115f\u1160\u2800\u3164\uffa0")  # fillers, the blank of Braille
+
+
+def is_missing(value: Any) -> bool:
+    """Whether a field of a row is empty: None, NaN or no text."""
+    return value is None or value == "" or value != value
 
 
 def is_unicode(text: str) -> bool:

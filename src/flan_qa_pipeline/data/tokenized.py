@@ -98,4 +98,5 @@ def _description(tokenized_questions: DatasetDict) -> dict[str, Any]:
             "The saved tokenized_questions do not say what they were made with, so they are of an "
             f"earlier version of this project; {REMEDY}."
         )
-    return json.loads(described)
+    made: dict[str, Any] = json.loads(described)
+    return made

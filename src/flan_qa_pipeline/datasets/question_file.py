@@ -65,8 +65,7 @@ class QuestionFileDataset(AbstractDataset[NoReturn, QuestionFile]):
 
     def _exists(self) -> bool:
         self._fetch()
-        filesystem, path = filesystem_of(self.files.url, **self.files.credentials or {})
-        return bool(filesystem.glob(path))
+        return self.files.exist()
 
     def _describe(self) -> dict[str, Any]:
         return {"filepath": self.files.url}

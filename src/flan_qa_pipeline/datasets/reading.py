@@ -7,7 +7,7 @@ from kedro.io import AbstractDataset, DatasetError
 from flan_qa_pipeline.errors import InputError, in_one_line
 
 
-def load(dataset: AbstractDataset) -> Any:
+def load(dataset: AbstractDataset[Any, Any]) -> Any:
     """Load a dataset.
 
     Raises:
@@ -19,7 +19,7 @@ def load(dataset: AbstractDataset) -> Any:
         raise in_a_sentence(error, dataset) from error
 
 
-def in_a_sentence(error: DatasetError, dataset: AbstractDataset | None) -> InputError:
+def in_a_sentence(error: DatasetError, dataset: AbstractDataset[Any, Any] | None) -> InputError:
     """The sentence of an InputError that Kedro has wrapped, else what Kedro itself says."""
     cause: BaseException | None = error
     while cause is not None:
@@ -27,6 +27,6 @@ def in_a_sentence(error: DatasetError, dataset: AbstractDataset | None) -> Input
             return cause
         cause = cause.__cause__
     message = str(error)
-    if hasattr(dataset, "_filepath"):
-        message = message.replace(str(dataset), str(dataset._filepath))
+    if path := getattr(dataset, "_filepath", None):
+        message = message.replace(str(dataset), str(path))
     return InputError(f"{in_one_line(message)}. Repair or replace the file, then run again.")

@@ -186,8 +186,8 @@ def _read_weights(path: Path) -> dict[str, torch.Tensor]:
     for name, weight in weights.items():
         if weight.dtype not in WEIGHT_DTYPES:
             raise InputError(f"{path}: {name} is of type {weight.dtype}; {RESTORE}.")
-    if name := not_finite(weights):
-        raise InputError(f"{path}: {name} holds NaN or infinity; {RESTORE}.")
+    if broken := not_finite(weights):
+        raise InputError(f"{path}: {broken} holds NaN or infinity; {RESTORE}.")
     return weights
 
 

@@ -179,7 +179,7 @@ def load_base_model(model: ModelParameters, *, to_shard: bool = False) -> PreTra
     _require_finite(folder, layers)
     dtype = resolve_compute_dtype(model.compute_dtype)
     quantization = quantization_config(model, dtype, layers) if model.load_in_4bit else None
-    if layers:
+    if layers and quantization:
         config.quantization_config, quantization = quantization.to_dict(), None
     attention = resolve_attention(model.attn_implementation)
     if attention == "sdpa":
@@ -349,7 +349,7 @@ def _is_lfs_pointer(path: Path) -> bool:
 
 
 def _unreadable(model: ModelParameters, folder: Path, path: Path, error: Exception) -> InputError:
-    reason = " ".join(str(error).split()).rstrip(".")
+    reason = in_one_line(error)
     if _is_lfs_pointer(path):
         reason = "it is a Git LFS pointer, not the file itself"
     if Path(model.name) == folder:

@@ -13,6 +13,7 @@ Source: Dettmers et al. 2023, "QLoRA", arXiv:2305.14314 (NF4, double quantizatio
 import logging
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import torch
 from bitsandbytes.functional import QuantState, dequantize_4bit
@@ -108,13 +109,11 @@ def require_stored_as(
     Raises:
         InputError: a parameter contradicts the files, or config.json does.
     """
-    stored = getattr(config, "quantization_config", None)
-    in_4_bits = bool(stored) and stored.get("load_in_4bit", False)
-    if bool(stored) is not bool(layers) or in_4_bits is not bool(layers):
-        method = stored.get("quant_method", "unknown") if stored else None
+    stored: dict[str, Any] = getattr(config, "quantization_config", None) or {}
+    if bool(stored) is not bool(layers) or stored.get("load_in_4bit", False) is not bool(layers):
+        method = f"the quantization {stored.get('quant_method')}" if stored else "no quantization"
         raise InputError(
-            f"model.name: config.json of {model.name} "
-            + (f"names the quantization {method}" if stored else "names no quantization")
+            f"model.name: config.json of {model.name} names {method}"
             + (", and its weights are packed in 4 bits" if layers else "")
             + "; give a base in bfloat16 or float32, or one that bitsandbytes has packed in 4 bits."
         )

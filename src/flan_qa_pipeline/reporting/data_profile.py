@@ -46,8 +46,9 @@ def _table(columns: Iterable[str], rows: Iterable[Iterable[str | int]]) -> Table
     table = Table(show_edge=False, pad_edge=False)
     rows = [list(row) for row in rows]
     for column, value in zip(columns, rows[0], strict=True):
-        justify = "right" if isinstance(value, int) else "left"
-        table.add_column(column, justify=justify, overflow="fold")
+        table.add_column(
+            column, justify="right" if isinstance(value, int) else "left", overflow="fold"
+        )
     for row in rows:
         table.add_row(*(f"{value:,}" if isinstance(value, int) else value for value in row))
     return table
@@ -59,6 +60,6 @@ def _reasons(rejected: pd.DataFrame) -> Iterator[tuple[str, int, str]]:
     kinds = rejected["problem"].map(lambda problem: re.sub(r"'[^']*'|-?\d[\d,]*", "…", problem))
     counts = kinds.value_counts()
     for kind, number in counts[:REASONS].items():
-        yield kind, int(number), str(places[(kinds == kind).to_numpy()].iloc[0])[:40]
+        yield str(kind), int(number), str(places[(kinds == kind).to_numpy()].iloc[0])[:40]
     if len(counts) > REASONS:
         yield "others", int(counts[REASONS:].sum()), ""

@@ -15,7 +15,6 @@ import datasets
 import torch
 import transformers
 from accelerate import PartialState
-from accelerate.utils import broadcast_object_list
 from kedro.framework.context import KedroContext
 from kedro.framework.hooks import hook_impl
 from kedro.io import CatalogProtocol, DatasetError
@@ -33,6 +32,7 @@ from flan_qa_pipeline.evaluation.costs import node_times
 from flan_qa_pipeline.hub import PROTOCOL, DataFiles, HubFiles, fetch
 from flan_qa_pipeline.models.adapter import provenance_of, require_trained_with
 from flan_qa_pipeline.models.device import peak_memory, resolve_attention, resolve_compute_dtype
+from flan_qa_pipeline.models.exchange import broadcast_json
 from flan_qa_pipeline.models.loading import check_base, hub_files, load_tokenizer
 from flan_qa_pipeline.runtime.atomic_catalog import VersionNotSavedError
 from flan_qa_pipeline.runtime.processes import DistributedRunner, is_one_of_several, join
@@ -100,9 +100,8 @@ class ProjectHooks:
         leads = PartialState().is_main_process
         if leads:
             self._require_inputs(inputs, catalog)
-        pinned = [self._fetch_inputs(inputs, catalog) if leads else None]
-        broadcast_object_list(pinned)
-        [self._parameters] = pinned
+        pins = broadcast_json(self._fetch_inputs(inputs, catalog) if leads else None)
+        self._parameters = _pinned(self._parameters, pins)
         if "params:model" in inputs:
             catalog.save("params:model", self._parameters.model)
         if leads:
@@ -129,7 +128,7 @@ class ProjectHooks:
             ) from None
         os.environ["TENSORBOARD_LOGGING_DIR"] = str(self._logs)
 
-    def _require_inputs(self, inputs: Sequence[str], catalog: CatalogProtocol) -> None:
+    def _require_inputs(self, inputs: Sequence[str], catalog: CatalogProtocol[Any, Any]) -> None:
         for name in self._named_files.keys() & inputs:
             _require_same_file(name, catalog, *self._named_files[name], self._project_path)
         for name in inputs:
@@ -144,9 +143,12 @@ class ProjectHooks:
         _, file = self._named_files.get(name, ("", ""))
         return file.startswith(PROTOCOL)
 
-    def _fetch_inputs(self, inputs: Sequence[str], catalog: CatalogProtocol) -> Parameters:
-        """Fetch what the hub has of a run's inputs; return parameters that pin the commits."""
-        model, files = self._parameters.model, {}
+    def _fetch_inputs(
+        self, inputs: Sequence[str], catalog: CatalogProtocol[Any, Any]
+    ) -> dict[str, dict[str, str]]:
+        """Fetch what the hub has of a run's inputs; return the parameters that pin the commits."""
+        model = self._parameters.model
+        pins: dict[str, dict[str, str]] = {}
         wanted: dict[str, HubFiles] = {}
         if "params:model" in inputs and not Path(model.name).is_dir():
             wanted["params:model"] = hub_files(model)
@@ -155,27 +157,26 @@ class ProjectHooks:
                 wanted[name] = DataFiles.of(self._named_files[name][1])
         for name, fetched in zip(wanted, fetch(*wanted.values()), strict=True):
             if name == "params:model":
-                model = model.model_copy(update={"revision": fetched.files.revision})
+                pins["model"] = {"revision": fetched.files.revision}
             else:
-                catalog.get(name).read_from(str(fetched.path))
-                parameter = self._named_files[name][0].partition(".")[2]
-                files[parameter] = fetched.files.pinned
+                catalog[name].read_from(str(fetched.path))
+                section, _, parameter = self._named_files[name][0].partition(".")
+                pins.setdefault(section, {})[parameter] = fetched.files.pinned
         if "params:model" in inputs:
-            check_base(model)
-        data = self._parameters.data.model_copy(update=files)
-        return self._parameters.model_copy(update={"model": model, "data": data})
+            check_base(_pinned(self._parameters, pins).model)
+        return pins
 
-    def _require_fitting(self, inputs: Sequence[str], catalog: CatalogProtocol) -> None:
+    def _require_fitting(self, inputs: Sequence[str], catalog: CatalogProtocol[Any, Any]) -> None:
         """Check that saved windows and the saved adapter belong to the parameters of this run."""
         given = self._parameters
         if "tokenized_questions" in inputs:
             tokenizer = load_tokenizer(given.model)
             require_made_with(
-                load(catalog.get("tokenized_questions")),
+                load(catalog["tokenized_questions"]),
                 made_with(tokenizer, given.prompt, given.tokenization, given.data),
             )
         if {"adapter", "params:model", "params:prompt"} <= set(inputs):
-            adapter = load(catalog.get("adapter"))
+            adapter = load(catalog["adapter"])
             require_trained_with(adapter, provenance_of(given.model, given.prompt))
 
     def _record(self, run_id: str) -> dict[str, Any]:
@@ -252,6 +253,13 @@ class ProjectHooks:
             self._logs.rmdir()
 
 
+def _pinned(parameters: Parameters, pins: Mapping[str, Mapping[str, str]]) -> Parameters:
+    sections = {
+        name: getattr(parameters, name).model_copy(update=values) for name, values in pins.items()
+    }
+    return parameters.model_copy(update=sections)
+
+
 def _is_told_nowhere_else(record: logging.LogRecord) -> bool:
     """Drop what Kedro logs of an error that `kedro run` tells of at its end."""
     error = sys.exc_info()[1]
@@ -301,7 +309,7 @@ def _tell_what_changes_nothing(runtime_params: dict[str, Any], inputs: Sequence[
         )
 
 
-def _require_writable_output(name: str, catalog: CatalogProtocol) -> None:
+def _require_writable_output(name: str, catalog: CatalogProtocol[Any, Any]) -> None:
     """Check that the place where a dataset is saved is writable, made or still to be made."""
     dataset = catalog.get(name)
     place = getattr(dataset, "_filepath", None)
@@ -324,7 +332,7 @@ def _make_folder(folder: str, parameter: str) -> None:
         if os.access(folder, os.W_OK | os.X_OK):
             return
     except OSError as error:
-        reason = error.strerror
+        reason = error.strerror or str(error)
     raise InputError(
         f"{folder} cannot be made or written in: {reason}; make its place writable, or set "
         f"{parameter} to another folder."

@@ -46,5 +46,5 @@ def launcher_folder() -> Iterator[Path]:
                     shutil.rmtree(folder, ignore_errors=True)
             except (Timeout, OSError):
                 continue  # its launcher lives, or it is another user's
-    with tempfile.TemporaryDirectory(prefix=PREFIX) as folder, FileLock(Path(folder, LOCK)):
-        yield Path(folder)
+    with tempfile.TemporaryDirectory(prefix=PREFIX) as made, FileLock(Path(made, LOCK)):
+        yield Path(made)

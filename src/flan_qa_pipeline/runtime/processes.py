@@ -28,7 +28,7 @@ from kedro.runner.task import Task
 from kedro.utils import find_kedro_project
 from pluggy import PluginManager
 from torch.distributed.elastic.agent.server import api as agent
-from torch.distributed.elastic.multiprocessing import DefaultLogsSpecs
+from torch.distributed.elastic.multiprocessing import DefaultLogsSpecs, SignalException
 from torch.distributed.elastic.multiprocessing.errors import (
     ChildFailedError,
     ProcessFailure,
@@ -181,7 +181,7 @@ def _start(count: int) -> None:
             launch_agent(config, sys.executable, sys.orig_argv[1:])
         except ChildFailedError as error:
             raise _explained(error) from None
-        except agent.SignalException as error:
+        except SignalException as error:
             if error.sigval == signal.SIGINT:
                 raise KeyboardInterrupt from None
             sys.exit(128 + error.sigval)

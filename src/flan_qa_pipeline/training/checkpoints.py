@@ -174,6 +174,8 @@ class CheckpointingTrainer(Seq2SeqTrainer):
     each draws the order of the examples.
     """
 
+    _tr_loss: torch.Tensor
+
     def __init__(self, *args: Any, **kwargs: Any):
         super().__init__(*args, **kwargs)
         self._resumed: dict[str, Any] = {}

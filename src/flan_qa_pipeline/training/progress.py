@@ -20,18 +20,24 @@ class LastingTensorBoard(TensorBoardCallback):
     TensorBoard's thread would print a traceback and end the training.
     """
 
-    def on_train_begin(self, args, state, control, **kwargs):
+    def on_train_begin(
+        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
+    ) -> None:
         super().on_train_begin(args, state, control, **kwargs)
         for entry in state.log_history:
             then = replace(state, global_step=entry["step"])
             logs = {name: value for name, value in entry.items() if name != "step"}
             super().on_log(args, then, control, logs=logs)
 
-    def on_log(self, args, state, control, **kwargs):
+    def on_log(
+        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
+    ) -> None:
         self._restore_folder()
         super().on_log(args, state, control, **kwargs)
 
-    def on_train_end(self, args, state, control, **kwargs):
+    def on_train_end(
+        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
+    ) -> None:
         self._restore_folder()
         super().on_train_end(args, state, control, **kwargs)
 

@@ -6,7 +6,7 @@ import time
 from collections.abc import Callable
 from functools import cached_property
 from pathlib import Path
-from typing import Any, get_args
+from typing import Any, cast, get_args
 
 import torch
 from accelerate.utils.memory import clear_device_cache, should_reduce_batch_size
@@ -195,9 +195,9 @@ class AnsweringTrainer(CheckpointingTrainer):
             # peft's wrapper is in training mode when its base is still as it was loaded
             if not model.get_base_model().training:
                 model.train()
-            loss = self._graphed_passes(
-                {**self._prepare_inputs(inputs), "num_items_in_batch": num_items_in_batch}
-            )
+            n_items = cast(torch.Tensor, num_items_in_batch)  # the Trainer counts on the device
+            batch = {**self._prepare_inputs(inputs), "num_items_in_batch": n_items}
+            loss = self._graphed_passes(batch)
         self._divergence.note(loss, self.state.global_step + 1)
         return loss
 
@@ -244,7 +244,9 @@ class Divergence(TrainerCallback):
     A GPU notes the step itself, and is asked for it before anything is logged, answered or saved.
     """
 
-    def on_train_begin(self, args, state, control, **kwargs):
+    def on_train_begin(
+        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
+    ) -> None:
         self._first = torch.full((), -1, device=args.device)
 
     def note(self, loss: torch.Tensor, step: int) -> None:
@@ -252,17 +254,28 @@ class Divergence(TrainerCallback):
         diverges = ~loss.detach().isfinite() & (self._first < 0)
         self._first = torch.where(diverges, step, self._first)
 
-    def on_step_end(self, args, state, control, **kwargs):
+    def on_step_end(
+        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
+    ) -> None:
         asked = control.should_log or control.should_evaluate or control.should_save
         if (asked or args.device.type == "cpu") and (step := int(self._first)) >= 0:
             raise _diverged("loss", step, args)
 
-    def on_epoch_end(self, args, state, control, **kwargs):
+    def on_epoch_end(
+        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
+    ) -> None:
         if (step := int(self._first)) >= 0:
             raise _diverged("loss", step, args)
 
-    def on_log(self, args, state, control, logs=None, **kwargs):
-        if not math.isfinite((logs or {}).get("grad_norm", 0)):
+    def on_log(
+        self,
+        args: TrainingArguments,
+        state: TrainerState,
+        control: TrainerControl,
+        logs: dict[str, float],
+        **kwargs: Any,
+    ) -> None:
+        if not math.isfinite(logs.get("grad_norm", 0)):
             raise _diverged("gradient norm", state.global_step, args)
 
 

@@ -145,12 +145,13 @@ def train_adapter(
     evaluates = training.eval_strategy != "no" and len(held_out) > 0
     if not evaluates:
         logger.info("Nothing is evaluated during training: the last adapter is kept.")
+    made_of = fingerprint_splits(questions)
+    require_made_of(tokenized_questions, made_of)
     fingerprints = {
-        "questions": fingerprint_splits(questions),
+        "questions": made_of,
         "tokenized_questions": fingerprint_splits(tokenized_questions),
         "model": fingerprint_weights(lora_model),
     }
-    require_made_of(tokenized_questions, fingerprints["questions"])
     same_training = fingerprint_json(
         [
             fingerprints,
