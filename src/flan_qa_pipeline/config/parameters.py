@@ -161,7 +161,10 @@ class ModelParameters(_Section):
     load_in_4bit: bool
     quant_type: Literal["nf4", "fp4"]
     double_quant: bool
-    skip_modules: Names
+    skip_modules: Annotated[
+        list[str],
+        BeforeValidator(lambda names: names.split("+") if isinstance(names, str) else names),
+    ]
     dequantize: Literal["auto"] | bool
     compute_dtype: ComputeDtype
     attn_implementation: AttnImplementation

@@ -45,9 +45,9 @@ LFS_POINTER = b"version https://git-lfs.github.com/spec/"
 
 
 def base_folder(model: ModelParameters) -> Path:
-    """Find the folder of a base model: the one that is named, or its snapshot in the hub's cache.
+    """Find the folder of a base model: the named one, or its snapshot in the hub's cache.
 
-    What the cache lacks is fetched.
+    Fetches the files that the cache lacks.
 
     Raises:
         InputError: the name is neither a folder of a model nor a pinned hub id, or the hub does
@@ -63,10 +63,10 @@ def base_folder(model: ModelParameters) -> Path:
 
 
 def hub_files(model: ModelParameters) -> ModelFiles:
-    """The files of a base model that is no folder here.
+    """Describe the files of a base model on the hub.
 
     Raises:
-        InputError: the name is that of a missing folder, or has no revision.
+        InputError: the name is the path of a missing folder, or has no revision.
     """
     folder = Path(model.name)
     if model.name.count("/") > 1 or folder.is_absolute():
@@ -84,10 +84,11 @@ def hub_files(model: ModelParameters) -> ModelFiles:
 
 
 def check_base(model: ModelParameters) -> None:
-    """Check what can be checked of a base model without reading its weights.
+    """Check a base model without reading its weights.
 
     Raises:
-        InputError: its architecture, its tokenizer or a file of weights cannot be used.
+        InputError: its architecture, tokenizer or a file of weights is not usable, or a parameter
+            contradicts the 4 bits that it is stored in.
     """
     folder = base_folder(model)
     config = _load_config(model, folder)
@@ -115,7 +116,7 @@ def load_tokenizer(model: ModelParameters) -> PreTrainedTokenizerBase:
 
 
 def read_tokenizer(folder: Path) -> PreTrainedTokenizerBase:
-    """Load a tokenizer from a folder that it was saved in.
+    """Load a tokenizer from the folder it was saved in.
 
     Raises:
         InputError: there is none, or its files are damaged.
@@ -133,7 +134,7 @@ def read_tokenizer(folder: Path) -> PreTrainedTokenizerBase:
 
 
 def _require_words(tokenizer: PreTrainedTokenizerBase, place: str) -> None:
-    """Without its files transformers makes a T5 tokenizer of special tokens and the space."""
+    """Refuse the tokenizer that transformers makes without files: special tokens and the space."""
     if len(tokenizer) <= len(tokenizer.all_special_tokens) + 1:
         raise InputError(
             f"{place} holds no vocabulary (tokenizer.json or spiece.model); restore the "
@@ -294,7 +295,10 @@ def _require_complete(base: PreTrainedModel, missing: Collection[str]) -> None:
 
 
 def as_transformers_t5(model: PreTrainedModel) -> T5ForConditionalGeneration:
-    """The same weights under transformers' own class, whose saved folder any program reads."""
+    """Put the weights under transformers' own class, whose saved folder any program reads.
+
+    The result shares the model's tensors; 4-bit layers must be dequantized before.
+    """
     config = deepcopy(model.config)
     config.tie_word_embeddings = True  # embeddings of encoder and decoder; the head is not
     config._attn_implementation = "eager"
@@ -332,7 +336,7 @@ def _load_config(model: ModelParameters, folder: Path) -> T5Config:
 
 
 def _read(model: ModelParameters, folder: Path, read: Callable[..., Any], **options: Any) -> Any:
-    """Read from the folder alone, without running code that lies there."""
+    """Read from the folder only, and run no code that lies there."""
     try:
         return read(folder, local_files_only=True, trust_remote_code=False, **options)
     except Exception as error:  # tokenizers raises nothing more special
