@@ -252,9 +252,9 @@ def test_a_base_stored_in_4_bits_is_sharded_like_one_packed_at_load(project, opt
     sharded = {"model.skip_modules": "wo", "distributed.fsdp": "true", "training.max_steps": 2}
     sharded["distributed.num_processes"] = 2
     trained = []
-    for base in (tiny_base, stored):
+    for base, nodes in ((tiny_base, TRAINING[1:]), (stored, TRAINING)):
         parameters = options | sharded | {"model.name": str(base)}
-        done = run_in_two(*KEDRO, TRAINING[1], given(parameters))
+        done = run_in_two(*KEDRO, *nodes, given(parameters))
         assert done.returncode == 0, done.stderr
         trained.append(adapter(last_version("adapter"))[0])
     for name, tensor in trained[0].items():
