@@ -36,6 +36,7 @@ from flan_qa_pipeline.models.quantization import (
     forbid_repacking,
     packed_layers,
     quantization_config,
+    readable_weights,
     require_stored_as,
     shape_of,
 )
@@ -215,25 +216,14 @@ def is_stored_in_4_bits(model: ModelParameters) -> bool:
     Raises:
         InputError: the base is missing, or a file of weights cannot be read.
     """
-    folder = base_folder(model)
-    return bool(_packed_layers(model, folder))
-
-
-def _packed_layers(model: ModelParameters, folder: Path) -> dict[str, PackedLayer]:
-    try:
-        return packed_layers(folder)
-    except (OSError, SafetensorError) as error:
-        raise InputError(
-            f"model.name: a file of weights in {folder} cannot be read ({in_one_line(error)}); "
-            "restore the base, or give another."
-        ) from error
+    return bool(packed_layers(base_folder(model)))
 
 
 def _stored_layers(
     model: ModelParameters, folder: Path, config: T5Config
 ) -> dict[str, PackedLayer]:
     """Read which layers a base stores in 4 bits, and check skip_modules and them."""
-    layers = _packed_layers(model, folder)
+    layers = packed_layers(folder)
     with torch.device("meta"):
         modules = QuantizableT5(config).named_modules()
     linear = [name for name, module in modules if isinstance(module, Linear)]
@@ -254,22 +244,16 @@ def _require_finite(folder: Path, layers: Container[str]) -> None:
         layers: those that are packed; their bytes may look like any number, their scales not.
     """
     for path in sorted(folder.glob("*.safetensors")):
-        try:
-            with safe_open(path, framework="pt") as weights:
-                for name in weights.keys():  # noqa: SIM118, it is no dictionary
-                    if name.removesuffix(".weight") in layers:
-                        continue
-                    weight = weights.get_tensor(name)
-                    if weight.is_floating_point() and not weight.isfinite().all():
-                        raise InputError(
-                            f"model.name: {name} in {path} holds NaN or infinity; give a base "
-                            "whose weights are finite."
-                        )
-        except (OSError, SafetensorError) as error:
-            raise InputError(
-                f"model.name: {path} cannot be read ({in_one_line(error)}); restore the base, or "
-                "give another."
-            ) from error
+        with readable_weights(path), safe_open(path, framework="pt") as weights:
+            for name in weights.keys():  # noqa: SIM118, it is no dictionary
+                if name.removesuffix(".weight") in layers:
+                    continue
+                weight = weights.get_tensor(name)
+                if weight.is_floating_point() and not weight.isfinite().all():
+                    raise InputError(
+                        f"model.name: {name} in {path} holds NaN or infinity; give a base whose "
+                        "weights are finite."
+                    )
 
 
 def _require_complete(base: PreTrainedModel, missing: Collection[str]) -> None:

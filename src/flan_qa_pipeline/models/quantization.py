@@ -11,6 +11,8 @@ Source: Dettmers et al. 2023, "QLoRA", arXiv:2305.14314 (NF4, double quantizatio
 """
 
 import logging
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -18,13 +20,13 @@ from typing import Any
 import torch
 from bitsandbytes.functional import QuantState, dequantize_4bit
 from bitsandbytes.nn import Linear4bit, Params4bit
-from safetensors import safe_open
+from safetensors import SafetensorError, safe_open
 from torch.nn import Linear, Parameter
 from transformers import BitsAndBytesConfig, PreTrainedModel, T5Config
 from transformers.quantizers.quantizers_utils import should_convert_module
 
 from flan_qa_pipeline.config.parameters import ModelParameters
-from flan_qa_pipeline.errors import InputError
+from flan_qa_pipeline.errors import InputError, in_one_line
 from flan_qa_pipeline.models.device import MIB, free_memory
 from flan_qa_pipeline.models.exchange import gather_json
 
@@ -66,6 +68,22 @@ def allow_every_layer(model: PreTrainedModel) -> None:
     model._keep_in_fp32_modules = set()
 
 
+@contextmanager
+def readable_weights(path: Path) -> Iterator[None]:
+    """Turn errors of the block that reads a safetensors file into a sentence.
+
+    Raises:
+        InputError: names the file and the remedy.
+    """
+    try:
+        yield
+    except (OSError, SafetensorError) as error:
+        raise InputError(
+            f"model.name: {path} cannot be read ({in_one_line(error)}); restore the base, or give "
+            "another."
+        ) from error
+
+
 def packed_layers(folder: Path) -> dict[str, PackedLayer]:
     """Read which layers a folder's safetensors files store in 4 bits, without reading weights.
 
@@ -74,13 +92,13 @@ def packed_layers(folder: Path) -> dict[str, PackedLayer]:
         stored in 4 bits.
 
     Raises:
-        OSError, SafetensorError: a file cannot be read.
+        InputError: a file cannot be read.
     """
     types: dict[str, str] = {}
     nested: set[str] = set()
     storage: dict[str, str] = {}
     for path in sorted(folder.glob("*.safetensors")):
-        with safe_open(path, framework="pt") as weights:
+        with readable_weights(path), safe_open(path, framework="pt") as weights:
             for key in weights.keys():  # noqa: SIM118, it is no dictionary
                 layer, found, quant_type = key.rpartition(STATE)
                 if found:

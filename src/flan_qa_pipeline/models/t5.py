@@ -266,29 +266,39 @@ class QuantizableT5(T5ForConditionalGeneration):
             if given is None:
                 raise TypeError("The model reads input_ids or inputs_embeds; give one of them.")
             attention_mask = given.new_ones(given.shape[:2])
+        states = self._states(input_ids, inputs_embeds, attention_mask, decoder_input_ids)
+        total = sum(
+            checkpoint(self._summed_loss, *chunk, use_reentrant=False, preserve_rng_state=False)
+            for chunk in zip(
+                states.flatten(0, 1).split(LOSS_CHUNK),
+                labels.flatten().split(LOSS_CHUNK),
+                strict=True,
+            )
+        )
+        count = labels.ne(-100).sum() if num_items_in_batch is None else num_items_in_batch
+        return Seq2SeqLMOutput(loss=total / count)
+
+    def _states(
+        self,
+        input_ids: torch.Tensor | None,
+        inputs_embeds: torch.Tensor | None,
+        attention_mask: torch.Tensor,
+        decoder_input_ids: torch.Tensor,
+    ) -> torch.Tensor:
+        """Compute the decoder's last states (batch, target length, d_model)."""
         readable = additive(attention_mask[:, None, None].bool(), self.dtype)
         length = decoder_input_ids.shape[1]
-        past = torch.ones((1, 1, length, length), dtype=torch.bool, device=labels.device).tril()
+        past = readable.new_ones((1, 1, length, length), dtype=torch.bool).tril()
         encoded = self.encoder(
             input_ids=input_ids, attention_mask=readable, inputs_embeds=inputs_embeds
         ).last_hidden_state
-        decoded = self.decoder(
+        return self.decoder(
             input_ids=decoder_input_ids,
             attention_mask=additive(past, self.dtype),
             encoder_hidden_states=encoded,
             encoder_attention_mask=readable,
             use_cache=False,
         ).last_hidden_state
-        states, targets = (
-            decoded.flatten(0, 1).split(LOSS_CHUNK),
-            labels.flatten().split(LOSS_CHUNK),
-        )
-        total = sum(
-            checkpoint(self._summed_loss, *chunk, use_reentrant=False, preserve_rng_state=False)
-            for chunk in zip(states, targets, strict=True)
-        )
-        count = labels.ne(-100).sum() if num_items_in_batch is None else num_items_in_batch
-        return Seq2SeqLMOutput(loss=total / count)
 
     def _summed_loss(self, states: torch.Tensor, targets: torch.Tensor) -> torch.Tensor:
         return cross_entropy(self.lm_head(states).float(), targets, reduction="sum")
