@@ -53,8 +53,8 @@ from transformers import (
 )
 from transformers.trainer_callback import PrinterCallback, ProgressCallback
 
+from flan_qa_pipeline.answering.generation import is_abstention
 from flan_qa_pipeline.config.parameters import Parameters, TrainingParameters
-from flan_qa_pipeline.data.windows import is_abstention
 from flan_qa_pipeline.models.batching import NO_LABEL, collate
 from flan_qa_pipeline.models.device import resolve_attention
 from flan_qa_pipeline.models.loading import load_tokenizer

@@ -36,7 +36,7 @@ from flan_qa_pipeline.pipelines.data_engineering.nodes import (
     flatten_questions,
     reject_long_questions,
 )
-from flan_qa_pipeline.reporting.data_profile import profile_tables
+from flan_qa_pipeline.reporting.profile_tables import profile_tables
 from flan_qa_pipeline.runtime import interruption
 from flan_qa_pipeline.runtime.processes import in_processes
 

@@ -95,21 +95,21 @@ def test_batched_answers_are_the_one_by_one_answers_in_order(model, tokenizer, i
     assert [answer.text for answer in answers] == texts
 
 
-def test_score_is_the_log_probability_of_the_whole_answer(model, tokenizer, input_ids):
+def test_log_prob_covers_the_whole_answer(model, tokenizer, input_ids):
     answers = answer(model, tokenizer, input_ids)
     for ids, found in zip(input_ids, answers, strict=True):
         expected = log_probability(model, ids, one_by_one(model, ids))
-        assert found.score == pytest.approx(expected, abs=1e-3)
+        assert found.log_prob == pytest.approx(expected, abs=1e-3)
 
 
-def test_no_answer_score_sets_the_abstention_against_the_answer(model, tokenizer, input_ids):
+def test_no_answer_log_odds_set_the_abstention_against_the_answer(model, tokenizer, input_ids):
     answers = answer(model, tokenizer, input_ids)
     assert all(found.answer == found.text for found in answers if found.text)
     for ids, found in zip(input_ids, answers, strict=True):
         if not found.text:
             continue
         abstention = log_probability(model, ids, tokenizer("no answer")["input_ids"])
-        assert found.no_answer_score == pytest.approx(abstention - found.score, abs=1e-3)
+        assert found.no_answer_log_odds == pytest.approx(abstention - found.log_prob, abs=1e-3)
 
 
 def check_other_answer(model, tokenizer, ids, found, abstention):
@@ -125,10 +125,10 @@ def check_other_answer(model, tokenizer, ids, found, abstention):
         assert tokens[0] not in suppressed
     assert found.answer == text
     score = log_probability(model, ids, tokens)
-    assert found.answer_score == pytest.approx(score, abs=1e-3)
+    assert found.answer_log_prob == pytest.approx(score, abs=1e-3)
     abstaining = {tuple(canonical), tuple(said)}
     log_odds = np.logaddexp.reduce([log_probability(model, ids, way) for way in abstaining])
-    assert found.no_answer_score == pytest.approx(log_odds - score, abs=1e-3)
+    assert found.no_answer_log_odds == pytest.approx(log_odds - score, abs=1e-3)
 
 
 def test_an_input_that_is_abstained_on_has_another_answer(model, tokenizer, input_ids):
@@ -152,7 +152,7 @@ def test_answers_do_not_depend_on_batches_or_repetition(model, tokenizer, input_
     assert first == again
     alone = answer(model, tokenizer, input_ids, batch_tokens=1)
     assert [found.text for found in alone] == [found.text for found in first]
-    for field in ("score", "answer_score", "no_answer_score"):
+    for field in ("log_prob", "answer_log_prob", "no_answer_log_odds"):
         assert [getattr(found, field) for found in alone] == pytest.approx(
             [getattr(found, field) for found in first], abs=1e-3
         )
@@ -182,8 +182,8 @@ def test_a_batch_that_does_not_fit_in_memory_is_answered_in_halves(
     assert max(sizes) > 1
     assert "windows do not fit in memory; answering them in halves." in caplog.text
     assert [said.text for said in found] == [said.text for said in expected]
-    assert [said.score for said in found] == pytest.approx(
-        [said.score for said in expected], abs=1e-3
+    assert [said.log_prob for said in found] == pytest.approx(
+        [said.log_prob for said in expected], abs=1e-3
     )
 
 
@@ -235,8 +235,8 @@ def test_an_abstention_in_other_tokens_is_answered_as_alone(model, tokenizer, in
         assert [getattr(found, field) for found in answers] == [
             getattr(found, field) for found in alone
         ]
-    assert [found.answer_score for found in answers] == pytest.approx(
-        [found.answer_score for found in alone], abs=1e-3
+    assert [found.answer_log_prob for found in answers] == pytest.approx(
+        [found.answer_log_prob for found in alone], abs=1e-3
     )
 
 
@@ -266,7 +266,7 @@ def test_a_model_that_can_only_abstain_comes_to_an_end(float32, input_ids, caplo
     """Its tokenizer has no words, so that every output reads as an abstention."""
     answers = answer(load_base_model(float32), T5Tokenizer(), input_ids[:3])
     assert [said.answer for said in answers] == [""] * 3
-    assert all(math.isfinite(said.no_answer_score) for said in answers)
+    assert all(math.isfinite(said.no_answer_log_odds) for said in answers)
     assert "3 of 3 windows have no answer beside the abstention" in caplog.text
 
 
@@ -297,8 +297,8 @@ def test_an_abstention_cut_off_in_its_own_tokens_counts_once(model, tokenizer, i
         max_new_tokens=len(own) - 1,
     )
     assert found.text == abstention
-    log_odds = log_probability(model, ids, own) - found.answer_score
-    assert found.no_answer_score == pytest.approx(log_odds, abs=1e-3)
+    log_odds = log_probability(model, ids, own) - found.answer_log_prob
+    assert found.no_answer_log_odds == pytest.approx(log_odds, abs=1e-3)
 
 
 def test_a_special_token_does_not_begin_the_answer_beside_an_abstention(

@@ -11,11 +11,10 @@ from hypothesis import strategies as st
 from flan_qa_pipeline.evaluation.breakdown import (
     bootstrap_interval,
     breakdown,
-    breakdown_markdown,
     groups,
     question_word,
-    scores_markdown,
 )
+from flan_qa_pipeline.reporting.tables import breakdown_markdown, scores_markdown
 
 LABELS = ("baseline", "fine-tuned")
 OPTIONS = {"resamples": 400, "confidence": 0.95, "seed": 3}

@@ -242,7 +242,7 @@ def test_an_id_that_comes_twice_is_a_value_error():
 
 
 def test_no_scores_to_aggregate_is_a_value_error():
-    with pytest.raises(ValueError, match="No question scores to average"):
+    with pytest.raises(ValueError, match="no question scores to average; give at least one"):
         scoring.aggregate_scores([])
 
 

@@ -20,7 +20,7 @@ from transformers import T5ForConditionalGeneration
 import flan_qa_pipeline.models.quantization
 from flan_qa_pipeline.datasets.pretrained import PretrainedDataset
 from flan_qa_pipeline.errors import InputError
-from flan_qa_pipeline.evaluation.costs import base_weights
+from flan_qa_pipeline.evaluation.weight_memory import base_weights
 from flan_qa_pipeline.files import save_digests
 from flan_qa_pipeline.models.device import free_memory, resolve_attention, resolve_compute_dtype
 from flan_qa_pipeline.models.loading import check_base, load_base_model, load_tokenizer

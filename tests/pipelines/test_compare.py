@@ -5,7 +5,7 @@ import pytest
 
 from flan_qa_pipeline.config.parameters import CompareParameters
 from flan_qa_pipeline.errors import InputError
-from flan_qa_pipeline.evaluation.costs import cost_markdown, cost_rows
+from flan_qa_pipeline.evaluation.run_costs import cost_rows
 from flan_qa_pipeline.models.device import MIB
 from flan_qa_pipeline.pipelines.compare.nodes import (
     compare_costs,
@@ -13,6 +13,7 @@ from flan_qa_pipeline.pipelines.compare.nodes import (
     pair_questions,
     tabulate_comparison,
 )
+from flan_qa_pipeline.reporting.tables import cost_markdown
 
 COMPARE = CompareParameters(first="v1", second="v2")
 

@@ -261,7 +261,7 @@ def test_an_answerer_tells_that_it_holds_the_whole_base(project, metadata, caplo
         QuestionAnswerer.from_project(
             project, runtime_params={"distributed": {"fsdp": True, "num_processes": 2}}
         )
-    assert "distributed.fsdp is of kedro run: this process holds the whole base." in caplog.text
+    assert "distributed.fsdp affects kedro run only; this process holds the base." in caplog.text
 
 
 def test_example_questions_are_a_file_of_questions():

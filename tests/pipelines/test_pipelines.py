@@ -27,6 +27,7 @@ import flan_qa_pipeline.cli
 from flan_qa_pipeline.data.squad import flatten
 from flan_qa_pipeline.errors import InputError
 from flan_qa_pipeline.evaluation.squad_v2_scores.squad_v2_scores import SquadV2Scores
+from flan_qa_pipeline.evaluation.subject import EMBEDDED_CORPUS
 from flan_qa_pipeline.pipelines import modeling, reporting
 from flan_qa_pipeline.runtime.provenance import fingerprint_splits
 from flan_qa_pipeline.training.progress import LastingTensorBoard
@@ -206,7 +207,7 @@ def read(project: Path, name: str, version: str) -> str:
     return (project / f"data/08_reporting/{name}/{version}/{name}").read_text(encoding="utf-8")
 
 
-def test_full_run_saves_tables_figures_and_report(project, full_run):
+def test_full_run_saves_tables_figures_and_report(project, full_run, tiny_run):
     score_table = load(project, "score_table", full_run)
     breakdown = pd.read_csv(io.StringIO(read(project, "breakdown_table.csv", full_run)))
     assert {"question word", "answer length", "context length"} < set(breakdown["group"])
@@ -229,9 +230,16 @@ def test_full_run_saves_tables_figures_and_report(project, full_run):
     times = pd.read_csv(io.StringIO(read(project, "node_times.csv", full_run)))
     assert {"flatten_train_questions", "train_adapter", "build_report"} <= set(times["node"])
     assert (times[["seconds", "peak MiB, process"]] > 0).all().all()
+    subject = f"{Path(tiny_run['model']['name']).name} on {EMBEDDED_CORPUS}"
     for name in ("score", "abstention", "training", "context_length"):
-        assert json.loads(read(project, f"{name}_figure.json", full_run))["data"]
+        figure = json.loads(read(project, f"{name}_figure.json", full_run))
+        assert figure["data"]
+        assert figure["layout"]["title"]["subtitle"]["text"] == subject
     page = read(project, "report.html", full_run)
+    assert f"<title>{subject}, before and after fine-tuning</title>" in page
+    for fact in ("version", "adapter"):
+        assert f"{fact}: <b>{full_run}</b>" in page
+    assert "SQuAD 2.0" not in page
     assert page.count("plotly.js v") == 1
     assert '"outcome":"' in page
 

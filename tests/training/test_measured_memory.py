@@ -8,8 +8,10 @@ import torch
 from peft import LoraConfig
 
 import flan_qa_pipeline.training.measured_memory
-from flan_qa_pipeline.evaluation.costs import base_weights, memory_markdown, memory_sizes
+from flan_qa_pipeline.evaluation.run_costs import memory_sizes
+from flan_qa_pipeline.evaluation.weight_memory import base_weights
 from flan_qa_pipeline.models.loading import load_base_model
+from flan_qa_pipeline.reporting.tables import memory_markdown
 from flan_qa_pipeline.training.measured_memory import training_peaks
 
 FORMATS = ["float32", "bfloat16", "NF4 by the libraries", "NF4 here"]

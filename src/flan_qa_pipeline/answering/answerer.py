@@ -1,19 +1,19 @@
-"""Answers to new questions by a saved adapter, on the base model and prompt that it records."""
+"""The Python API: a saved adapter answers new questions, on the base and prompt it records."""
 
 import logging
 import math
 import re
 import threading
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from contextlib import nullcontext
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Literal, Self
+from typing import Any, Literal, Self, TypeVar
 
 from datasets import Dataset
-from pydantic import ValidationError
+from pydantic import BaseModel, ValidationError
 
-from flan_qa_pipeline.answering.generation import answer_windows
+from flan_qa_pipeline.answering.window_answers import WindowAnswer, answer_windows
 from flan_qa_pipeline.config.parameters import (
     AttnImplementation,
     ComputeDtype,
@@ -25,35 +25,37 @@ from flan_qa_pipeline.config.parameters import (
 from flan_qa_pipeline.config.validation import check_parameters
 from flan_qa_pipeline.data.texts import has_text, is_unicode
 from flan_qa_pipeline.data.windows import (
-    WindowAnswer,
     question_windows,
     tokenize_contexts,
     tokenize_question,
 )
 from flan_qa_pipeline.errors import InputError
-from flan_qa_pipeline.evaluation.thresholds import no_answer_probability
+from flan_qa_pipeline.evaluation.no_answer_threshold import no_answer_probability
 from flan_qa_pipeline.models.adapter import WEIGHTS, Adapter, attach_adapter, load_adapter
 from flan_qa_pipeline.models.loading import load_base_model
 from flan_qa_pipeline.models.sharding import shard
 
 logger = logging.getLogger(__name__)
 
+Parameters = TypeVar("Parameters", bound=BaseModel)
+
 
 @dataclass(frozen=True)
 class Answer:
-    """What a model answers to one question about one context.
+    """A model's answer to one question about one context.
 
     Attributes:
         text: the answer; "" if the model abstains.
-        score: 0..1, how sure the model is of what it says: of an answer, the probability of its
-            whole text; of an abstention, `no_answer_probability`. Not calibrated.
-        abstained: whether the context does not answer the question, in the model's opinion.
-        no_answer_probability: 0..1, probability of abstaining, were abstention and the best answer
-            the only two choices; of a long context, that of the window nearest to answering.
-        start: first character of the answer in the context; None if the model abstains or its
-            words do not stand in the part of the context that it read them from.
-        end: the character after the last, so that `context[start:end]` is the answer but for case
-            and white space; None where `start` is.
+        score: the model's confidence, 0..1, not calibrated. For an answer, the probability of its
+            whole text; for an abstention, `no_answer_probability`.
+        abstained: whether the model finds no answer in the context.
+        no_answer_probability: probability of the abstention, 0..1, if the model could choose only
+            between abstaining and its best answer. A long context has the probability of the
+            window that is nearest to answering.
+        start: offset of the answer's first character in the context. None if the model abstains,
+            or if the window that it read does not hold the answer word for word.
+        end: offset after the answer's last character, so `context[start:end]` equals the answer
+            except for case and white space. None if `start` is None.
     """
 
     text: str
@@ -65,10 +67,10 @@ class Answer:
 
 
 class QuestionAnswerer:
-    """A saved adapter on its base model, ready to answer; threads may share one.
+    """A saved adapter on its base model, ready to answer questions. Threads may share one.
 
-    Contexts of any length are read in windows, as in evaluation, with the same greedy decoding.
-    The adapter says which base model, quantization, prompt and tokenizer belong to it.
+    It reads contexts of any length in windows and decodes greedily, as the evaluation does. The
+    adapter records its base model, quantization, prompt and tokenizer.
 
     Example:
         >>> answerer = QuestionAnswerer.from_project()  # doctest: +SKIP
@@ -93,48 +95,38 @@ class QuestionAnswerer:
 
         Args:
             adapter: as a catalog's `adapter` dataset loads it.
-            tokenization: window length and overlap, in tokens; None: those of the training.
-            generation: tokens answered at a time, and the longest answer in tokens; None: those
-                of the training.
-            no_answer_threshold: 0..1; the adapter abstains above this `no_answer_probability` and
+            tokenization: window length and overlap, in tokens. None takes the training's.
+            generation: tokens per batch, and the longest answer in tokens. None takes the
+                training's.
+            no_answer_threshold: 0..1. The adapter abstains above this `no_answer_probability` and
                 otherwise gives its best answer. None: it abstains when its greedy output does.
-            base_model: folder or hub id, if the base is not where it was in training.
-            dequantize: as the parameter `model.dequantize`.
-            compute_dtype: as the parameter `model.compute_dtype`.
-            attn_implementation: as the parameter `model.attn_implementation`.
-            fsdp: as the parameter `distributed.fsdp`.
+            base_model: folder or hub id of the base, if it has moved since the training.
+            dequantize: the parameter `model.dequantize`.
+            compute_dtype: the parameter `model.compute_dtype`.
+            attn_implementation: the parameter `model.attn_implementation`.
+            fsdp: the parameter `distributed.fsdp`.
 
         Raises:
-            InputError: the base model cannot be loaded, or is not the adapter's.
+            InputError: the base model cannot be loaded, or is not the adapter's, or another
+                version of the project saved the adapter.
         """
-        recorded = adapter.provenance
-        try:
-            model = ModelParameters.model_validate(
-                recorded["model"]
-                | ({"name": base_model} if base_model else {})
-                | {
-                    "dequantize": dequantize,
-                    "compute_dtype": compute_dtype,
-                    "attn_implementation": attn_implementation,
-                }
-            )
-            self.prompt = PromptParameters.model_validate(recorded["prompt"])
-            self.tokenization = tokenization or TokenizationParameters.model_validate(
-                recorded["tokenization"]
-            )
-            self.generation = generation or GenerationParameters.model_validate(
-                recorded["generation"]
-            )
-        except (KeyError, ValidationError) as error:
-            raise InputError(
-                "The adapter was not saved by this version of the project, so that its "
-                f"provenance.json does not say how to use it ({' '.join(str(error).split())}); "
-                "train again."
-            ) from error
+        overrides: dict[str, Any] = {
+            "dequantize": dequantize,
+            "compute_dtype": compute_dtype,
+            "attn_implementation": attn_implementation,
+        }
+        if base_model:
+            overrides["name"] = base_model
+        model = _recorded(adapter, "model", ModelParameters, overrides)
+        self.prompt = _recorded(adapter, "prompt", PromptParameters)
+        self.tokenization = tokenization or _recorded(
+            adapter, "tokenization", TokenizationParameters
+        )
+        self.generation = generation or _recorded(adapter, "generation", GenerationParameters)
         self.adapter = adapter
         self.no_answer_threshold = no_answer_threshold
         base = load_base_model(model, to_shard=fsdp)
-        self._model = attach_adapter(base, adapter, recorded)
+        self._model = attach_adapter(base, adapter, adapter.provenance)
         if fsdp:
             shard(self._model)
         self._lock = threading.Lock()
@@ -148,13 +140,13 @@ class QuestionAnswerer:
         env: str | None = None,
         runtime_params: dict[str, Any] | None = None,
     ) -> Self:
-        """Load the latest adapter of a Kedro project, or a pinned version, by its catalog.
+        """Load the latest adapter of a Kedro project, or a pinned version, from its catalog.
 
         Args:
-            project_path: the project or a folder in it; None: the current folder.
-            adapter_version: a saved version's time stamp; None: the latest.
+            project_path: the project or a folder in it. None: the current folder.
+            adapter_version: the time stamp of a saved version. None: the latest version.
             env: configuration environment, as in `kedro run --env`.
-            runtime_params: parameters that differ from the configuration, as in `--params`.
+            runtime_params: parameters that override the configuration, as in `--params`.
 
         Raises:
             InputError: no project, no such version, or an invalid parameter.
@@ -187,7 +179,7 @@ class QuestionAnswerer:
                 )
             adapter = load(adapters)
         if parameters.distributed.fsdp:
-            logger.info("distributed.fsdp is of kedro run: this process holds the whole base.")
+            logger.info("distributed.fsdp affects kedro run only; this process holds the base.")
         base_model = root / str(adapter.provenance["model"].get("name"))
         return cls(
             adapter,
@@ -204,8 +196,10 @@ class QuestionAnswerer:
     def from_folder(cls, folder: str | Path, **options: Any) -> Self:
         """Load an adapter from the folder that holds its weights, outside any Kedro project.
 
-        `options` are those of the constructor. Give `base_model` if the adapter's base is a folder
-        that was named relative to the project.
+        Args:
+            folder: the folder of a saved adapter.
+            options: the constructor's options. `base_model` is necessary if the adapter records
+                its base by a path relative to the project.
 
         Raises:
             InputError: the folder holds no adapter of this project, or its base cannot be loaded.
@@ -219,7 +213,7 @@ class QuestionAnswerer:
         return cls(load_adapter(folder), **options)
 
     def problem(self, context: Any, question: Any) -> str | None:
-        """Say in one sentence why a pair cannot be answered; None if it can."""
+        """Return one sentence on why a pair cannot be answered, or None if it can."""
         try:
             self._tokenize_question(context, question)
         except InputError as error:
@@ -227,16 +221,19 @@ class QuestionAnswerer:
         return None
 
     def answer(self, pairs: Sequence[tuple[str, str]], *, base: bool = False) -> list[Answer]:
-        """Answer questions about contexts, in order; one answer for each pair.
+        """Answer questions about contexts.
 
         Args:
-            pairs: (context, question), each not empty; the same context may occur many times.
-            base: answer with the untouched base model, the adapter switched off; it abstains when
-                its greedy output does, whatever the threshold.
+            pairs: (context, question), neither of them empty. Pairs may share a context.
+            base: answer with the untouched base model, the adapter switched off. The base abstains
+                when its greedy output does, whatever the threshold.
+
+        Returns:
+            One answer per pair, in their order.
 
         Raises:
-            InputError: names the first pair that cannot be answered (see `problem`), before any
-                is.
+            InputError: a pair cannot be answered (see `problem`). The error names the first such
+                pair, and no pair is answered.
         """
         questions = []
         for number, pair in enumerate(pairs):
@@ -257,13 +254,13 @@ class QuestionAnswerer:
         columns = zip(*numbered, strict=True) if numbered else ((), (), ())
         rows = Dataset.from_dict(dict(zip(("id", "window", "input_ids"), columns, strict=True)))
         with self._lock, self._model.disable_adapter() if base else nullcontext():
-            said = answer_windows(
+            merged = answer_windows(
                 self._model, self.adapter.tokenizer, rows, self.prompt, self.generation
             )
         threshold = None if base else self.no_answer_threshold
         return [
-            _typed(answer, context, group[answer.window].span, threshold)
-            for answer, (context, _), group in zip(said.values(), pairs, windows, strict=True)
+            _to_answer(answer, context, group[answer.window].span, threshold)
+            for answer, (context, _), group in zip(merged.values(), pairs, windows, strict=True)
         ]
 
     def _tokenize_question(self, context: Any, question: Any) -> tuple[list[int], list[int]]:
@@ -281,21 +278,44 @@ class QuestionAnswerer:
         )
 
 
-def _typed(
-    said: WindowAnswer, context: str, window: tuple[int, int], threshold: float | None
+def _recorded(
+    adapter: Adapter,
+    section: str,
+    parameters: type[Parameters],
+    overrides: Mapping[str, Any] | None = None,
+) -> Parameters:
+    """Read a section of the parameters that the adapter records."""
+    try:
+        return parameters.model_validate({**adapter.provenance[section], **(overrides or {})})
+    except (KeyError, ValidationError) as error:
+        raise InputError(
+            "Another version of the project saved the adapter, so its provenance.json does not "
+            f"say how to use it ({' '.join(str(error).split())}); train again."
+        ) from error
+
+
+def _to_answer(
+    merged: WindowAnswer, context: str, window: tuple[int, int], threshold: float | None
 ) -> Answer:
-    probability = float(no_answer_probability(said.no_answer_score))
-    abstained = not said.answer or (not said.text if threshold is None else probability > threshold)
-    if abstained:
+    probability = float(no_answer_probability(merged.no_answer_log_odds))
+    abstains = not merged.text if threshold is None else probability > threshold
+    if abstains or not merged.answer:
         return Answer("", probability, True, probability, None, None)
-    start, end = find_answer(said.answer, context, window) or (None, None)
-    return Answer(said.answer, math.exp(said.answer_score), False, probability, start, end)
+    start, end = find_answer(merged.answer, context, window) or (None, None)
+    confidence = math.exp(merged.answer_log_prob)
+    return Answer(merged.answer, confidence, False, probability, start, end)
 
 
 def find_answer(answer: str, context: str, window: tuple[int, int]) -> tuple[int, int] | None:
-    """Find the [start, end) characters of the answer in a window of the context.
+    """Find an answer in a window of the context.
 
-    Whole words are preferred to parts of words, the same case to another; white space may differ.
+    Whole words win over parts of words, and the same case over another. White space may differ.
+
+    Args:
+        window: the [start, end) characters of the context to search.
+
+    Returns:
+        The answer's [start, end) characters, or None if the window does not hold it.
 
     >>> find_answer("5 May", "On 15 May. On 5\\nMay.", (0, 21))
     (14, 19)

@@ -1,4 +1,4 @@
-"""Batched greedy decoding: answers, their log-probabilities, how near they are to abstaining."""
+"""Batched greedy decoding: answers, their log-probabilities, and the odds of abstaining."""
 
 import logging
 import math
@@ -12,13 +12,10 @@ import torch
 from accelerate import PartialState
 from accelerate.utils import model_has_dtensor
 from accelerate.utils.memory import clear_device_cache, should_reduce_batch_size
-from datasets import Dataset
 from peft import PeftModel
 from tqdm.auto import tqdm
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
-from flan_qa_pipeline.config.parameters import GenerationParameters, PromptParameters
-from flan_qa_pipeline.data.windows import WindowAnswer, is_abstention, merge_windows
 from flan_qa_pipeline.errors import InputError
 from flan_qa_pipeline.models.adapter import base_of
 from flan_qa_pipeline.models.batching import (
@@ -35,54 +32,38 @@ from flan_qa_pipeline.models.sharding import whole_decoder
 
 logger = logging.getLogger(__name__)
 
-OTHER_BEGINNINGS = 32  # tried where an output abstains in other words than the abstention's tokens
+MAX_RETRIES = 32  # other first tokens tried where an output abstains in unexpected tokens
+NOT_FINITE = (
+    "The model's probabilities are not finite numbers, so weights of the base or of the adapter "
+    "are damaged or far too large; restore them, or train again with a lower "
+    "training.learning_rate."
+)
 
 
 @dataclass(frozen=True)
 class GeneratedAnswer:
-    """What the model says to one input; log-probabilities are of whole sequences, in nats.
+    """The model's answer to one input. Log-probabilities cover whole sequences, in nats.
 
-    `text` is the greedy output and `score` its log-probability, end token included. `answer` is
-    the text itself or, where that abstains, the greedy output that begins otherwise than the
-    abstention, and `answer_score` its log-probability. `no_answer_score` is the log-probability
-    of the abstention, also as the text says it, minus that of `answer`, which is "" where every
-    output tried abstains.
+    Attributes:
+        text: the greedy output.
+        log_prob: log-probability of `text`, end token included.
+        answer: the best answer: `text` itself or, if `text` abstains, the greedy output that
+            begins with another token than the abstention. "" if every output tried abstains.
+        answer_log_prob: log-probability of `answer`.
+        no_answer_log_odds: log-probability of the abstention, in its own tokens or those of
+            `text`, minus `answer_log_prob`.
     """
 
     text: str
-    score: float
+    log_prob: float
     answer: str
-    answer_score: float
-    no_answer_score: float
+    answer_log_prob: float
+    no_answer_log_odds: float
 
 
-def answer_windows(
-    model: PreTrainedModel,
-    tokenizer: PreTrainedTokenizerBase,
-    windows: Dataset,
-    prompt: PromptParameters,
-    generation: GenerationParameters,
-    description: str | None = None,
-) -> dict[str, WindowAnswer]:
-    """Answer tokenized windows (columns id, window, input_ids); merge them to one per question."""
-    generated = generate_answers(
-        model,
-        tokenizer,
-        windows["input_ids"][:],
-        abstention=prompt.abstention,
-        batch_tokens=generation.batch_tokens,
-        max_new_tokens=generation.max_new_tokens,
-        description=description,
-    )
-    return merge_windows(
-        (
-            WindowAnswer(id_, window=number, **vars(said))
-            for id_, number, said in zip(
-                windows["id"][:], windows["window"][:], generated, strict=True
-            )
-        ),
-        prompt.abstention,
-    )
+def is_abstention(text: str, abstention: str) -> bool:
+    """Return whether a text is empty or, ignoring case and outer white space, the abstention."""
+    return text.strip().casefold() in {"", abstention.casefold()}
 
 
 def generate_answers(
@@ -95,24 +76,35 @@ def generate_answers(
     max_new_tokens: int,
     description: str | None = "Answer",
 ) -> list[GeneratedAnswer]:
-    """Decode every input greedily; return the answers in the order of the inputs.
+    """Decode every input greedily.
 
-    Inputs are batched from the longest to the shortest, at most `batch_tokens` at a time, padding
-    included, so that a batch has little padding and one that does not fit in memory fails first;
-    it is then answered in halves. Each input is encoded once. Without a `description` there is no
-    bar.
+    Batches go from the longest inputs to the shortest. Each then has little padding, and a batch
+    that does not fit in memory fails first; it is answered in halves.
 
-    Several processes answer the batches in turn and each returns all answers. The batches are
-    those of one process, so the answers are, too. With a sharded model, whose weights each needs
-    from the others, all answer all batches, and none in halves.
+    Several processes take the batches in turn, and each returns all answers. The batches do not
+    depend on the number of processes, so neither do the answers. The processes of a sharded model
+    exchange weights at every step, so each of them answers every batch, none in halves.
+
+    Args:
+        input_ids: token ids of each input, of any lengths.
+        abstention: the text by which the model says that the context holds no answer.
+        batch_tokens: the most input tokens in a batch, padding included.
+        max_new_tokens: the longest output, in tokens.
+        description: the progress bar's label; None shows no bar.
+
+    Returns:
+        The answers, in the order of the inputs.
+
+    Raises:
+        InputError: the model's probabilities are not finite.
     """
     process, sharded = PartialState(), model_has_dtensor(model)
     batches = list(length_batches([len(ids) for ids in input_ids], batch_tokens))
     own = batches if sharded else batches[process.process_index :: process.num_processes]
-    decoding = _Decoding(model, tokenizer, abstention, max_new_tokens)
+    answerer = _BatchAnswerer(model, tokenizer, abstention, max_new_tokens)
     answers: dict[int, GeneratedAnswer] = {}
     with (
-        # a sharded model keeps what it allocates here, and may be trained with it afterwards
+        # A sharded model keeps tensors that it allocates here, and training may need them later.
         torch.no_grad() if sharded else torch.inference_mode(),
         whole_decoder(model) if sharded else nullcontext(),
         tqdm(
@@ -124,25 +116,69 @@ def generate_answers(
         ) as progress,
     ):
         for rows in own:
-            batch = decoding.fill_up([input_ids[i] for i in rows], len(batches[0]))
-            answers |= zip(rows, decoding.answer(batch)[: len(rows)], strict=True)
+            batch = answerer.fill_up([input_ids[i] for i in rows], len(batches[0]))
+            answers |= zip(rows, answerer.answer(batch)[: len(rows)], strict=True)
             progress.update(len(rows))
     if not sharded:
-        parts = gather_json([[row, astuple(said)] for row, said in answers.items()])
-        answers = {row: GeneratedAnswer(*said) for part in parts for row, said in part}
-    if without := sum(not said.answer for said in answers.values()):
-        logger.warning(
-            "%d of %d windows have no answer beside the abstention: %d other beginnings abstain, "
-            "too.",
-            without,
-            len(answers),
-            OTHER_BEGINNINGS,
-        )
+        answers = _gather(answers)
+    _warn_of_missing_answers(answers)
     return [answers[i] for i in range(len(input_ids))]
 
 
-class _Decoding:
-    """Greedy decoding of batches, and where it abstains, of the best other answer."""
+def _gather(answers: dict[int, GeneratedAnswer]) -> dict[int, GeneratedAnswer]:
+    """Return the answers of all processes by the numbers of their inputs."""
+    parts = gather_json([[row, astuple(answer)] for row, answer in answers.items()])
+    return {row: GeneratedAnswer(*fields) for part in parts for row, fields in part}
+
+
+def _warn_of_missing_answers(answers: dict[int, GeneratedAnswer]) -> None:
+    if missing := sum(not answer.answer for answer in answers.values()):
+        logger.warning(
+            "%d of %d windows have no answer beside the abstention: the outputs that begin with "
+            "%d other tokens abstain, too.",
+            missing,
+            len(answers),
+            MAX_RETRIES,
+        )
+
+
+@dataclass(frozen=True)
+class _Output:
+    """A greedy output.
+
+    Attributes:
+        text: its text, without special tokens.
+        log_prob: log-probability of the whole sequence, in nats.
+        first_token: the id of its first token.
+        is_canonical: whether its tokens are those of the encoded abstention.
+    """
+
+    text: str
+    log_prob: float
+    first_token: int
+    is_canonical: bool
+
+
+@dataclass(frozen=True)
+class _ForcedPass:
+    """What a batch's forced pass over the abstention's tokens shows.
+
+    Attributes:
+        decoder: the decoder of the batch, rewound to the start token.
+        first_logits: (inputs, vocabulary), float32 logits of the first token.
+        abstention_log_probs: log-probability of the abstention's tokens for each input.
+        abstentions: the greedy output of each input if it is the abstention's tokens or empty;
+            None if it begins otherwise.
+    """
+
+    decoder: Decoder
+    first_logits: torch.Tensor
+    abstention_log_probs: list[float]
+    abstentions: list[_Output | None]
+
+
+class _BatchAnswerer:
+    """Decodes batches greedily, and finds the best other answer where the model abstains."""
 
     def __init__(
         self,
@@ -156,18 +192,18 @@ class _Decoding:
         self._max_new_tokens = max_new_tokens
         self._start = model.config.decoder_start_token_id
         self._end, self._pad = tokenizer.eos_token_id, tokenizer.pad_token_id
-        abstaining = tokenizer(abstention)["input_ids"]
-        self._abstaining = torch.tensor(abstaining, device=model.device)
-        self._silences = [abstaining[0], self._end]
-        self._beside_answers = [abstaining[0], *tokenizer.all_special_ids]
-        self._abstention_text = tokenizer.decode(abstaining, skip_special_tokens=True)
+        canonical = tokenizer(abstention)["input_ids"]
+        self._canonical = torch.tensor(canonical, device=model.device)
+        self._canonical_text = tokenizer.decode(canonical, skip_special_tokens=True)
+        self._abstaining_tokens = [canonical[0], self._end]
+        self._never_first = [canonical[0], *tokenizer.all_special_ids]
 
     def fill_up(self, rows: list[Any], batch_size: int) -> list[Any]:
         """Fill up a batch on a CPU, which keeps a kernel for every shape."""
         return fill_up(rows, batch_size) if self._model.device.type == "cpu" else rows
 
     def answer(self, input_ids: list[Sequence[int]]) -> list[GeneratedAnswer]:
-        """Answer one batch; halve it where it does not fit in memory."""
+        """Answer one batch; halve it if it does not fit in memory."""
         try:
             return self._answer(input_ids)
         except RuntimeError as error:
@@ -180,67 +216,113 @@ class _Decoding:
         return self.answer(input_ids[:half]) + self.answer(input_ids[half:])
 
     def _answer(self, input_ids: list[Sequence[int]]) -> list[GeneratedAnswer]:
-        """Tell abstentions by one pass, then decode all: what is abstained on, to another answer.
+        """Detect abstentions in one forced pass, then decode every input.
 
-        The pass is over the abstention's own tokens. Where each of them is the most probable one,
-        the abstention is what greedy decoding would say. What turns out to abstain in other tokens
-        is decoded again, without those that it began with, `OTHER_BEGINNINGS` times at most.
+        Abstained inputs get their best alternative answer.
         """
-        forced = self._abstaining.expand(len(input_ids), -1)
-        decoder, logits = self._begin(input_ids, forced[:, :-1])
-        log_probs = logits.log_softmax(-1)
-        abstained = log_probs.gather(2, forced.unsqueeze(2)).sum((1, 2))
-        says_it = (logits.argmax(-1) == forced).all(1) & (forced.shape[1] <= self._max_new_tokens)
-        begin = logits[:, 0]
-        silent = says_it | (begin.argmax(-1) == self._end)
-        silence = torch.where(says_it, abstained, log_probs[:, 0, self._end])
-        banned = torch.zeros_like(begin, dtype=torch.bool)
-        banned[:, self._silences] = silent.unsqueeze(1)
-        first = begin.masked_fill(banned, -torch.inf).argmax(-1)
-        best = self._decode(decoder, begin, first)
-        rows: Any = zip(best, silent.tolist(), says_it.tolist(), silence.tolist(), strict=True)
+        forced = self._detect_abstentions(input_ids)
+        banned = self._ban_abstentions(forced)
+        decoded = self._decode(forced.decoder, forced.first_logits, banned)
+        answers = self._retry_abstentions(input_ids, decoded, banned)
         greedy = [
-            (self._abstention_text if says_it else "", silence, says_it) if silent else said
-            for said, silent, says_it, silence in rows
+            abstention or output
+            for abstention, output in zip(forced.abstentions, decoded, strict=True)
         ]
-        for _ in range(OTHER_BEGINNINGS):
-            unforeseen = [i for i, (text, *_) in enumerate(best) if self._abstains(text)]
-            if not unforeseen:
-                break
-            rows = self.fill_up(unforeseen, len(input_ids))[: len(input_ids)]
-            decoder, logits = self._begin([input_ids[i] for i in rows], forced[: len(rows), :0])
-            begin = logits[:, 0]
-            banned[rows, first[rows]] = True
-            banned[:, self._beside_answers] = True
-            first[rows] = begin.masked_fill(banned[rows], -torch.inf).argmax(-1)
-            for i, said in zip(rows, self._decode(decoder, begin, first[rows]), strict=True):
-                best[i] = said
-        answers = []
-        for (text, score, its_tokens), (answer, answer_score, _), log_prob in zip(
-            greedy, best, abstained.tolist(), strict=True
+        return [
+            self._generated(*outputs)
+            for outputs in zip(greedy, answers, forced.abstention_log_probs, strict=True)
+        ]
+
+    def _detect_abstentions(self, input_ids: list[Sequence[int]]) -> _ForcedPass:
+        """Run the abstention's tokens through the decoder.
+
+        If each of them is the most probable one, greedy decoding would produce the abstention.
+        """
+        canonical = self._canonical.expand(len(input_ids), -1)
+        decoder, logits = self._begin(input_ids, canonical[:, :-1])
+        log_probs = logits.log_softmax(-1)
+        abstention_log_probs = log_probs.gather(2, canonical.unsqueeze(2)).sum((1, 2)).tolist()
+        fits = canonical.shape[1] <= self._max_new_tokens
+        abstains = (logits.argmax(-1) == canonical).all(1) & fits
+        ends = logits[:, 0].argmax(-1) == self._end
+        abstentions: list[_Output | None] = []
+        for is_canonical, is_empty, log_prob, end_log_prob in zip(
+            abstains.tolist(),
+            ends.tolist(),
+            abstention_log_probs,
+            log_probs[:, 0, self._end].tolist(),
+            strict=True,
         ):
-            if self._abstains(text) and not its_tokens:
-                log_prob = float(np.logaddexp(log_prob, score))
-            if not all(map(math.isfinite, (score, answer_score, log_prob))):
-                raise InputError(
-                    "The model's probabilities are not finite numbers, so weights of the base or "
-                    "of the adapter are damaged or far too large; restore them, or train again "
-                    "with a lower training.learning_rate."
-                )
-            if self._abstains(answer):
-                answer = ""
-            answers.append(
-                GeneratedAnswer(text, score, answer, answer_score, log_prob - answer_score)
-            )
-        return answers
+            if is_canonical:
+                first = self._abstaining_tokens[0]
+                abstentions.append(_Output(self._canonical_text, log_prob, first, True))
+            else:
+                empty = _Output("", end_log_prob, self._end, False)
+                abstentions.append(empty if is_empty else None)
+        return _ForcedPass(decoder, logits[:, 0], abstention_log_probs, abstentions)
+
+    def _ban_abstentions(self, forced: _ForcedPass) -> torch.Tensor:
+        """Mask (inputs, vocabulary) the first tokens that abstain, where the greedy output does."""
+        banned = torch.zeros_like(forced.first_logits, dtype=torch.bool)
+        abstained = [abstention is not None for abstention in forced.abstentions]
+        rows = torch.tensor(abstained, device=banned.device)
+        banned[:, self._abstaining_tokens] = rows.unsqueeze(1)
+        return banned
+
+    def _retry_abstentions(
+        self, input_ids: list[Sequence[int]], outputs: list[_Output], banned: torch.Tensor
+    ) -> list[_Output]:
+        """Decode inputs again whose output abstains in other tokens than the canonical ones.
+
+        Each retry bans the first tokens of the outputs before it, `MAX_RETRIES` times at most.
+        """
+        outputs = list(outputs)
+        for _ in range(MAX_RETRIES):
+            abstained = [i for i, output in enumerate(outputs) if self._abstains(output.text)]
+            if not abstained:
+                break
+            rows = self.fill_up(abstained, len(input_ids))[: len(input_ids)]
+            banned[rows, [outputs[i].first_token for i in rows]] = True
+            banned[:, self._never_first] = True
+            decoder, logits = self._begin([input_ids[i] for i in rows])
+            for i, output in zip(
+                rows, self._decode(decoder, logits[:, 0], banned[rows]), strict=True
+            ):
+                outputs[i] = output
+        return outputs
+
+    def _generated(
+        self, greedy: _Output, answer: _Output, abstention_log_prob: float
+    ) -> GeneratedAnswer:
+        """Compare the best answer with the abstention, in whatever tokens the model abstains."""
+        if self._abstains(greedy.text) and not greedy.is_canonical:
+            abstention_log_prob = float(np.logaddexp(abstention_log_prob, greedy.log_prob))
+        log_probs = (greedy.log_prob, answer.log_prob, abstention_log_prob)
+        if not all(map(math.isfinite, log_probs)):
+            raise InputError(NOT_FINITE)
+        return GeneratedAnswer(
+            text=greedy.text,
+            log_prob=greedy.log_prob,
+            answer="" if self._abstains(answer.text) else answer.text,
+            answer_log_prob=answer.log_prob,
+            no_answer_log_odds=abstention_log_prob - answer.log_prob,
+        )
 
     def _abstains(self, text: str) -> bool:
         return is_abstention(text, self._abstention)
 
     def _begin(
-        self, input_ids: list[Sequence[int]], forced: torch.Tensor
+        self, input_ids: list[Sequence[int]], forced: torch.Tensor | None = None
     ) -> tuple[Decoder, torch.Tensor]:
-        """Encode inputs; give the float32 logits after the start token and each forced one."""
+        """Encode inputs and run the decoder over the start token and any forced tokens.
+
+        Args:
+            input_ids: token ids of each input.
+            forced: (inputs, n) token ids.
+
+        Returns:
+            The decoder, rewound to the start token, and float32 logits (inputs, 1 + n, vocabulary).
+        """
         device = self._model.device
         length = coarse_length(max(map(len, input_ids)))
         tokens = pad(input_ids, self._pad, length).to(device)
@@ -248,33 +330,39 @@ class _Decoding:
         states = self._model.get_encoder()(
             input_ids=tokens, attention_mask=attended
         ).last_hidden_state
-        room = max(self._max_new_tokens, forced.shape[1] + 1)
-        decoder = Decoder(self._model, states, attended, room)
         start = torch.full_like(tokens[:, :1], self._start)
-        logits = decoder(torch.cat([start, forced], dim=1)).float()
+        given = start if forced is None else torch.cat([start, forced], dim=1)
+        room = max(self._max_new_tokens, given.shape[1])
+        decoder = Decoder(self._model, states, attended, room)
+        logits = decoder(given).float()
         decoder.rewind(1)
         return decoder, logits
 
     def _decode(
-        self, decoder: Decoder, logits: torch.Tensor, chosen: torch.Tensor
-    ) -> list[tuple[str, float, bool]]:
-        """Greedy outputs that begin with the tokens chosen, whose logits are given.
+        self, decoder: Decoder, logits: torch.Tensor, banned: torch.Tensor
+    ) -> list[_Output]:
+        """Decode greedily, without the banned first tokens.
 
-        Of each its text, its log-probability, and whether its tokens are the abstention's. Rows
-        that have ended leave the batch when half of it can go; a power of two stays, at least
+        Rows that have ended leave the batch when half of it can go; a power of two stays, at least
         `MIN_ROWS`.
+
+        Args:
+            decoder: at the start token.
+            logits: (inputs, vocabulary), of the first token.
+            banned: (inputs, vocabulary), True for tokens that no output may begin with.
         """
-        n_rows, end = len(logits), self._end
+        n_rows = len(logits)
+        chosen = logits.masked_fill(banned, -torch.inf).argmax(-1)
         tokens = torch.full((n_rows, self._max_new_tokens), self._pad, device=logits.device)
-        scores = logits.new_zeros(n_rows)
+        log_probs = logits.new_zeros(n_rows)
         rows = torch.arange(n_rows, device=logits.device)
         going = torch.ones_like(rows, dtype=torch.bool)
         for step in range(self._max_new_tokens):
             chosen = chosen.masked_fill(~going, self._pad)
-            score = logits.gather(1, chosen[:, None]).squeeze(1) - logits.logsumexp(-1)
+            log_prob = logits.gather(1, chosen[:, None]).squeeze(1) - logits.logsumexp(-1)
             tokens[rows, step] = chosen
-            scores[rows] += score.masked_fill(~going, 0.0)
-            going = going & (chosen != end)
+            log_probs[rows] += log_prob.masked_fill(~going, 0.0)
+            going = going & (chosen != self._end)
             remaining = int(going.sum())
             if remaining == 0 or step + 1 == self._max_new_tokens:
                 break
@@ -285,7 +373,15 @@ class _Decoding:
                 rows, chosen, going = rows[kept], chosen[kept], going[kept]
             logits = decoder(chosen[:, None])[:, 0].float()
             chosen = logits.argmax(-1)
-        texts = self._tokenizer.batch_decode(tokens, skip_special_tokens=True)
-        own = self._abstaining[: self._max_new_tokens]
-        are_own = (tokens[:, : len(own)] == own).all(1)
-        return list(zip(texts, scores.tolist(), are_own.tolist(), strict=True))
+        return self._outputs(tokens, log_probs)
+
+    def _outputs(self, tokens: torch.Tensor, log_probs: torch.Tensor) -> list[_Output]:
+        """Turn tokens (inputs, max_new_tokens) and log-probabilities (inputs) into outputs."""
+        canonical = self._canonical[: self._max_new_tokens]
+        columns = (
+            self._tokenizer.batch_decode(tokens, skip_special_tokens=True),
+            log_probs.tolist(),
+            tokens[:, 0].tolist(),
+            (tokens[:, : len(canonical)] == canonical).all(1).tolist(),
+        )
+        return [_Output(*fields) for fields in zip(*columns, strict=True)]

@@ -33,26 +33,26 @@ class _Record(BaseModel):
     model_config = ConfigDict(strict=True)
 
 
-class Answer(_Record):
+class SquadAnswer(_Record):
     text: str
     answer_start: int | None = None
 
 
-class Question(_Record):
+class SquadQuestion(_Record):
     id: str
     question: str
-    answers: list[Answer]
+    answers: list[SquadAnswer]
     is_impossible: bool = False
 
 
-class Paragraph(_Record):
+class SquadParagraph(_Record):
     context: str
-    qas: list[Question]
+    qas: list[SquadQuestion]
 
 
-class Article(_Record):
+class SquadArticle(_Record):
     title: str
-    paragraphs: list[Paragraph]
+    paragraphs: list[SquadParagraph]
 
 
 class Squad(_Record):
@@ -118,7 +118,7 @@ def flatten(
     articles = enumerate(_articles(raw, source))
     for number, raw_article in articles:
         try:
-            article = Article.model_validate(raw_article)
+            article = SquadArticle.model_validate(raw_article)
         except ValidationError as error:
             if rejected is None:
                 more = sum(_count_errors(other) for _, other in articles)
@@ -135,7 +135,7 @@ def flatten(
             ]
             if () in places:
                 continue
-            article = Article.model_validate(_without(raw_article, places))
+            article = SquadArticle.model_validate(_without(raw_article, places))
         for paragraph in article.paragraphs:
             for qa in paragraph.qas:
                 yield {
@@ -163,7 +163,7 @@ def _articles(raw: Any, source: str) -> Iterator[Any]:
 
 def _count_errors(article: Any) -> int:
     try:
-        Article.model_validate(article)
+        SquadArticle.model_validate(article)
     except ValidationError as error:
         return error.error_count()
     return 0

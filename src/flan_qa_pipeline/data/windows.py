@@ -1,12 +1,11 @@
-"""Prompts and context windows: what a model reads of a (question, context) pair.
+"""Prompts and context windows: the model's inputs for a (question, context) pair.
 
-The question is never cut. A context that does not fit beside it is read in overlapping windows,
-and the windows' answers are merged back to one answer per question.
+Windows never cut the question. If the context does not fit beside it, the model reads the context
+in overlapping windows.
 """
 
 import re
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass, replace
 from typing import Any, NamedTuple
 
 from transformers import PreTrainedTokenizerBase
@@ -14,18 +13,18 @@ from transformers import PreTrainedTokenizerBase
 from flan_qa_pipeline.config.parameters import PromptParameters, TokenizationParameters
 from flan_qa_pipeline.errors import InputError
 
-WINDOWING = 1  # its version: one more whenever windows or labels of the same input change
+WINDOWING = 1  # version; increase it whenever the same input gets other windows or labels
 
 
 class ContextTokens(NamedTuple):
-    """Token ids of a context, and the [start, end) characters of each in it."""
+    """A context's token ids, and the [start, end) characters of each token."""
 
     input_ids: list[int]
     offsets: list[tuple[int, int]]
 
 
 class Window(NamedTuple):
-    """What the model reads at once: token ids, and the [start, end) characters of the context."""
+    """One input of the model: its token ids, and the [start, end) characters of the context."""
 
     input_ids: list[int]
     span: tuple[int, int]
@@ -34,7 +33,11 @@ class Window(NamedTuple):
 def tokenize_contexts(
     tokenizer: PreTrainedTokenizerBase, contexts: Iterable[str]
 ) -> dict[str, ContextTokens]:
-    """Tokenize each distinct context by itself, to be read beside any question about it."""
+    """Tokenize each distinct context once, for all questions about it.
+
+    Returns:
+        The tokens by context.
+    """
     distinct = list(dict.fromkeys(contexts))
     if not distinct:
         return {}
@@ -52,7 +55,14 @@ def tokenize_contexts(
 def tokenize_prompts(
     tokenizer: PreTrainedTokenizerBase, template: str, questions: Sequence[str]
 ) -> list[tuple[list[int], list[int]]]:
-    """Tokenize prompts with the questions in them: what stands before and after the context."""
+    """Fill the questions into the prompt and tokenize it without the context.
+
+    Args:
+        template: the prompt, with `{question}` and `{context}`.
+
+    Returns:
+        For each question, the token ids before and after the context, end token included.
+    """
     parts = zip(*(split_template(template, question) for question in questions), strict=True)
     before, after = (
         tokenizer(
@@ -72,10 +82,10 @@ def tokenize_question(
     question: str,
     lengths: TokenizationParameters,
 ) -> tuple[list[int], list[int]]:
-    """Tokenize one prompt as `tokenize_prompts` does.
+    """Tokenize one prompt, as `tokenize_prompts` does.
 
     Raises:
-        InputError: too few tokens are left for the context.
+        InputError: the question leaves too few tokens for the context.
     """
     [prompt] = tokenize_prompts(tokenizer, template, [question])
     if problem := _lack_of_room(prompt, lengths):
@@ -103,7 +113,7 @@ def question_problems(
     template: str,
     lengths: TokenizationParameters,
 ) -> list[str | None]:
-    """Say why each question is too long to be read beside its context; None if it is not."""
+    """Return why each question leaves too few tokens for its context, or None if it does not."""
     return [
         _lack_of_room(prompt, lengths)
         for prompt in tokenize_prompts(tokenizer, template, questions)
@@ -119,15 +129,23 @@ def window_columns(
     abstains: bool,
     for_training: bool,
 ) -> dict[str, list[Any]]:
-    """Turn columns of questions (id, question, context, answers) into columns of windows.
+    """Turn columns of questions into columns of windows.
 
-    They are id, window (its number), input_ids and labels: the ids of the answer in the window or,
-    if the model `abstains`, of the abstention. Else a window without the answer has no labels, and
-    is left out `for_training`. So has and is a window with the words of an answer at another place
-    than the annotated one: it may answer the question or not (docs/large_corpora.md).
+    A window that holds an answer has its token ids as labels. A window without one has the
+    abstention as its label if the model `abstains`, and otherwise no labels. A window that has an
+    answer's words at another place than the annotated one may answer the question or not
+    (docs/large_corpora.md), so it has no labels either.
+
+    Args:
+        questions: columns id, question, context and answers.
+        abstains: whether the model learns to abstain.
+        for_training: leave out windows without labels.
+
+    Returns:
+        Columns id, window (its number), input_ids and labels.
 
     Raises:
-        InputError: a question leaves too few tokens for its context; names its id.
+        InputError: a question leaves too few tokens for its context; the error names its id.
     """
     contexts = tokenize_contexts(tokenizer, questions["context"])
     prompts = tokenize_prompts(tokenizer, prompt.template, questions["question"])
@@ -160,7 +178,7 @@ def window_columns(
 def question_windows(
     question: tuple[list[int], list[int]], context: ContextTokens, lengths: TokenizationParameters
 ) -> list[Window]:
-    """Put a tokenized question and each part of a tokenized context together, in order."""
+    """Combine a tokenized question with each part of a tokenized context, in order."""
     before, after = question
     ids, offsets = context
     size = lengths.max_source_length - len(before) - len(after)
@@ -174,7 +192,7 @@ def question_windows(
 
 
 def split_template(template: str, question: str) -> tuple[str, str]:
-    """Fill in the question; return the prompt's text before and after the context.
+    """Fill in the question and return the prompt's text before and after the context.
 
     >>> split_template("question: {question} context: {context}", "Who?")
     ('question: Who? context:', '')
@@ -193,7 +211,7 @@ def window_spans(n_tokens: int, size: int, stride: int) -> list[tuple[int, int]]
     [(0, 4), (3, 7), (6, 10)]
 
     Raises:
-        ValueError: `size` is not larger than `stride`, so that windows would not advance.
+        ValueError: `size` is not larger than `stride`, so the windows would not advance.
     """
     if size <= stride:
         raise ValueError(f"a window of {size} tokens cannot overlap its neighbour by {stride}")
@@ -207,7 +225,7 @@ def window_spans(n_tokens: int, size: int, stride: int) -> list[tuple[int, int]]
 def answer_in_window(
     texts: Sequence[str], starts: Sequence[int], window: tuple[int, int]
 ) -> str | None:
-    """Return the first answer that lies wholly inside the window (character span), or None."""
+    """Return the first answer that lies entirely inside the window's characters, or None."""
     for text, start in zip(texts, starts, strict=True):
         if window[0] <= start and start + len(text) <= window[1]:
             return text
@@ -215,59 +233,10 @@ def answer_in_window(
 
 
 def answer_words(texts: Iterable[str]) -> re.Pattern[str]:
-    """Compile what finds any of the answers as whole words; white space may differ.
+    """Compile a pattern that finds any of the answers as whole words; white space may differ.
 
     >>> bool(answer_words(["5 May"]).search("On 5\\nMay.")), bool(answer_words([]).search("5"))
     (True, False)
     """
     words = (r"\s+".join(map(re.escape, text.split())) for text in texts)
     return re.compile("|".join(rf"(?<!\w){answer}(?!\w)" for answer in words) or r"(?!)")
-
-
-def is_abstention(text: str, abstention: str) -> bool:
-    """Whether the text is empty or, but for case and outer white space, the abstention."""
-    return text.strip().casefold() in {"", abstention.casefold()}
-
-
-@dataclass(frozen=True)
-class WindowAnswer:
-    """What the model generated for one window of the question `id`.
-
-    `text` is the greedy output, `score` its log-probability. `answer` is the best answer that is
-    not the abstention, `answer_score` its log-probability, and `no_answer_score` the
-    log-probability of the abstention minus that of `answer`. `window` is the window's number.
-    """
-
-    id: str
-    text: str
-    score: float
-    answer: str
-    answer_score: float
-    no_answer_score: float
-    window: int
-
-
-def merge_windows(answers: Iterable[WindowAnswer], abstention: str) -> dict[str, WindowAnswer]:
-    """Merge window answers to one per question id, in order of first appearance.
-
-    A window that abstains says only that the answer is not in that window, so the most probable
-    answer of the other windows wins; the question is abstained on (text "") when all abstain,
-    with the least certain abstention as its score, and then the best answer is that of the window
-    nearest to answering. A question's no-answer score is its windows' lowest; its window is that
-    of its best answer.
-    """
-    windows: dict[str, list[WindowAnswer]] = {}
-    for answer in answers:
-        windows.setdefault(answer.id, []).append(answer)
-    return {id_: _merge(group, abstention) for id_, group in windows.items()}
-
-
-def _merge(windows: list[WindowAnswer], abstention: str) -> WindowAnswer:
-    nearest = min(windows, key=lambda window: window.no_answer_score)
-    answering = [window for window in windows if not is_abstention(window.text, abstention)]
-    if answering:
-        best = max(answering, key=lambda window: window.score)
-        text = best.text.strip()
-        return replace(best, text=text, answer=text, no_answer_score=nearest.no_answer_score)
-    least_certain = min(window.score for window in windows)
-    return replace(nearest, text="", score=least_certain, answer=nearest.answer.strip())

@@ -1,12 +1,11 @@
-"""Where fine-tuning helped and how surely: groups of questions, paired bootstrap intervals.
+"""Scores by group of questions, and paired bootstrap intervals of their differences.
 
-The interval is the percentile bootstrap over questions (Efron and Tibshirani 1993, chapter 13),
-paired: each resample draws questions and takes both models' scores on them.
+The interval is the percentile bootstrap over questions (Efron and Tibshirani 1993, chapter 13). It
+is paired: each resample draws questions and takes both models' scores on them.
 """
 
 import re
-from collections.abc import Hashable, Iterator, Mapping, Sequence
-from typing import Any
+from collections.abc import Iterator, Sequence
 
 import numpy as np
 import pandas as pd
@@ -20,7 +19,9 @@ _ANSWER_LENGTHS = {"1 word": 1, "2 words": 2, "3 words": 3, "4-5 words": 5, "6+ 
 
 
 def question_word(question: str) -> str:
-    """The first question word of an English question (whom and whose count as who), or "other".
+    """Return the first question word of an English question, or "other".
+
+    "whom" and "whose" count as "who".
 
     >>> question_word("In which year did it open?")
     'which'
@@ -32,10 +33,16 @@ def question_word(question: str) -> str:
 
 
 def groups(table: pd.DataFrame) -> Iterator[tuple[str, str, np.ndarray]]:
-    """Yield (group, subset, mask) of a question table, without empty subsets.
+    """Yield the groups of a question table, without empty subsets.
 
-    Context length is in quarters of the questions given, answer length in the words of the first
-    gold answer of the questions that have one.
+    Context length groups the questions in quarters. Answer length counts the words of the first
+    gold answer, and leaves out questions without one.
+
+    Args:
+        table: as in `breakdown`.
+
+    Yields:
+        (group, subset, mask): the mask selects the subset's rows.
     """
     everything = np.ones(len(table), dtype=bool)
     impossible = table["is_impossible"].to_numpy(dtype=bool)
@@ -62,15 +69,18 @@ def groups(table: pd.DataFrame) -> Iterator[tuple[str, str, np.ndarray]]:
 def bootstrap_interval(
     differences: np.ndarray, *, resamples: int, confidence: float, rng: np.random.Generator
 ) -> np.ndarray:
-    """Percentile interval of the mean difference.
+    """Return the percentile interval of the mean difference.
 
-    A resample is drawn as how often it holds each distinct difference, of which scores have few.
+    Scores differ by few distinct values, so each resample draws how often it holds each of them.
 
     Args:
-        differences: (questions, metrics), after minus before of each question.
+        differences: (questions, metrics), each question's score after minus before.
+        resamples: number of resamples.
+        confidence: 0..1.
+        rng: source of the resamples.
 
     Returns:
-        (2, metrics): the lower and the upper ends, in the unit of `differences`.
+        (2, metrics): the lower and upper ends, in the unit of `differences`.
     """
     n = len(differences)
     values, counts = np.unique(differences, axis=0, return_counts=True)
@@ -83,13 +93,20 @@ def bootstrap_interval(
 def breakdown(
     table: pd.DataFrame, labels: Sequence[str], *, resamples: int, confidence: float, seed: int
 ) -> pd.DataFrame:
-    """Mean EM and F1 (percent) of two models in every group, and their paired difference.
+    """Average EM and F1 of two models in every group, and their paired difference.
 
     Args:
-        table: one row per question with is_impossible, question_word, answer_words (missing for
-            questions without answers), context_words, and "<label> EM" and "<label> F1" of both
+        table: one row per question: is_impossible, question_word, answer_words (missing if the
+            question has no answers), context_words, and "<label> EM" and "<label> F1" for both
             labels, in percent.
         labels: the model before and the model after.
+        resamples: number of bootstrap resamples.
+        confidence: of the intervals, 0..1.
+        seed: of the resamples.
+
+    Returns:
+        One row per subset: group, subset, questions, and for each metric both means and the gain
+        with its interval ("gain", "gain low", "gain high"), in percent.
     """
     before, after = (
         table[[f"{label} {metric}" for metric in METRICS]].to_numpy(dtype=float) for label in labels
@@ -116,49 +133,3 @@ def breakdown(
             }
         rows.append(row)
     return pd.DataFrame(rows)
-
-
-def readable_breakdown(table: pd.DataFrame, confidence: float) -> pd.DataFrame:
-    """The breakdown as texts, each gain with its interval in brackets."""
-    shown = table[["group", "subset", "questions"]].copy()
-    for metric in METRICS:
-        for column in table.columns:
-            if column.startswith(f"{metric} ") and " gain" not in column:
-                shown[column] = table[column].map("{:.2f}".format)
-        shown[f"{metric} gain [{confidence:.0%}]"] = table.apply(_gain, axis=1, metric=metric)
-    return shown
-
-
-def breakdown_markdown(table: pd.DataFrame, confidence: float) -> str:
-    """The breakdown as Markdown."""
-    return _markdown(readable_breakdown(table, confidence))
-
-
-def readable_scores(table: pd.DataFrame, labels: Sequence[str], confidence: float) -> pd.DataFrame:
-    """Rows of the breakdown as texts, each metric in a row of its own."""
-    return pd.DataFrame(
-        {
-            "subset": row["subset"],
-            "metric": metric,
-            "questions": row["questions"],
-            **{label: f"{row[f'{metric} {label}']:.2f}" for label in labels},
-            f"gain [{confidence:.0%}]": _gain(row, metric),
-        }
-        for row in table.to_dict("records")
-        for metric in METRICS
-    )
-
-
-def scores_markdown(table: pd.DataFrame, labels: Sequence[str], confidence: float) -> str:
-    """The same as Markdown."""
-    return _markdown(readable_scores(table, labels, confidence))
-
-
-def _gain(row: Mapping[Hashable, Any], metric: str) -> str:
-    gain, low, high = (row[f"{metric} gain{end}"] for end in ("", " low", " high"))
-    return f"{gain:+.2f} [{low:+.2f}, {high:+.2f}]"
-
-
-def _markdown(shown: pd.DataFrame) -> str:
-    align = ["left", "left", *["right"] * (shown.shape[1] - 2)]
-    return shown.to_markdown(index=False, colalign=align, disable_numparse=True) + "\n"

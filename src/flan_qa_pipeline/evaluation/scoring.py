@@ -1,15 +1,15 @@
-"""SQuAD 2.0's exact match (EM) and F1, with the standard library alone.
+"""SQuAD 2.0's exact match (EM) and F1, computed with the standard library alone.
 
-Whatever this project scores, it scores here; ``squad_v2_scores`` hands the same scores to
-other programs as a module of ``evaluate``.
+This module computes all scores of the project; ``squad_v2_scores`` offers them to other programs
+as a module of ``evaluate``.
 
-The scores agree to the last digit with those of the official ``evaluate-v2.0.py`` run without
-no-answer probabilities (Rajpurkar, Jia and Liang 2018, arXiv:1806.03822). The empty string is an
-abstention. Per question, scores are fractions: exact is 0 or 1, f1 lies in 0..1. Over a set of
-questions, they are means in percent.
+The scores equal, to the last digit, those of the official ``evaluate-v2.0.py`` without no-answer
+probabilities (Rajpurkar, Jia and Liang 2018, arXiv:1806.03822). The empty string is an abstention.
+Scores of one question are fractions: exact match is 0 or 1, F1 lies in 0..1. Scores of a set of
+questions are means in percent.
 
-Two things are stricter than in the official script, which skips questions without a prediction and
-ignores predictions without a question: here both are errors.
+The official script skips questions without a prediction and ignores predictions without a
+question. Here both are errors.
 """
 
 import operator
@@ -18,7 +18,7 @@ import string
 from collections import Counter
 from collections.abc import Collection, Iterable, Mapping
 from functools import reduce
-from typing import TypeVar
+from typing import NamedTuple, TypeVar
 
 Row = TypeVar("Row")
 
@@ -27,25 +27,32 @@ _DROP_PUNCTUATION = str.maketrans("", "", string.punctuation)
 _IDS_NAMED = 5
 
 
+class QuestionScore(NamedTuple):
+    """Scores of one question: exact match is 0 or 1, F1 lies in 0..1."""
+
+    exact_match: int
+    f1: float
+
+
 def normalize_answer(text: str) -> str:
     """Lower-case, drop ASCII punctuation, drop English articles, then collapse white space.
 
-    Only ``string.punctuation`` is dropped: typographic quotes and dashes stay. White space is what
-    ``str.split`` takes for it, so a no-break space separates and a zero-width space does not.
+    Typographic quotes and dashes stay, since they are not in ``string.punctuation``. Words are
+    separated as ``str.split`` does it: by a no-break space, but not by a zero-width space.
     """
     bare = text.lower().translate(_DROP_PUNCTUATION)
     return " ".join(_ARTICLES.sub(" ", bare).split())
 
 
 def exact_match(prediction_text: str, answer: str) -> int:
-    """1 if both texts normalize to the same string, else 0."""
+    """Return 1 if both texts normalize to the same string, else 0."""
     return int(normalize_answer(prediction_text) == normalize_answer(answer))
 
 
 def token_f1(prediction_text: str, answer: str) -> float:
-    """F1 (0..1) of the normalized tokens, each counted as often as it occurs.
+    """Return the F1 (0..1) of the normalized tokens, each counted as often as it occurs.
 
-    Where either text has no tokens, 1 if neither has any, else 0.
+    If a text has no tokens, F1 is 1 if neither text has any, else 0.
     """
     predicted = normalize_answer(prediction_text).split()
     expected = normalize_answer(answer).split()
@@ -60,30 +67,35 @@ def token_f1(prediction_text: str, answer: str) -> float:
 
 
 def gold_answers(answers: Iterable[str]) -> list[str]:
-    """The answers whose normalized text is not empty, or the empty string where none remains."""
+    """Return the answers that normalize to some text, or the empty string if none does."""
     return [answer for answer in answers if normalize_answer(answer)] or [""]
 
 
-def score_question(prediction_text: str, answers: Iterable[str]) -> tuple[int, float]:
-    """``(exact, f1)`` of one question: for each score, the best over its gold answers.
+def score_question(prediction_text: str, answers: Iterable[str]) -> QuestionScore:
+    """Score one question; each score is the best over the gold answers.
 
-    ``answers`` are the question's answers as the data set gives them, empty if it has none.
+    Args:
+        prediction_text: the prediction; the empty string abstains.
+        answers: the data set's answers, none if the question has none.
     """
     golds = gold_answers(answers)
-    return (
-        max(exact_match(prediction_text, gold) for gold in golds),
-        max(token_f1(prediction_text, gold) for gold in golds),
+    return QuestionScore(
+        exact_match=max(exact_match(prediction_text, gold) for gold in golds),
+        f1=max(token_f1(prediction_text, gold) for gold in golds),
     )
 
 
 def per_question_scores(
     predictions: Mapping[str, str], references: Mapping[str, list[str]]
-) -> dict[str, tuple[int, float]]:
-    """``{id: (exact, f1)}`` in the order of the references.
+) -> dict[str, QuestionScore]:
+    """Score each question.
 
     Args:
-        predictions: question id to prediction text, the empty string being an abstention.
-        references: question id to the data set's answers, an empty list where it has none.
+        predictions: prediction texts by question id; the empty string abstains.
+        references: the data set's answers by question id; an empty list if there are none.
+
+    Returns:
+        Scores by question id, in the order of the references.
 
     Raises:
         ValueError: there are no references, or the ids of the two differ.
@@ -99,21 +111,21 @@ def per_question_scores(
     }
 
 
-def aggregate_scores(question_scores: Collection[tuple[int, float]]) -> dict[str, float]:
-    """Mean ``exact`` and ``f1`` in percent, and ``total``, the number of questions.
+def aggregate_scores(question_scores: Collection[QuestionScore]) -> dict[str, float]:
+    """Return mean ``exact`` and ``f1`` in percent, and ``total``, the number of questions.
 
-    The last digit of f1 depends on how it is summed: here by plain additions in the order given,
-    as the official script did before ``sum`` began to compensate for rounding in Python 3.12.
+    The last digit of f1 depends on the summation. This function adds in the given order, as the
+    official script did before Python 3.12, whose ``sum`` compensates for rounding.
 
     Raises:
         ValueError: there are no scores.
     """
     total = len(question_scores)
     if not total:
-        raise ValueError("No question scores to average; give those of at least one question.")
+        raise ValueError("There are no question scores to average; give at least one.")
     return {
-        "exact": 100.0 * sum(exact for exact, _ in question_scores) / total,
-        "f1": 100.0 * reduce(operator.add, (f1 for _, f1 in question_scores)) / total,
+        "exact": 100.0 * sum(score.exact_match for score in question_scores) / total,
+        "f1": 100.0 * reduce(operator.add, (score.f1 for score in question_scores)) / total,
         "total": total,
     }
 
@@ -121,16 +133,16 @@ def aggregate_scores(question_scores: Collection[tuple[int, float]]) -> dict[str
 def score_predictions(
     predictions: Mapping[str, str], references: Mapping[str, list[str]]
 ) -> dict[str, float]:
-    """The official script's scores: overall, and apart for questions with and without answers.
+    """Compute the official script's scores: overall, and for questions with and without answers.
 
     Args:
-        predictions: question id to prediction text, the empty string being an abstention.
-        references: question id to the data set's answers, an empty list where it has none.
+        predictions: prediction texts by question id; the empty string abstains.
+        references: the data set's answers by question id; an empty list if there are none.
 
     Returns:
-        ``exact`` and ``f1`` in percent and ``total``, a count; the same prefixed with ``HasAns_``
-        for the questions the data set gives an answer, and with ``NoAns_`` for the others. The
-        keys of an empty subset are left out.
+        ``exact`` and ``f1`` in percent and ``total``, the number of questions. The prefixes
+        ``HasAns_`` and ``NoAns_`` mark the same scores of the questions with and without answers;
+        an empty subset has none.
 
     Raises:
         ValueError: there are no references, or the ids of the two differ.
@@ -151,7 +163,7 @@ def score_predictions(
 
 
 def unique_by_id(pairs: Iterable[tuple[str, Row]], kind: str) -> dict[str, Row]:
-    """Turn ``(id, row)`` pairs into a dictionary; ``kind`` names the rows in the error.
+    """Turn ``(id, row)`` pairs into a dictionary. ``kind`` names the rows in the error.
 
     Raises:
         ValueError: an id comes more than once.

@@ -1,5 +1,6 @@
-"""The report's figures (plotly): scores, abstention, training, context length."""
+"""The report's figures: scores, abstention, training, context length, comparison."""
 
+from html import escape
 from typing import Any
 
 import numpy as np
@@ -7,7 +8,9 @@ import pandas as pd
 import plotly.graph_objects as go
 from plotly.subplots import make_subplots
 
-from flan_qa_pipeline.evaluation.thresholds import PrecisionRecall
+from flan_qa_pipeline.config.parameters import DataParameters, ModelParameters
+from flan_qa_pipeline.evaluation.no_answer_threshold import PrecisionRecall
+from flan_qa_pipeline.evaluation.subject import subject
 from flan_qa_pipeline.models.adapter import Adapter
 
 MODELS = ("baseline", "fine-tuned")
@@ -17,30 +20,36 @@ PERCENT = {"title": "percent", "range": [0, 105]}
 _LAYOUT: dict[str, Any] = {
     "template": "plotly_white",
     "legend": {"orientation": "h", "y": -0.2},
-    "margin": {"t": 60, "r": 20},
+    "margin": {"t": 80, "r": 20},
 }
 _POINTS_DRAWN = 400
 
 
-def plot_scores(score_table: pd.DataFrame) -> go.Figure:
-    """Draw EM and F1 before and after fine-tuning for each subset."""
+def _title(text: str, model: ModelParameters, data: DataParameters) -> dict[str, Any]:
+    return {"text": text, "subtitle": {"text": escape(subject(model, data))}}
+
+
+def plot_scores(
+    score_table: pd.DataFrame, model: ModelParameters, data: DataParameters
+) -> go.Figure:
+    """Draw each subset's EM and F1 before and after fine-tuning."""
     figure = make_subplots(cols=2, subplot_titles=["EM", "F1"], shared_yaxes=True)
     for column, metric in enumerate(("EM", "F1"), start=1):
-        for model, color in COLORS.items():
-            values = score_table[f"{metric} {model}"]
+        for label, color in COLORS.items():
+            values = score_table[f"{metric} {label}"]
             figure.add_bar(
-                name=model,
+                name=label,
                 x=score_table["subset"],
                 y=values,
                 text=values.round(1),
                 marker_color=color,
-                legendgroup=model,
+                legendgroup=label,
                 showlegend=column == 1,
                 col=column,
                 row=1,
             )
     figure.update_layout(
-        title="SQuAD 2.0 scores before and after fine-tuning",
+        title=_title("EM and F1 before and after fine-tuning", model, data),
         barmode="group",
         yaxis=PERCENT,
         **_LAYOUT,
@@ -48,18 +57,23 @@ def plot_scores(score_table: pd.DataFrame) -> go.Figure:
     return figure
 
 
-def plot_abstention(abstention_curve: pd.DataFrame, abstention_table: pd.DataFrame) -> go.Figure:
-    """Draw how right the answers given are when more and more questions are abstained on."""
+def plot_abstention(
+    abstention_curve: pd.DataFrame,
+    abstention_table: pd.DataFrame,
+    model: ModelParameters,
+    data: DataParameters,
+) -> go.Figure:
+    """Draw the precision of the answers given against the share of questions abstained on."""
     figure = go.Figure()
-    for model, color in COLORS.items():
-        rows = abstention_curve[abstention_curve["model"] == model].drop(columns="model")
+    for label, color in COLORS.items():
+        rows = abstention_curve[abstention_curve["model"] == label].drop(columns="model")
         if rows.empty:
             continue
         curve = PrecisionRecall(**{str(name): column.to_numpy() for name, column in rows.items()})
         points = np.linspace(0, len(curve.precision) - 1, _POINTS_DRAWN).round().astype(int)
         points = np.unique(points)
         figure.add_scatter(
-            name=f"{model} (average precision {curve.average_precision:.1f})",
+            name=f"{label} (average precision {curve.average_precision:.1f})",
             x=100 * curve.abstained[points],
             y=100 * curve.precision[points],
             customdata=np.column_stack([curve.thresholds, 100 * curve.recall])[points],
@@ -67,18 +81,18 @@ def plot_abstention(abstention_curve: pd.DataFrame, abstention_table: pd.DataFra
             "recall %{customdata[1]:.1f}%<br>threshold %{customdata[0]:.3g}",
             line_color=color,
         )
-        rows = abstention_table.query("model == @model and decision == 'train articles'")
+        rows = abstention_table.query("model == @label and decision == 'train articles'")
         for share in rows["abstained"] / rows["questions"]:
             at = int(np.abs(curve.abstained - share).argmin())
             figure.add_scatter(
-                name=f"{model}, threshold from train articles",
+                name=f"{label}, threshold from train articles",
                 x=[100 * curve.abstained[at]],
                 y=[100 * curve.precision[at]],
                 mode="markers",
                 marker={"size": 12, "color": color, "symbol": "diamond"},
             )
     figure.update_layout(
-        title="Precision of the answers given against abstention",
+        title=_title("Precision of the answers given against abstention", model, data),
         xaxis={"title": "questions abstained on, percent", "range": [0, 100]},
         yaxis={**PERCENT, "title": "mean F1 of the answers given, percent"},
         **_LAYOUT,
@@ -86,7 +100,7 @@ def plot_abstention(abstention_curve: pd.DataFrame, abstention_table: pd.DataFra
     return figure
 
 
-def plot_training(adapter: Adapter) -> go.Figure:
+def plot_training(adapter: Adapter, model: ModelParameters, data: DataParameters) -> go.Figure:
     """Draw loss, learning rate and the scores on held-out train articles over the steps."""
     log = pd.DataFrame(adapter.training["log"], columns=["step", *_CURVES])
     figure = make_subplots(
@@ -107,7 +121,7 @@ def plot_training(adapter: Adapter) -> go.Figure:
     best = adapter.training["best_step"]
     if best is not None:
         figure.add_vline(x=best, line_dash="dot", annotation_text="adapter kept", row=3, col=1)
-    figure.update_layout(title="Training", height=640, **_LAYOUT)
+    figure.update_layout(title=_title("Training", model, data), height=640, **_LAYOUT)
     figure.update_yaxes(title_text="loss", row=1)
     figure.update_yaxes(title_text="learning rate", row=2)
     figure.update_yaxes(title_text="percent", range=[0, 105], row=3)
@@ -124,28 +138,32 @@ _CURVES = {
 }
 
 
-def plot_context_length(breakdown_table: pd.DataFrame) -> go.Figure:
-    """Draw F1 against the length of the context, by quarters of the questions."""
+def plot_context_length(
+    breakdown_table: pd.DataFrame, model: ModelParameters, data: DataParameters
+) -> go.Figure:
+    """Draw F1 against context length, in quarters of the questions."""
     rows = breakdown_table[breakdown_table["group"] == "context length"]
     figure = go.Figure()
-    for model, color in COLORS.items():
+    for label, color in COLORS.items():
         figure.add_scatter(
-            name=model,
+            name=label,
             x=rows["subset"],
-            y=rows[f"F1 {model}"],
+            y=rows[f"F1 {label}"],
             customdata=rows["questions"],
             hovertemplate="%{y:.1f} on %{customdata} questions",
             mode="lines+markers",
             line_color=color,
         )
     figure.update_layout(
-        title="F1 against context length", yaxis={**PERCENT, "title": "F1, percent"}, **_LAYOUT
+        title=_title("F1 against context length", model, data),
+        yaxis={**PERCENT, "title": "F1, percent"},
+        **_LAYOUT,
     )
     return figure
 
 
 def plot_comparison(comparison_table: pd.DataFrame) -> go.Figure:
-    """Draw the F1 gain of the second version over the first in each group, with its interval."""
+    """Draw each group's F1 gain from the first version to the second, with its interval."""
     rows = comparison_table.iloc[::-1]
     figure = go.Figure()
     figure.add_scatter(

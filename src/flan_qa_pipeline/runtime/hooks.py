@@ -28,12 +28,16 @@ from flan_qa_pipeline.data.row_files import RowFiles
 from flan_qa_pipeline.data.tokenized import made_with, require_made_with
 from flan_qa_pipeline.datasets.reading import in_a_sentence, load
 from flan_qa_pipeline.errors import InputError, in_one_line
-from flan_qa_pipeline.evaluation.costs import node_times
+from flan_qa_pipeline.evaluation.run_costs import node_times
+from flan_qa_pipeline.evaluation.subject import subject
 from flan_qa_pipeline.hub import PROTOCOL, DataFiles, HubFiles, fetch
 from flan_qa_pipeline.models.adapter import provenance_of, require_trained_with
 from flan_qa_pipeline.models.device import peak_memory, resolve_attention, resolve_compute_dtype
 from flan_qa_pipeline.models.exchange import broadcast_json
 from flan_qa_pipeline.models.loading import check_base, hub_files, load_tokenizer
+from flan_qa_pipeline.pipelines.compare.nodes import LABELS
+from flan_qa_pipeline.reporting.figures import MODELS
+from flan_qa_pipeline.reporting.run_summary import print_next_steps, print_scores
 from flan_qa_pipeline.runtime.atomic_catalog import VersionNotSavedError
 from flan_qa_pipeline.runtime.processes import DistributedRunner, is_one_of_several, join
 from flan_qa_pipeline.runtime.provenance import git_commit, package_versions
@@ -239,13 +243,30 @@ class ProjectHooks:
         self._remove_empty_logs()
         if self._checkpoints:
             discard_checkpoints(self._checkpoints)
-        for name in ("score_table_markdown", "comparison_table_markdown"):
-            if name in pipeline.all_outputs():
-                click.echo(f"\n{catalog.load(name)}\n{catalog[name]._get_load_path()}")
-        for name in ("report", "comparison_report", "answers"):
-            if name in pipeline.all_outputs():
+        self._print_result(pipeline.all_outputs(), catalog)
+
+    def _print_result(self, outputs: set[str], catalog: CatalogProtocol[Any, Any]) -> None:
+        """Print the scores, where the results lie and what to do next."""
+        given = self._parameters
+        for table, labels, title in (
+            ("score_table", MODELS, subject(given.model, given.data)),
+            (
+                "comparison_table",
+                LABELS,
+                f"first: {given.compare.first}, second: {given.compare.second}",
+            ),
+        ):
+            if table in outputs:
+                print_scores(catalog.load(table), labels, given.reporting.confidence, title)
+        if "report" in outputs:
+            adapter: Any = catalog["adapter"]
+            print_next_steps(
+                str(catalog["report"]._get_load_path()), adapter.resolve_load_version()
+            )
+        for name in ("comparison_report", "answers"):
+            if name in outputs:
                 click.echo(catalog[name]._get_load_path())
-        if "merged_model" in pipeline.all_outputs():
+        if "merged_model" in outputs:
             click.echo(catalog["merged_model"]._filepath)
 
     def _remove_empty_logs(self) -> None:

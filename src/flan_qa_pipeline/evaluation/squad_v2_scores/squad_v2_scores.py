@@ -19,9 +19,9 @@ from flan_qa_pipeline.evaluation.scoring import (
 _ANSWER_FIELDS = ("text", "answer_start")
 
 _DESCRIPTION = """
-Exact match (EM) and F1 of SQuAD 2.0, equal to the last digit to those of the official script
-evaluate-v2.0.py run without no-answer probabilities. A question may have no answer in its
-paragraph; the right prediction is then an abstention, which is the empty string.
+Exact match (EM) and F1 of SQuAD 2.0. They equal, to the last digit, the scores of the official
+script evaluate-v2.0.py without no-answer probabilities. The context may not answer a question; the
+right prediction is then an abstention, the empty string.
 """
 
 _CITATION = """
@@ -44,16 +44,16 @@ Args:
         {"text": list of str, "answer_start": list of int} as in the data set squad_v2, or the
         official JSON's list of {"text": str, "answer_start": int}; empty for a question without
         answers.
-    Further fields, such as squad_v2's no_answer_probability, context or title, are not read.
+    The module ignores further fields, such as squad_v2's no_answer_probability, context or title.
 Returns:
     exact, f1: means over all questions in percent, 0 to 100.
     total: the number of questions.
-    HasAns_exact, HasAns_f1, HasAns_total: the same over the questions with answers.
-    NoAns_exact, NoAns_f1, NoAns_total: the same over the questions without answers.
-    The keys of an empty subset are left out.
+    HasAns_exact, HasAns_f1, HasAns_total: the same for the questions with answers.
+    NoAns_exact, NoAns_f1, NoAns_total: the same for the questions without answers.
+    An empty subset has no keys.
 Raises:
-    ValueError: an id comes more than once, predictions and references differ in their number or
-        their ids, a field is missing, or there is nothing to score.
+    ValueError: an id occurs more than once, predictions and references differ in number or ids, a
+        field is missing, or there is nothing to score.
     TypeError: a prediction_text is not a string, or answer texts are not a list of strings.
 Examples:
     >>> scores = evaluate.load("src/flan_qa_pipeline/evaluation/squad_v2_scores")
@@ -67,7 +67,7 @@ Examples:
 
 
 class SquadV2Scores(evaluate.Metric):
-    """EM and F1 of SQuAD 2.0, overall and apart for questions with and without answers."""
+    """EM and F1 of SQuAD 2.0, overall and for questions with and without answers."""
 
     def _info(self) -> evaluate.MetricInfo:
         text = datasets.Value("string")
@@ -100,7 +100,7 @@ class SquadV2Scores(evaluate.Metric):
         predictions: Iterable[Mapping[str, Any]],
         references: Iterable[Mapping[str, Any]],
     ) -> None:
-        """Add predictions and their references, keeping only the fields that scoring reads."""
+        """Add predictions and their references; keep only the fields that scoring reads."""
         super().add_batch(
             predictions=[_prediction_fields(prediction) for prediction in predictions],
             references=[_reference_fields(reference) for reference in references],

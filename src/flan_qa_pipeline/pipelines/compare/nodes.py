@@ -1,4 +1,4 @@
-"""Two saved versions side by side, question by question."""
+"""Compare two saved versions, question by question."""
 
 import logging
 from typing import Any
@@ -9,8 +9,9 @@ import plotly.graph_objects as go
 from flan_qa_pipeline.config.parameters import CompareParameters, ReportingParameters
 from flan_qa_pipeline.data.squad import one_line
 from flan_qa_pipeline.errors import InputError
-from flan_qa_pipeline.evaluation.breakdown import breakdown, breakdown_markdown, readable_breakdown
-from flan_qa_pipeline.reporting.report import outcome, render_report
+from flan_qa_pipeline.evaluation.breakdown import breakdown
+from flan_qa_pipeline.reporting.html_report import outcome, render_report
+from flan_qa_pipeline.reporting.tables import breakdown_markdown, readable_breakdown
 
 logger = logging.getLogger(__name__)
 
@@ -23,7 +24,11 @@ def pair_questions(
     second_question_table: pd.DataFrame,
     compare: CompareParameters,
 ) -> pd.DataFrame:
-    """Put the two versions' fine-tuned answers to the questions that both were asked together."""
+    """Pair both versions' fine-tuned answers to the questions that they share.
+
+    Raises:
+        InputError: the versions share no question, or a question differs between them.
+    """
     model = "fine-tuned"
     first, second = (
         table.set_index("id") for table in (first_question_table, second_question_table)
@@ -47,7 +52,11 @@ def pair_questions(
                 )
     left_out = len(first) + len(second) - 2 * len(shared)
     if left_out:
-        logger.info("Compared on %d shared questions; %d are in one only.", len(shared), left_out)
+        logger.info(
+            "Compared on %d shared questions; %d questions are in one version only.",
+            len(shared),
+            left_out,
+        )
     known = [c for c in first.columns if not c.startswith(("baseline", model))]
     pairs = first.loc[shared, known].copy()
     for label, table in zip(LABELS, (first, second), strict=True):
@@ -59,7 +68,7 @@ def pair_questions(
 def tabulate_comparison(
     question_pairs: pd.DataFrame, compare: CompareParameters, reporting: ReportingParameters
 ) -> tuple[pd.DataFrame, str]:
-    """Set both versions' EM and F1 side by side, each difference with its bootstrap interval."""
+    """Tabulate both versions' EM and F1, each difference with its bootstrap interval."""
     table = breakdown(
         question_pairs,
         LABELS,
@@ -72,7 +81,7 @@ def tabulate_comparison(
 
 
 def compare_costs(first_cost_table: pd.DataFrame, second_cost_table: pd.DataFrame) -> pd.DataFrame:
-    """Set what both versions cost side by side."""
+    """Join both versions' costs."""
     keys = ["kind", "quantity", "unit"]
     merged = first_cost_table.merge(
         second_cost_table, on=keys, how="outer", suffixes=(" first", " second"), sort=False
@@ -106,7 +115,7 @@ def build_comparison_report(
     compare: CompareParameters,
     reporting: ReportingParameters,
 ) -> str:
-    """Put the comparison's tables, figure and browsable questions into one HTML page."""
+    """Render the comparison's tables, figure and browsable questions as one HTML page."""
     return render_report(
         title="Two versions side by side",
         facts={"first": str(compare.first), "second": str(compare.second)},

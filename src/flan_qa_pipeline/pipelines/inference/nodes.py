@@ -45,7 +45,7 @@ def load_question_answerer(
     inference: InferenceParameters,
     fsdp: bool = False,
 ) -> QuestionAnswerer:
-    """Load the base model that the adapter names and attach the adapter, with its own prompt."""
+    """Load the base model and the prompt that the adapter records, and attach the adapter."""
     return QuestionAnswerer(
         adapter,
         tokenization=tokenization,
@@ -61,12 +61,15 @@ def load_question_answerer(
 def answer_questions(
     question_answerer: QuestionAnswerer, new_questions: QuestionFile, inference: InferenceParameters
 ) -> Iterator[pd.DataFrame]:
-    """Yield the file's rows with their answers, chunk by chunk; an unfit row tells its `error`.
+    """Yield the file's rows with their answers, chunk by chunk.
 
-    Columns: id, context, question, those of `answering.Answer` (its text as `answer`), and error.
+    A row that cannot be answered has the reason in `error`.
+
+    Yields:
+        Columns id, context, question, the fields of `Answer` (its text as `answer`), and error.
 
     Raises:
-        InputError: the file cannot be read to its end, before anything is answered.
+        InputError: the file cannot be read to its end; nothing has been answered.
     """
     new_questions = new_questions.named(inference.columns.model_dump(exclude_none=True))
     counts: Counter[str] = Counter()
@@ -93,7 +96,7 @@ def answer_questions(
 
 
 def answer_chunk(question_answerer: QuestionAnswerer, chunk: pd.DataFrame) -> pd.DataFrame:
-    """Answer the rows that can be answered; keep all of them, in order."""
+    """Answer the rows that can be answered; keep all rows, in order."""
     pairs = list(zip(chunk["context"], chunk["question"], strict=True))
     problems = [
         _id_problem(id_) or question_answerer.problem(*pair)
@@ -105,8 +108,8 @@ def answer_chunk(question_answerer: QuestionAnswerer, chunk: pd.DataFrame) -> pd
         )
     )
     rows = [{"error": problem} if problem else asdict(next(answers)) for problem in problems]
-    said = pd.DataFrame(rows, columns=list(ANSWER_DTYPES), index=chunk.index)
-    return chunk.join(said.astype(ANSWER_DTYPES)).rename(columns={"text": "answer"})
+    answered = pd.DataFrame(rows, columns=list(ANSWER_DTYPES), index=chunk.index)
+    return chunk.join(answered.astype(ANSWER_DTYPES)).rename(columns={"text": "answer"})
 
 
 def _id_problem(id_: str) -> str | None:

@@ -21,7 +21,7 @@ from transformers import (
 )
 from transformers.trainer_callback import ProgressCallback
 
-from flan_qa_pipeline.answering.generation import answer_windows
+from flan_qa_pipeline.answering.window_answers import answer_windows
 from flan_qa_pipeline.config.parameters import (
     GenerationParameters,
     LoraParameters,
@@ -34,8 +34,8 @@ from flan_qa_pipeline.config.parameters import (
 from flan_qa_pipeline.data.squad import gold_texts, one_line
 from flan_qa_pipeline.data.tokenized import require_made_of
 from flan_qa_pipeline.errors import InputError
-from flan_qa_pipeline.evaluation.costs import base_weights
 from flan_qa_pipeline.evaluation.scoring import score_predictions
+from flan_qa_pipeline.evaluation.weight_memory import base_weights
 from flan_qa_pipeline.models.adapter import (
     Adapter,
     attach_adapter,

@@ -10,7 +10,7 @@ from datasets import DatasetDict, concatenate_datasets
 from peft import PeftModel
 from transformers import PreTrainedModel
 
-from flan_qa_pipeline.answering.generation import answer_windows
+from flan_qa_pipeline.answering.window_answers import answer_windows
 from flan_qa_pipeline.config.parameters import (
     DataParameters,
     GenerationParameters,
@@ -20,55 +20,53 @@ from flan_qa_pipeline.config.parameters import (
 )
 from flan_qa_pipeline.data.squad import gold_texts, one_line
 from flan_qa_pipeline.data.tokenized import require_made_of
-from flan_qa_pipeline.evaluation.breakdown import (
-    breakdown,
-    breakdown_markdown,
-    question_word,
-    readable_breakdown,
-    readable_scores,
-    scores_markdown,
-)
-from flan_qa_pipeline.evaluation.costs import (
-    cost_markdown,
-    cost_rows,
-    memory_markdown,
-    memory_sizes,
-    readable_costs,
-    readable_memory,
-)
-from flan_qa_pipeline.evaluation.scoring import per_question_scores, score_predictions
-from flan_qa_pipeline.evaluation.thresholds import (
+from flan_qa_pipeline.evaluation.breakdown import breakdown, question_word
+from flan_qa_pipeline.evaluation.no_answer_threshold import (
     PrecisionRecall,
     abstention_rows,
     candidates,
     precision_recall,
 )
+from flan_qa_pipeline.evaluation.run_costs import cost_rows, memory_sizes
+from flan_qa_pipeline.evaluation.scoring import per_question_scores, score_predictions
+from flan_qa_pipeline.evaluation.subject import corpus_name, scored_on, subject
 from flan_qa_pipeline.models.adapter import Adapter, attach_adapter, provenance_of
 from flan_qa_pipeline.models.loading import load_base_model, load_tokenizer
 from flan_qa_pipeline.models.sharding import shard
 from flan_qa_pipeline.reporting.figures import MODELS
-from flan_qa_pipeline.reporting.report import render_report
+from flan_qa_pipeline.reporting.html_report import render_report
+from flan_qa_pipeline.reporting.tables import (
+    breakdown_markdown,
+    cost_markdown,
+    memory_markdown,
+    readable_breakdown,
+    readable_costs,
+    readable_memory,
+    readable_scores,
+    scores_markdown,
+)
 from flan_qa_pipeline.runtime.provenance import fingerprint_rows
 
 logger = logging.getLogger(__name__)
 
 ABSTENTION_NOTE = (
-    "A question is abstained on if its no-answer probability is above the threshold. "
-    "Train articles: the threshold of the best F1 on questions of train articles held out from "
-    "training. Best EM and best F1 on validation: the official script's best_exact and best_f1, "
-    "chosen on the very questions that are scored, so an upper bound and not a result."
+    "The model abstains on a question if its no-answer probability is above the threshold. "
+    "Train articles: the threshold with the best F1 on questions from train articles that were "
+    "held out from training. Best EM and best F1 on validation: the official script's best_exact "
+    "and best_f1, whose thresholds are chosen on the scored questions, so they are upper bounds "
+    "and not results."
 )
 COST_NOTE = (
-    "Training speed leaves evaluations out. Times are of the nodes that had ended when this table "
-    "was made; node_times.csv of the same version has all. Peaks are of the whole process."
+    "Training speed excludes evaluations. The table has the nodes that had ended when it was made; "
+    "node_times.csv of the same version has all nodes. Peaks cover the whole process."
 )
 MEMORY_NOTE = (
-    "Weights are the base's, calculated from its shapes, bfloat16 where NF4 is not: as loaded, "
-    "and as peft's prepare_model_for_kbit_training leaves them. NF4 here is packed, as with "
-    "model.dequantize=false. The training peak is measured: the "
-    "most that torch allocates in a step on the longest windows, with the batch and device named "
-    "and the run's compute dtype beside NF4; none where memory did not suffice or "
-    "reporting.memory_formats leaves the format out."
+    "The base's weights are calculated from their shapes, as loaded and as peft's "
+    "prepare_model_for_kbit_training leaves them; weights that are not in NF4 count as bfloat16. "
+    "NF4 here is packed, as with model.dequantize=false. The training peak is measured: the most "
+    "memory that torch allocates in a step on the longest windows, with the batch and the device "
+    "in the last column and the run's compute dtype beside NF4. It is missing if memory did not "
+    "suffice or if reporting.memory_formats excludes the format."
 )
 
 
@@ -132,7 +130,13 @@ def predict(
     )
     frame = pd.DataFrame(
         [
-            (answer.id, answer.text, answer.score, answer.answer, answer.no_answer_score)
+            (
+                answer.id,
+                answer.text,
+                answer.log_prob,
+                answer.answer,
+                answer.no_answer_log_odds,
+            )
             for answer in answers.values()
         ],
         columns=["id", "prediction_text", "score", "answer_text", "no_answer_score"],
@@ -175,8 +179,8 @@ def tabulate_questions(
         texts = _texts(predictions)
         scores = per_question_scores(texts, golds)
         columns[label] = [texts[id_] for id_ in frame["id"]]
-        columns[f"{label} EM"] = [100 * scores[id_][0] for id_ in frame["id"]]
-        columns[f"{label} F1"] = [100 * scores[id_][1] for id_ in frame["id"]]
+        columns[f"{label} EM"] = [100 * scores[id_].exact_match for id_ in frame["id"]]
+        columns[f"{label} F1"] = [100 * scores[id_].f1 for id_ in frame["id"]]
     return pd.DataFrame(columns)
 
 
@@ -283,6 +287,8 @@ def build_report(
     abstention_figure: go.Figure,
     training_figure: go.Figure,
     adapter: Adapter,
+    run_record: dict[str, Any],
+    model: ModelParameters,
     data: DataParameters,
     reporting: ReportingParameters,
 ) -> str:
@@ -292,13 +298,8 @@ def build_report(
         f"{reporting.bootstrap_resamples} resamples of questions."
     )
     return render_report(
-        title="SQuAD 2.0 before and after fine-tuning",
-        facts={
-            "base": adapter.provenance["model"]["name"],
-            "LoRA rank": str(adapter.config.r),
-            "training steps": str(adapter.training["steps"]),
-            "validation": f"{len(question_table)} questions of {data.validation_file}",
-        },
+        title=f"{subject(model, data)}, before and after fine-tuning",
+        facts=_facts(adapter, run_record, data, len(question_table)),
         tables={
             "Scores": (readable_scores(score_table, MODELS, reporting.confidence), interval),
             "Breakdown": (readable_breakdown(breakdown_table, reporting.confidence), interval),
@@ -315,6 +316,27 @@ def build_report(
         question_table=question_table,
         labels=MODELS,
     )
+
+
+def _facts(
+    adapter: Adapter, run_record: dict[str, Any], data: DataParameters, n_questions: int
+) -> dict[str, str]:
+    """List what the report's results come from."""
+    trained = adapter.training["run"]
+    git = run_record["git"]
+    facts = {
+        "version": run_record["run_id"],
+        "base": adapter.provenance["model"]["name"],
+        "adapter": trained.get("run_id"),
+        "LoRA rank": adapter.config.r,
+        "training steps": adapter.training["steps"],
+        "validation": f"{n_questions} questions from {scored_on(data)}",
+        "commit": git and git["commit"][:10] + (" with changes" if git["dirty"] else ""),
+    }
+    if parameters := trained.get("parameters"):
+        facts["training data"] = corpus_name(parameters["data"]["train_file"])
+        facts["seed"] = parameters["training"]["seed"]
+    return {name: str(value) for name, value in facts.items() if value is not None}
 
 
 def _texts(predictions: pd.DataFrame) -> dict[str, str]:

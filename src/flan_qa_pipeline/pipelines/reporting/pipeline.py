@@ -34,6 +34,7 @@ def create_pipeline(**kwargs: Any) -> Pipeline:
         "params:prompt",
         "params:generation",
     ]
+    subject = ["params:model", "params:data"]
     return Pipeline(
         [
             node(
@@ -134,28 +135,28 @@ def create_pipeline(**kwargs: Any) -> Pipeline:
             ),
             node(
                 plot_scores,
-                inputs="score_table",
+                inputs=["score_table", *subject],
                 outputs="score_figure",
                 name="plot_scores",
                 tags=["report"],
             ),
             node(
                 plot_abstention,
-                inputs=["abstention_curve", "abstention_table"],
+                inputs=["abstention_curve", "abstention_table", *subject],
                 outputs="abstention_figure",
                 name="plot_abstention",
                 tags=["report"],
             ),
             node(
                 plot_training,
-                inputs="adapter",
+                inputs=["adapter", *subject],
                 outputs="training_figure",
                 name="plot_training",
                 tags=["report"],
             ),
             node(
                 plot_context_length,
-                inputs="breakdown_table",
+                inputs=["breakdown_table", *subject],
                 outputs="context_length_figure",
                 name="plot_context_length",
                 tags=["report"],
@@ -181,7 +182,8 @@ def create_pipeline(**kwargs: Any) -> Pipeline:
                     "abstention_figure",
                     "training_figure",
                     "adapter",
-                    "params:data",
+                    "run_record",
+                    *subject,
                     "params:reporting",
                 ],
                 outputs="report",

@@ -12,7 +12,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from flan_qa_pipeline.reporting.report import (
+from flan_qa_pipeline.reporting.html_report import (
     browsable_questions,
     outcome,
     render_report,

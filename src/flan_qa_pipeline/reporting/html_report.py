@@ -1,7 +1,7 @@
-"""The report of a run as one HTML file that opens from disk, without network.
+"""The report: one HTML file that opens from disk without a network.
 
-Whatever comes from data reaches the page in one of two ways: escaped by Jinja, or as JSON in which
-no character can end the script element it stands in. The page shows the latter as text only.
+Data reaches the page in one of two ways: Jinja escapes it, or it is JSON in which no character can
+end the surrounding script element. The page shows values from the JSON as text only.
 """
 
 import json
@@ -22,27 +22,31 @@ _UNSAFE = {ord(char): f"\\u{ord(char):04x}" for char in "<>&"}
 
 
 def script_json(value: Any) -> Markup:
-    """JSON for a script element: ASCII, and without the characters that HTML gives a meaning.
+    """Encode a value as JSON for a script element: ASCII, with `<`, `>` and `&` escaped.
 
     Raises:
-        ValueError: the value holds NaN or an infinity, which JSON has not.
+        ValueError: the value holds NaN or an infinity, which JSON cannot express.
     """
     text = json.dumps(value, ensure_ascii=True, allow_nan=False, separators=(",", ":"))
     return Markup(text.translate(_UNSAFE))  # noqa: S704
 
 
 def outcome(before_exact: float, after_exact: float) -> str:
-    """What became of a question, by exact match before and after."""
+    """Name how exact match changed on a question: fixed, broken, still right or still wrong."""
     if after_exact:
         return "still right" if before_exact else "fixed"
     return "broken" if before_exact else "still wrong"
 
 
 def browsable_questions(question_table: pd.DataFrame, labels: tuple[str, str]) -> dict[str, Any]:
-    """Contexts and questions as the page's script reads them, each context once.
+    """Return the contexts, each once, and the questions for the page's script.
 
-    Offsets are in code points, as in SQuAD. `abstained` marks a question that has an answer and
-    that the second model abstained on.
+    Offsets count code points, as in SQuAD. `abstained` marks a question that has an answer but on
+    which the second model abstained.
+
+    Args:
+        question_table: one row per question, with each label's answer, EM and F1.
+        labels: the model before and the model after.
     """
     before, after = labels
     contexts: dict[str, int] = {}
@@ -72,7 +76,7 @@ def browsable_questions(question_table: pd.DataFrame, labels: tuple[str, str]) -
 
 
 def _cell(value: Any) -> tuple[str, bool]:
-    """The text of a table's cell, and whether it is a number."""
+    """Return the text of a cell, and whether it shows a number."""
     if pd.isna(value):
         return "", True
     if isinstance(value, float):
@@ -89,7 +93,19 @@ def render_report(
     question_table: pd.DataFrame,
     labels: tuple[str, str],
 ) -> str:
-    """Put tables (heading to cells and note), figures and the questions into one page."""
+    """Render the page.
+
+    Args:
+        title: the page's title and heading.
+        facts: name and value of each fact in the page's head.
+        tables: a table and a note for each heading.
+        figures: a figure for each name.
+        question_table: as in `browsable_questions`.
+        labels: the model before and the model after.
+
+    Returns:
+        The page as HTML.
+    """
     environment = Environment(autoescape=True, undefined=StrictUndefined)
     template = environment.from_string(TEMPLATE.read_text(encoding="utf-8"))
     return template.render(

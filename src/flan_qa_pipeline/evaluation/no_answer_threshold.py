@@ -1,10 +1,10 @@
 """Abstaining by threshold: SQuAD 2.0's sweep over no-answer probabilities.
 
-`best_threshold` is `find_best_thresh` and `precision_recall` is `make_precision_recall_eval` of
-the official ``evaluate-v2.0.py`` (Rajpurkar, Jia and Liang 2018, arXiv:1806.03822), over arrays.
-All arrays have one entry per question: `scores` are EM or F1 (0..1) of the best answer, had the
-question been answered; `na_probs` are no-answer probabilities; `has_answer` and `answered` say
-whether the question has a gold answer and whether that best answer is not empty.
+`best_threshold` and `precision_recall` compute `find_best_thresh` and `make_precision_recall_eval`
+of the official ``evaluate-v2.0.py`` (Rajpurkar, Jia and Liang 2018, arXiv:1806.03822) on arrays.
+All arrays have one entry per question: `scores` are EM or F1 (0..1) of the model's best answer, as
+if it never abstained; `na_probs` are no-answer probabilities; `has_answer` says whether the
+question has a gold answer, and `answered` whether the best answer is not empty.
 """
 
 from collections.abc import Mapping
@@ -17,25 +17,35 @@ from numpy.typing import ArrayLike
 from flan_qa_pipeline.evaluation.scoring import per_question_scores
 
 
-def no_answer_probability(no_answer_scores: ArrayLike) -> np.ndarray:
-    """Probability of abstaining, were abstention and best answer the only two choices.
+def no_answer_probability(no_answer_log_odds: ArrayLike) -> np.ndarray:
+    """Return the probability of abstaining if the best answer were the only alternative.
 
-    `no_answer_scores` are log-odds in nats: log-probability of the abstention minus that of the
-    best answer.
+    Args:
+        no_answer_log_odds: log-probability of the abstention minus the log-probability of the best
+            answer, in nats.
+
+    Returns:
+        Probabilities, 0..1, in the shape of the log-odds.
     """
     with np.errstate(over="ignore"):
-        probabilities: np.ndarray = 1 / (1 + np.exp(-np.asarray(no_answer_scores, dtype=float)))
+        probabilities: np.ndarray = 1 / (1 + np.exp(-np.asarray(no_answer_log_odds, dtype=float)))
     return probabilities
 
 
 def best_threshold(
     scores: np.ndarray, na_probs: np.ndarray, has_answer: np.ndarray, answered: np.ndarray
 ) -> tuple[float, float]:
-    """The best mean score in percent, and the threshold that gives it.
+    """Find the threshold of the best mean score.
 
-    A question is abstained on if its no-answer probability is above the threshold. As in the
-    official script, 0 stands for abstaining on every question, and questions of equal probability
-    are taken one by one, so that a threshold among them may promise slightly more than it keeps.
+    The model abstains on a question if its no-answer probability is above the threshold. As in the
+    official script, 0 means abstaining on every question. The script also sweeps questions of
+    equal probability one by one, so the score of a threshold among them can be slightly too high.
+
+    Returns:
+        The best mean score in percent, and its threshold.
+
+    Raises:
+        ValueError: there are no questions.
     """
     _require_questions(scores)
     order = np.argsort(na_probs, kind="stable")
@@ -49,17 +59,19 @@ def best_threshold(
 def apply_threshold(
     scores: np.ndarray, na_probs: np.ndarray, has_answer: np.ndarray, threshold: float
 ) -> np.ndarray:
-    """Scores after abstaining above the threshold: then 1 without a gold answer and 0 with one."""
+    """Score abstentions above the threshold: 1 without a gold answer, 0 with one."""
     return np.where(na_probs > threshold, (~has_answer).astype(float), scores)
 
 
 @dataclass(frozen=True)
 class PrecisionRecall:
-    """One point per distinct threshold, from the strictest on; shares are 0..1.
+    """Precision and recall at each distinct threshold, the strictest first; shares are 0..1.
 
-    `precision` is the mean score of the questions answered, counting 0 for one without a gold
-    answer; `recall` is the share of all that could be scored; `abstained` is the share of
-    questions not answered.
+    Attributes:
+        thresholds: the no-answer probabilities above which the model abstains.
+        precision: mean score of the questions answered; those without a gold answer score 0.
+        recall: sum of these scores, as a share of the questions with a gold answer.
+        abstained: share of the questions not answered.
     """
 
     thresholds: np.ndarray
@@ -69,21 +81,21 @@ class PrecisionRecall:
 
     @property
     def average_precision(self) -> float:
-        """Precision averaged over recall, in percent."""
+        """Average precision over recall, in percent."""
         return 100.0 * float(self.precision @ np.diff(self.recall, prepend=0.0))
 
 
 def precision_recall(
     scores: np.ndarray, na_probs: np.ndarray, has_answer: np.ndarray
 ) -> PrecisionRecall:
-    """Precision and recall of the answers given, at every threshold that can be set.
+    """Compute precision and recall of the answers given, at every distinct threshold.
 
     Raises:
         ValueError: there are no questions, or none has an answer.
     """
     _require_questions(scores)
     if not has_answer.any():
-        raise ValueError("No question has an answer, so that recall is undefined; give one.")
+        raise ValueError("No question has an answer, so recall is undefined; give at least one.")
     order = np.argsort(na_probs, kind="stable")
     true_positives = np.cumsum(np.where(has_answer, scores, 0.0)[order])
     given = np.arange(1, len(order) + 1)
@@ -101,15 +113,20 @@ def precision_recall(
 
 def _require_questions(scores: np.ndarray) -> None:
     if not len(scores):
-        raise ValueError("No question scores to sweep over; give those of at least one question.")
+        raise ValueError("There are no question scores; give at least one.")
 
 
 @dataclass(frozen=True)
 class Candidates:
-    """One model's answers to a set of questions; arrays as the module says, scores by metric.
+    """One model's scored answers to a set of questions; the module describes the arrays.
 
-    `scores` and `answered` are of the best answer, `greedy_scores` and `greedy_answered` of the
-    greedy output, which may be an abstention.
+    Attributes:
+        scores: EM and F1 of the best answers.
+        na_probs: no-answer probabilities.
+        has_answer: which questions have a gold answer.
+        answered: which best answers are not empty.
+        greedy_scores: EM and F1 of the greedy outputs, which may be abstentions.
+        greedy_answered: which greedy outputs are not abstentions.
     """
 
     scores: dict[str, np.ndarray]
@@ -120,7 +137,7 @@ class Candidates:
     greedy_answered: np.ndarray
 
     def after(self, threshold: float) -> tuple[dict[str, np.ndarray], np.ndarray]:
-        """Scores by metric, and which questions are abstained on, under a threshold."""
+        """Return EM and F1 under a threshold, and which questions the model then abstains on."""
         scores = {
             metric: apply_threshold(values, self.na_probs, self.has_answer, threshold)
             for metric, values in self.scores.items()
@@ -128,13 +145,21 @@ class Candidates:
         return scores, (self.na_probs > threshold) | ~self.answered
 
     def best(self, metric: str) -> float:
-        """The threshold that is best for a metric on these questions."""
+        """Return the best threshold for a metric on these questions."""
         values = self.scores[metric]
         return best_threshold(values, self.na_probs, self.has_answer, self.answered)[1]
 
 
 def candidates(golds: Mapping[str, list[str]], predictions: pd.DataFrame) -> Candidates:
-    """Score one model's predictions (as `predict` makes them), in the order of the golds."""
+    """Score one model's predictions.
+
+    Args:
+        golds: the data set's answers by question id; the arrays follow its order.
+        predictions: columns id, prediction_text, answer_text and no_answer_score.
+
+    Raises:
+        ValueError: a question has no prediction.
+    """
     ordered = predictions.set_index("id")
     best, greedy = (
         {id_: texts[id_] for id_ in golds if id_ in texts}
@@ -142,8 +167,11 @@ def candidates(golds: Mapping[str, list[str]], predictions: pd.DataFrame) -> Can
     )
 
     def scores(texts: dict[str, str]) -> dict[str, np.ndarray]:
-        rows = np.array(list(per_question_scores(texts, golds).values()), dtype=float)
-        return {"EM": rows[:, 0], "F1": rows[:, 1]}
+        rows = per_question_scores(texts, golds).values()
+        return {
+            "EM": np.array([row.exact_match for row in rows], dtype=float),
+            "F1": np.array([row.f1 for row in rows], dtype=float),
+        }
 
     best_scores, greedy_scores = scores(best), scores(greedy)
     return Candidates(
@@ -157,10 +185,18 @@ def candidates(golds: Mapping[str, list[str]], predictions: pd.DataFrame) -> Can
 
 
 def abstention_rows(answers: Candidates, calibration: Candidates | None) -> list[dict[str, object]]:
-    """Ways to decide when to abstain, each with its threshold, abstentions and scores in percent.
+    """Compare ways to decide when to abstain.
 
-    Abstention precision is the share of the abstentions that are right, recall the share of the
-    questions without answers that are abstained on; missing where there are none.
+    Abstention precision is the share of abstentions that are right; abstention recall is the share
+    of the questions without answers on which the model abstains. Either is missing if it divides
+    by zero.
+
+    Args:
+        answers: the scored validation questions.
+        calibration: scored questions of train articles that choose a threshold, if there are any.
+
+    Returns:
+        A row for each way: its threshold, abstentions, and scores in percent.
     """
     greedy_abstains = ~answers.greedy_answered
     rows = [_row(answers, "greedy", None, answers.greedy_scores, greedy_abstains)]

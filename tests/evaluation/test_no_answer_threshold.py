@@ -7,7 +7,7 @@ from datasets import Dataset, DatasetDict
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from flan_qa_pipeline.evaluation.thresholds import (
+from flan_qa_pipeline.evaluation.no_answer_threshold import (
     abstention_rows,
     apply_threshold,
     best_threshold,
@@ -139,7 +139,7 @@ def test_no_threshold_beats_the_best_and_distinct_probabilities_reach_it(questio
 
 def test_nothing_to_sweep_over():
     empty = np.array([])
-    with pytest.raises(ValueError, match="No question scores to sweep over"):
+    with pytest.raises(ValueError, match="There are no question scores; give at least one."):
         best_threshold(empty, empty, empty.astype(bool), empty.astype(bool))
 
 
@@ -200,17 +200,17 @@ def test_a_question_without_prediction_is_named():
         candidates(GOLDS | {"e": []}, PREDICTIONS)
 
 
-def tabulate_and_plot(golds):
+def tabulate_and_plot(golds, parameters):
     answers = [{"text": texts, "answer_start": [0] * len(texts)} for texts in golds.values()]
     asked = Dataset.from_dict({"id": list(golds), "answers": answers})
     table, markdown, curve = tabulate_abstention(
         DatasetDict(validation=asked, calibration=asked), *[PREDICTIONS] * 4
     )
-    return table, curve, plot_abstention(curve, table)
+    return table, curve, plot_abstention(curve, table, parameters.model, parameters.data)
 
 
-def test_the_curve_has_every_threshold_and_the_figure_draws_it():
-    table, curve, figure = tabulate_and_plot(GOLDS)
+def test_the_curve_has_every_threshold_and_the_figure_draws_it(parameters):
+    table, curve, figure = tabulate_and_plot(GOLDS, parameters)
     assert table["model"].unique().tolist() == ["baseline", "fine-tuned"]
     for _, rows in curve.groupby("model"):
         assert rows["abstained"].tolist() == [0.75, 0.5, 0.25, 0.0]
@@ -222,7 +222,7 @@ def test_the_curve_has_every_threshold_and_the_figure_draws_it():
     assert diamond.x == (50,)
 
 
-def test_without_answerable_questions_there_is_no_curve():
-    table, curve, figure = tabulate_and_plot(dict.fromkeys(GOLDS, []))
+def test_without_answerable_questions_there_is_no_curve(parameters):
+    table, curve, figure = tabulate_and_plot(dict.fromkeys(GOLDS, []), parameters)
     assert len(table) == 8
     assert curve.empty and not figure.data

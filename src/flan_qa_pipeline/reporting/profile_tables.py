@@ -9,13 +9,13 @@ from rich.table import Table
 from flan_qa_pipeline.config.parameters import TokenizationParameters
 from flan_qa_pipeline.data.profile import Profile
 
-REASONS = 12  # at most, in the table
+REASONS = 12  # the most that the table lists
 
 
 def profile_tables(
     profile: Profile, rejected: pd.DataFrame, tokenization: TokenizationParameters
 ) -> Iterator[Table]:
-    """Yield tables of the counts, the lengths, the windows and the rejected records."""
+    """Yield tables of the counts, lengths, windows and rejected records."""
     yield _table(profile.counts, [profile.counts.values()])
     yield _table(
         ["tokens", "median", "95%", "longest"],
@@ -42,7 +42,7 @@ def profile_tables(
 
 
 def _table(columns: Iterable[str], rows: Iterable[Iterable[str | int]]) -> Table:
-    """Make a table with numbers to the right and texts to the left."""
+    """Lay out a table, numbers aligned right and texts left."""
     table = Table(show_edge=False, pad_edge=False)
     rows = [list(row) for row in rows]
     for column, value in zip(columns, rows[0], strict=True):
@@ -55,7 +55,7 @@ def _table(columns: Iterable[str], rows: Iterable[Iterable[str | int]]) -> Table
 
 
 def _reasons(rejected: pd.DataFrame) -> Iterator[tuple[str, int, str]]:
-    """Count the problems, whose own texts and numbers are left out, the most frequent first."""
+    """Count the problems by kind, without the texts and numbers in them, most frequent first."""
     places = rejected["place"].where(rejected["place"] != "", rejected["id"])
     kinds = rejected["problem"].map(lambda problem: re.sub(r"'[^']*'|-?\d[\d,]*", "…", problem))
     counts = kinds.value_counts()

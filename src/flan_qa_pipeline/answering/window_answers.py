@@ -1,0 +1,98 @@
+"""Answers to questions whose contexts are read in windows, merged to one per question."""
+
+from collections.abc import Iterable
+from dataclasses import dataclass, replace
+
+from datasets import Dataset
+from peft import PeftModel
+from transformers import PreTrainedModel, PreTrainedTokenizerBase
+
+from flan_qa_pipeline.answering.generation import (
+    GeneratedAnswer,
+    generate_answers,
+    is_abstention,
+)
+from flan_qa_pipeline.config.parameters import GenerationParameters, PromptParameters
+
+
+@dataclass(frozen=True)
+class WindowAnswer(GeneratedAnswer):
+    """The model's answer to one window of a question.
+
+    Attributes:
+        id: the question's id.
+        window: the window's number, from 0.
+    """
+
+    id: str
+    window: int
+
+
+def answer_windows(
+    model: PreTrainedModel | PeftModel,
+    tokenizer: PreTrainedTokenizerBase,
+    windows: Dataset,
+    prompt: PromptParameters,
+    generation: GenerationParameters,
+    description: str | None = None,
+) -> dict[str, WindowAnswer]:
+    """Answer tokenized windows and merge their answers.
+
+    Args:
+        windows: columns id, window (its number) and input_ids.
+        description: the progress bar's label; None shows no bar.
+
+    Returns:
+        One answer per question id, in the order in which the ids first appear.
+    """
+    generated = generate_answers(
+        model,
+        tokenizer,
+        windows["input_ids"][:],
+        abstention=prompt.abstention,
+        batch_tokens=generation.batch_tokens,
+        max_new_tokens=generation.max_new_tokens,
+        description=description,
+    )
+    return merge_windows(
+        (
+            WindowAnswer(**vars(answer), id=id_, window=number)
+            for id_, number, answer in zip(
+                windows["id"][:], windows["window"][:], generated, strict=True
+            )
+        ),
+        prompt.abstention,
+    )
+
+
+def merge_windows(answers: Iterable[WindowAnswer], abstention: str) -> dict[str, WindowAnswer]:
+    """Merge the answers to windows into one answer per question.
+
+    A window that abstains says only that it does not hold the answer, so the most probable answer
+    of the other windows wins. If all windows abstain, so does the question: its `text` is "", its
+    `log_prob` that of the least certain abstention, and its best answer comes from the window
+    that is nearest to answering. A question has the lowest `no_answer_log_odds` of its windows,
+    and the number of the window that gave its best answer.
+
+    Args:
+        answers: one answer per window.
+        abstention: the text by which the model says that a window holds no answer.
+
+    Returns:
+        One answer per question id, in the order in which the ids first appear.
+    """
+    windows: dict[str, list[WindowAnswer]] = {}
+    for answer in answers:
+        windows.setdefault(answer.id, []).append(answer)
+    return {id_: _merge(group, abstention) for id_, group in windows.items()}
+
+
+def _merge(windows: list[WindowAnswer], abstention: str) -> WindowAnswer:
+    nearest = min(windows, key=lambda window: window.no_answer_log_odds)
+    answering = [window for window in windows if not is_abstention(window.text, abstention)]
+    if answering:
+        best = max(answering, key=lambda window: window.log_prob)
+        text = best.text.strip()
+        return replace(best, text=text, answer=text, no_answer_log_odds=nearest.no_answer_log_odds)
+    least_certain = min(window.log_prob for window in windows)
+    return replace(nearest, text="", log_prob=least_certain, answer=nearest.answer.strip())

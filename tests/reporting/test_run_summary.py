@@ -1,0 +1,52 @@
+"""What a run prints at its end, as a terminal of 80 columns shows it."""
+
+import re
+
+import pandas as pd
+import pytest
+
+from flan_qa_pipeline.reporting.run_summary import WIDTH, print_next_steps, print_scores
+
+LABELS = ("baseline", "fine-tuned")
+
+
+@pytest.fixture
+def table():
+    rows = []
+    for group, subset in (("all", "overall"), ("answerable", "NoAns"), ("question word", "who")):
+        row = {"group": group, "subset": subset, "questions": 123_456}
+        for metric in ("EM", "F1"):
+            row |= {f"{metric} {label}": 100.0 for label in LABELS}
+            row |= {f"{metric} gain": -51.25, f"{metric} gain low": -100.0}
+            row[f"{metric} gain high"] = -33.333
+        rows.append(row)
+    return pd.DataFrame(rows)
+
+
+def test_scores_fit_the_terminal_and_keep_their_digits(table, capsys, monkeypatch):
+    monkeypatch.setenv("COLUMNS", "200")
+    print_scores(table, LABELS, 0.95, "t5 on [bold]a.json")
+    lines = capsys.readouterr().out.splitlines()
+    assert max(map(len, lines)) <= WIDTH
+    assert "t5 on [bold]a.json" in lines
+    rows = [re.sub("[│┃]", " ", line).split() for line in lines]
+    assert rows[3] == ["subset", "metric", "questions", *LABELS, "gain", "[95%]"]
+    expected = ["123456", "100.00", "100.00", "-51.25", "[-100.00,", "-33.33]"]
+    assert [row for row in rows if "123456" in row] == [
+        [subset, metric, *expected] for subset in ("overall", "NoAns") for metric in ("EM", "F1")
+    ]
+
+
+def test_three_lines_say_what_to_do_next(capsys):
+    report = "/a/long/path" * 10 + "/[bold]/report.html"
+    print_next_steps(report, "2026-11-24T18.19.09.442Z")
+    where, ask, compare = capsys.readouterr().out.splitlines()
+    assert where.split(maxsplit=1) == ["Report", report]
+    assert ask.endswith(" kedro ask --load-versions=adapter:2026-11-24T18.19.09.442Z")
+    assert "compare.first=" in compare and "compare.second=" in compare
+    assert max(map(len, (ask, compare))) <= WIDTH
+
+
+def test_the_latest_adapter_needs_no_version(capsys):
+    print_next_steps("report.html")
+    assert capsys.readouterr().out.splitlines()[1] == "Ask      kedro ask"
