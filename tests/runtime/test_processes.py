@@ -2,6 +2,7 @@
 
 import json
 import os
+import shutil
 import signal
 import subprocess
 import sys
@@ -20,6 +21,7 @@ from kedro.framework.startup import bootstrap_project
 from kedro.io import DatasetError
 from safetensors.torch import load_file
 from torch.distributed.elastic.multiprocessing.errors import ChildFailedError, ProcessFailure
+from transformers import BitsAndBytesConfig, T5ForConditionalGeneration
 
 from flan_qa_pipeline.config.validation import check_parameters
 from flan_qa_pipeline.errors import InputError, ProcessFailedError
@@ -235,6 +237,30 @@ def test_a_sharded_base_trains_resumes_and_answers_as_a_whole_one(drawing, optio
     path = Path("data/07_model_output/finetuned_predictions.parquet")
     one, two = (pd.read_parquet(path / v / path.name) for v in (alone, version))
     pd.testing.assert_frame_equal(two, one, check_exact=True)
+
+
+@pytest.mark.slow
+def test_a_base_stored_in_4_bits_is_sharded_like_one_packed_at_load(project, options, tiny_base):
+    stored = shutil.copytree(tiny_base, project / "stored")
+    packed = BitsAndBytesConfig(
+        load_in_4bit=True,
+        bnb_4bit_quant_type="nf4",
+        bnb_4bit_use_double_quant=True,
+        llm_int8_skip_modules=["wo"],
+    )
+    T5ForConditionalGeneration.from_pretrained(
+        tiny_base, dtype=torch.float32, quantization_config=packed
+    ).save_pretrained(stored)
+    sharded = {"model.skip_modules": "wo", "distributed.fsdp": "true", "training.max_steps": 2}
+    sharded["distributed.num_processes"] = 2
+    trained = []
+    for base, nodes in ((tiny_base, TRAINING[1:]), (stored, TRAINING)):
+        parameters = options | sharded | {"model.name": str(base)}
+        done = run_in_two(*KEDRO, *nodes, given(parameters))
+        assert done.returncode == 0, done.stderr
+        trained.append(adapter(last_version("adapter"))[0])
+    for name, tensor in trained[0].items():
+        assert torch.equal(trained[1][name], tensor), name
 
 
 def test_a_base_is_spread_over_several_processes_only(project, options):

@@ -178,7 +178,10 @@ class ModelParameters(_Section):
     """The 4-bit data type."""
     double_quant: bool
     """Quantizes the quantization constants, too."""
-    skip_modules: Names
+    skip_modules: Annotated[
+        list[str],
+        BeforeValidator(lambda names: names.split("+") if isinstance(names, str) else names),
+    ]
     """Linear layers that stay in the compute dtype (`llm_int8_skip_modules`). `[]` quantizes all of
     them."""
     dequantize: Literal["auto"] | bool

@@ -12,6 +12,7 @@ from collections.abc import Sequence
 from concurrent.futures import ProcessPoolExecutor
 from concurrent.futures.process import BrokenProcessPool
 from multiprocessing import get_context
+from typing import Any
 
 import torch
 import transformers
@@ -34,7 +35,13 @@ from transformers.trainer_callback import PrinterCallback
 from flan_qa_pipeline.config.parameters import Format, ModelParameters, TrainingParameters
 from flan_qa_pipeline.models.device import resolve_compute_dtype
 from flan_qa_pipeline.models.fused_lora import fuse
-from flan_qa_pipeline.models.loading import base_folder, load_base_model, load_tokenizer
+from flan_qa_pipeline.models.loading import (
+    as_transformers_t5,
+    base_folder,
+    is_stored_in_4_bits,
+    load_base_model,
+    load_tokenizer,
+)
 from flan_qa_pipeline.training.torch_private import peak_of_profile
 from flan_qa_pipeline.training.transformers_private import use_one_gpu
 
@@ -100,7 +107,10 @@ def _quietly() -> None:
 
 
 def load_by_libraries(form: Format, model: ModelParameters) -> PreTrainedModel:
-    """Load the base in a format as transformers and bitsandbytes document it."""
+    """Load the base as transformers and bitsandbytes document it.
+
+    They get the unpacked weights of a base that is stored in 4 bits.
+    """
     quantized = form.startswith("NF4")
     dtype = resolve_compute_dtype(model.compute_dtype) if quantized else getattr(torch, form)
     nf4 = BitsAndBytesConfig(
@@ -109,8 +119,15 @@ def load_by_libraries(form: Format, model: ModelParameters) -> PreTrainedModel:
         bnb_4bit_use_double_quant=True,
         bnb_4bit_compute_dtype=dtype,
     )
+    source: dict[str, Any] = {"pretrained_model_name_or_path": base_folder(model)}
+    if is_stored_in_4_bits(model):
+        unpacked = load_base_model(model.model_copy(update={"dequantize": True}))
+        plain = as_transformers_t5(unpacked)
+        plain.config.tie_word_embeddings = True  # of embeddings; the head differs from them
+        source = {"pretrained_model_name_or_path": None, "config": plain.config}
+        source["state_dict"] = plain.state_dict()
     base = T5ForConditionalGeneration.from_pretrained(
-        base_folder(model),
+        **source,
         local_files_only=True,
         dtype=dtype,
         quantization_config=nf4 if quantized else None,

@@ -38,10 +38,10 @@ from flan_qa_pipeline.models.adapter import (
 from flan_qa_pipeline.models.fused_lora import fuse
 from flan_qa_pipeline.models.loading import (
     as_transformers_t5,
-    dequantize,
     load_base_model,
     load_tokenizer,
 )
+from flan_qa_pipeline.models.quantization import dequantize
 from flan_qa_pipeline.models.sharding import shard
 from flan_qa_pipeline.runtime.provenance import (
     fingerprint_json,
