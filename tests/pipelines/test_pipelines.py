@@ -760,6 +760,7 @@ def test_registered_pipelines(project):
         "inference",
         "compare",
         "starter",
+        "pretrain",
     }
     assert not any("train" in node.tags for node in pipelines["evaluate"].nodes)
     for name in ("__default__", "inference", "compare"):

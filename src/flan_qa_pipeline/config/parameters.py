@@ -7,7 +7,7 @@ is its description on the documentation's page of parameters.
 
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any, Literal, Self
 
 from pydantic import (
     AfterValidator,
@@ -17,12 +17,14 @@ from pydantic import (
     Field,
     ValidationInfo,
     field_validator,
+    model_validator,
 )
 
 Fraction = Annotated[float, Field(ge=0, lt=1)]
 Positive = Annotated[int, Field(gt=0, lt=2**31)]
 Seed = Annotated[int, Field(ge=0, lt=2**32)]
 LearningRate = Annotated[float, Field(gt=0, le=10)]
+Weight = Annotated[float, Field(ge=0, le=1_000_000)]
 Strategy = Annotated[
     Literal["no", "steps", "epoch"],
     BeforeValidator(lambda value: "no" if value is False else value),  # YAML reads no as false
@@ -76,6 +78,13 @@ def _share_or_whole(steps: float) -> float:
     if steps > 1 and not (steps.is_integer() and steps < 2**31):
         raise ValueError("give a whole number of steps, or a share of all below 1")
     return steps
+
+
+def _require_slots(template: str, *slots: str) -> str:
+    for slot in slots:
+        if template.count(f"{{{slot}}}") != 1:
+            raise ValueError(f"it must contain {{{slot}}} exactly once")
+    return template
 
 
 def _without_nul(path: str) -> str:
@@ -209,10 +218,7 @@ class PromptParameters(_Section):
     @field_validator("template")
     @classmethod
     def _has_both_fields(cls, template: str) -> str:
-        for field in ("{question}", "{context}"):
-            if template.count(field) != 1:
-                raise ValueError(f"it must contain {field} exactly once")
-        return template
+        return _require_slots(template, "question", "context")
 
 
 class TokenizationParameters(_Section):
@@ -509,6 +515,145 @@ class StarterParameters(_Section):
     """The base model's training."""
 
 
+class PretrainPromptParameters(_Section):
+    """A prompt of pretraining, and how it wants the model to abstain."""
+
+    template: str
+    abstention: Annotated[str, Field(min_length=1)]
+
+    @field_validator("template")
+    @classmethod
+    def _has_both_slots(cls, template: str) -> str:
+        return _require_slots(template, "question", "context")
+
+
+class ShapeParameters(_Section):
+    """A batch's rows in each process, and the lengths in tokens that they are padded to."""
+
+    rows: Positive
+    source: Annotated[int, Field(ge=8, le=65536)]
+    target: Annotated[int, Field(ge=3, le=65536)]
+
+
+class PretrainBatchesParameters(_Section):
+    """Shapes of the three kinds of batches, and how span corruption removes tokens.
+
+    `short` and `long` hold questions; the longest input and target of a question are those of
+    `long`.
+    """
+
+    denoising: ShapeParameters
+    short: ShapeParameters
+    long: ShapeParameters
+    noise_density: Annotated[float, Field(gt=0, lt=1)]
+    mean_span_length: Annotated[float, Field(ge=1, le=1000)]
+
+
+class MixtureParameters(_Section):
+    """Shares of the kinds of batches and rows in a stage.
+
+    `denoising` is the share of batches with span corruption. `cloze`, `answerable`,
+    `unanswerable`, `asking` and `generated` are weights of rows in the other batches. Of the
+    answerable questions `edited` are made unanswerable, and `substituted` of the others get another
+    answer, in the context too.
+    """
+
+    denoising: Fraction
+    cloze: Weight
+    answerable: Weight
+    unanswerable: Weight
+    asking: Weight
+    generated: Weight
+    edited: Fraction
+    substituted: Fraction
+
+    @model_validator(mode="after")
+    def _has_rows(self) -> Self:
+        if not any((self.cloze, self.answerable, self.unanswerable, self.asking, self.generated)):
+            raise ValueError("one of the weights cloze … generated must be above 0")
+        return self
+
+
+class StageParameters(_Section):
+    """Steps with one mixture: a linear warm-up, a constant rate, a linear decay at the end."""
+
+    steps: Positive
+    warmup_steps: Annotated[int, Field(ge=0, lt=2**31)]
+    decay_steps: Annotated[int, Field(ge=0, lt=2**31)]
+    mixture: MixtureParameters
+
+
+class PretrainOptimizerParameters(_Section):
+    """Largest learning rates: Muon's for the layers' matrices, AdamW's for the rest."""
+
+    matrix_lr: LearningRate
+    embedding_lr: LearningRate
+    head_lr: LearningRate
+    other_lr: LearningRate
+    weight_decay: Annotated[float, Field(ge=0, le=1)]
+    max_grad_norm: Annotated[float, Field(gt=0, le=1_000_000)]
+
+
+class PhaseParameters(_Section):
+    """Stages that share an optimizer; the next phase begins with a new one."""
+
+    optimizer: PretrainOptimizerParameters
+    stages: Annotated[list[StageParameters], Field(min_length=1)]
+
+
+class QuestionGenerationParameters(_Section):
+    """Answers to ask about, how questions are sampled, and the round-trip filter.
+
+    A question stays if the model's own answer to it reaches an F1 of `min_f1` (0 to 1).
+    """
+
+    answers: Positive
+    batch_size: Positive
+    temperature: Annotated[float, Field(gt=0, le=10)]
+    top_k: Positive
+    min_f1: Annotated[float, Field(ge=0, le=1)]
+
+
+class PretrainEvaluationParameters(_Section):
+    """Questions of each kind to answer at most, and how many at a time."""
+
+    questions: Positive
+    batch_size: Positive
+
+
+class PretrainParameters(_Section):
+    """An English base model from scratch: `kedro run --pipelines=pretrain`.
+
+    The first phase trains the reader, which generates questions; the second goes on from its
+    weights and makes the base. `text_share` of the articles train the tokenizer. The first of the
+    prompts is used to evaluate and to filter. `compile: auto` compiles on a GPU. A run stops after
+    `max_minutes` of a phase with a checkpoint, from which the same command resumes.
+    """
+
+    text_folder: Annotated[Place, ReadAs("pretraining_text")]
+    architecture: ArchitectureParameters
+    text_share: Annotated[float, Field(gt=0, le=1)]
+    prompts: Annotated[list[PretrainPromptParameters], Field(min_length=1)]
+    asking_prompts: Annotated[list[str], Field(min_length=1)]
+    batches: PretrainBatchesParameters
+    dropout: Fraction
+    reader: PhaseParameters
+    generation: QuestionGenerationParameters
+    base: PhaseParameters
+    evaluation: PretrainEvaluationParameters
+    compile: Literal["auto"] | bool
+    checkpoint_dir: Place
+    save_steps: Positive
+    logging_steps: Positive
+    max_minutes: Annotated[float, Field(gt=0, le=1_000_000)] | None
+    seed: Seed
+
+    @field_validator("asking_prompts")
+    @classmethod
+    def _have_both_slots(cls, templates: list[str]) -> list[str]:
+        return [_require_slots(template, "answer", "context") for template in templates]
+
+
 class Parameters(_Section):
     """All sections of the parameters files."""
 
@@ -525,6 +670,7 @@ class Parameters(_Section):
     reporting: ReportingParameters
     compare: CompareParameters
     starter: StarterParameters
+    pretrain: PretrainParameters
 
 
 @dataclass(frozen=True)
