@@ -80,6 +80,8 @@ def test_pretrain_makes_bases_that_plain_transformers_reads(project, options, pa
     assert sizes[1] < sizes[0]
     model = parameters.model.model_copy(update={"name": "data/06_models/pretrained_base"})
     assert load_base_model(model).num_parameters() > 0
+    changes = {"name": "data/06_models/pretrained_base_nf4", "skip_modules": ["wo"]}
+    assert load_base_model(model.model_copy(update=changes)).num_parameters() > 0
     log = pd.read_csv(newest("pretraining_reader_log.csv"))
     assert log["step"].tolist() == [2, 4, 6, 8]
     assert log["stage"].tolist() == [0, 0, 1, 1]
@@ -117,7 +119,9 @@ def test_held_out_articles_are_those_of_a_fine_tuning(parameters):
 
 def test_a_folder_without_text_is_named(project, options):
     options["pretrain"]["text_folder"] = "data/01_raw/nothing"
-    with pytest.raises(InputError, match=r"no \.jsonl file in .*nothing; name a folder with"):
+    with pytest.raises(
+        InputError, match=r"there is no .*nothing; name a folder of \.jsonl files with"
+    ):
         run(options)
 
 
