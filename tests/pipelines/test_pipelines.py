@@ -363,7 +363,7 @@ def test_a_read_only_folder_is_told_in_one_line_before_any_work(
     assert versions(project) == before
 
 
-def test_training_goes_on_if_its_log_is_removed_meanwhile(project, full_run, tiny_run, caplog):
+def test_training_continues_if_its_log_is_removed(project, full_run, tiny_run, caplog):
     def remove(self, args, state, control, **kwargs):
         if state.global_step == 1:
             shutil.rmtree(project / "data/08_reporting/tensorboard")
@@ -373,7 +373,7 @@ def test_training_goes_on_if_its_log_is_removed_meanwhile(project, full_run, tin
         version = run(project, tiny_run, "modeling", to_nodes=["train_adapter"])
     assert version in versions(project)["adapter"]
     folder = Path("data/08_reporting/tensorboard", version)
-    assert f"{folder} was removed during the training, which goes on" in " ".join(caplog.messages)
+    assert f"{folder} was removed during training; training continues" in " ".join(caplog.messages)
     assert [path.name for path in folder.iterdir()][0].startswith("events.")
 
 

@@ -9,6 +9,7 @@ from flan_qa_pipeline.answering.dev_sample import DevSample, answer_sample
 from flan_qa_pipeline.models.adapter import attach_adapter
 from flan_qa_pipeline.models.batching import round_up
 from flan_qa_pipeline.models.loading import load_base_model
+from flan_qa_pipeline.training.trainer import AnsweringTrainer
 
 
 @pytest.fixture(scope="module")
@@ -107,3 +108,29 @@ def test_without_keeping_the_best_the_last_adapter_stays(train, training):
     held = dict(model.named_parameters())
     for name, tensor in adapter.state_dict.items():
         assert torch.equal(tensor, held[name.replace(".weight", ".default.weight")])
+
+
+def test_callbacks_are_called_in_their_order_and_transformers_bar_is_not(
+    train, training, monkeypatch
+):
+    """Divergence is noticed before anything is logged; checkpoints restore what others reset."""
+    made = []
+    run = AnsweringTrainer.train_or_resume
+    monkeypatch.setattr(
+        AnsweringTrainer,
+        "train_or_resume",
+        lambda self, resume: (made.append(self), run(self, resume)),
+    )
+    short = {"max_steps": 1, "eval_strategy": "no", "save_strategy": "no"}
+    train(training.model_copy(update=short | {"early_stopping_patience": 2}))
+    [trainer] = made
+    assert [type(callback).__name__ for callback in trainer.callback_handler.callbacks] == [
+        "DefaultFlowCallback",
+        "Divergence",
+        "LossInProgressBar",
+        "LastingTensorBoard",
+        "StepTimer",
+        "BestAdapter",
+        "EarlyStopping",
+        "_CheckpointFlow",
+    ]

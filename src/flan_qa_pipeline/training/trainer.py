@@ -1,7 +1,7 @@
 """A Trainer that answers questions during training, finds a batch size and uses CUDA graphs."""
 
 import logging
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Mapping
 from functools import cached_property, partial
 from pathlib import Path
 from typing import Any, TypeVar, cast
@@ -85,11 +85,12 @@ def build_trainer(
             padded=coarse_length if cuda_graphs else round_up,
         ),
         answer_questions=answer_questions,
-        callbacks=callbacks,
         find_batch_size=training.auto_find_batch_size,
         cuda_graphs=cuda_graphs,
     )
-    trainer.remove_callback(ProgressCallback)
+    trainer.remove_callback(ProgressCallback)  # before a subclass of it is added
+    for callback in callbacks:
+        trainer.add_callback(callback)
     return trainer
 
 
@@ -102,7 +103,6 @@ class AnsweringTrainer(ResumableTrainer):
     Args:
         answer_questions: maps the model to metrics such as `exact` and `f1`, which every evaluation
             logs; TensorBoard shows a string among them as text. None logs the loss alone.
-        callbacks: called in their order, after the check for divergence.
         find_batch_size: restart a training that does not fit in memory with a smaller batch and
             correspondingly more gradient accumulation, so that the optimizer sees the same
             batches. A resumed training keeps the size found. transformers' `auto_find_batch_size`
@@ -116,13 +116,13 @@ class AnsweringTrainer(ResumableTrainer):
         self,
         *args: Any,
         answer_questions: AnswerQuestions | None,
-        callbacks: Sequence[TrainerCallback] = (),
         find_batch_size: bool = False,
         cuda_graphs: bool = False,
         **kwargs: Any,
     ):
+        super().__init__(*args, **kwargs)
         self._divergence = Divergence()
-        super().__init__(*args, callbacks=[self._divergence, *callbacks], **kwargs)
+        self.add_callback(self._divergence)
         self._answer_questions = answer_questions
         self._find_batch_size = find_batch_size
         self._graphed_passes = GraphedPasses(self.model) if cuda_graphs else None
