@@ -47,6 +47,15 @@ def test_target_modules_can_be_given_without_commas(raw_parameters):
     assert check_parameters(raw_parameters).lora.target_modules == ["q", "v"]
 
 
+@pytest.mark.parametrize(
+    ("given", "names"),
+    [("wo", ["wo"]), ("wo+lm_head", ["wo", "lm_head"]), ([], []), (["q"], ["q"])],
+)
+def test_modules_to_skip_may_be_one_or_several(raw_parameters, given, names):
+    raw_parameters["model"]["skip_modules"] = given
+    assert check_parameters(raw_parameters).model.skip_modules == names
+
+
 def test_unknown_section(raw_parameters):
     raw_parameters["lorra"] = {}
     assert "Unknown parameter lorra: did you mean lora?" in complaint(raw_parameters)

@@ -30,7 +30,8 @@ from flan_qa_pipeline.models.adapter import (
     provenance_of,
     save_adapter,
 )
-from flan_qa_pipeline.models.loading import dequantize, load_base_model
+from flan_qa_pipeline.models.loading import load_base_model
+from flan_qa_pipeline.models.quantization import dequantize
 from flan_qa_pipeline.pipelines.modeling.nodes import attach_lora, merge_adapter
 from flan_qa_pipeline.runtime.atomic_catalog import AtomicCatalog
 

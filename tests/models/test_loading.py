@@ -17,7 +17,7 @@ from safetensors.torch import load_file, save_file
 from sentencepiece import SentencePieceProcessor, SentencePieceTrainer
 from transformers import T5ForConditionalGeneration
 
-import flan_qa_pipeline.models.loading
+import flan_qa_pipeline.models.quantization
 from flan_qa_pipeline.datasets.pretrained import PretrainedDataset
 from flan_qa_pipeline.errors import InputError
 from flan_qa_pipeline.evaluation.weight_memory import base_weights
@@ -133,7 +133,7 @@ def test_weights_are_dequantized_only_where_they_are_small_beside_the_free_memor
     )
     for free, packed in ((8 * size - 1, True), (8 * size, False)):
         monkeypatch.setattr(
-            flan_qa_pipeline.models.loading, "free_memory", lambda device, n=free: n
+            flan_qa_pipeline.models.quantization, "free_memory", lambda device, n=free: n
         )
         caplog.clear()
         with caplog.at_level(logging.INFO, logger="flan_qa_pipeline"):

@@ -31,8 +31,8 @@ from flan_qa_pipeline.evaluation.squad_v2_scores.squad_v2_scores import SquadV2S
 from flan_qa_pipeline.evaluation.subject import EMBEDDED_CORPUS
 from flan_qa_pipeline.pipelines import modeling, reporting
 from flan_qa_pipeline.runtime.provenance import fingerprint_splits
+from flan_qa_pipeline.training.best_adapter import BestAdapter
 from flan_qa_pipeline.training.progress import LastingTensorBoard
-from flan_qa_pipeline.training.trainer import BestAdapter
 
 VERSIONED = {
     "questions": "03_primary/questions",
@@ -124,7 +124,7 @@ import json, os, signal, sys
 from kedro.framework.session import KedroSession
 from kedro.framework.startup import bootstrap_project
 from flan_qa_pipeline.training.progress import LastingTensorBoard
-from flan_qa_pipeline.training.trainer import BestAdapter
+from flan_qa_pipeline.training.best_adapter import BestAdapter
 
 
 def kill(self, args, state, control, **kwargs):
@@ -760,6 +760,7 @@ def test_registered_pipelines(project):
         "inference",
         "compare",
         "starter",
+        "pretrain",
     }
     assert not any("train" in node.tags for node in pipelines["evaluate"].nodes)
     for name in ("__default__", "inference", "compare"):

@@ -2,6 +2,7 @@
 
 import json
 import os
+import shutil
 import signal
 import subprocess
 import sys
@@ -20,13 +21,14 @@ from kedro.framework.startup import bootstrap_project
 from kedro.io import DatasetError
 from safetensors.torch import load_file
 from torch.distributed.elastic.multiprocessing.errors import ChildFailedError, ProcessFailure
+from transformers import BitsAndBytesConfig, T5ForConditionalGeneration
 
 from flan_qa_pipeline.config.validation import check_parameters
 from flan_qa_pipeline.errors import InputError, ProcessFailedError
 from flan_qa_pipeline.runtime import process_errors
 from flan_qa_pipeline.runtime.orphans import LOCK, launcher_folder
 from flan_qa_pipeline.runtime.process_errors import ERROR_FILE, ErrorRecorder, explained
-from flan_qa_pipeline.training.trainer import require_trainable
+from flan_qa_pipeline.training.requirements import require_trainable
 
 KEDRO = ["-m", "kedro", "run"]
 TORCHRUN = ["-m", "torch.distributed.run", "--nproc-per-node=2", "--local-ranks-filter=0"]
@@ -35,7 +37,7 @@ KILLED = """
 import os, signal, sys
 sys.path.insert(0, "src")
 from kedro.framework.cli.cli import main
-from flan_qa_pipeline.training.trainer import BestAdapter
+from flan_qa_pipeline.training.best_adapter import BestAdapter
 
 
 def kill(self, args, state, control, **kwargs):
@@ -208,7 +210,7 @@ def test_a_killed_process_ends_the_run_and_the_same_command_resumes(drawing):
     kill_one(*TRAINING, given(drawing))
     resumed = run_in_two(*KEDRO, *TRAINING, given(drawing))
     assert resumed.returncode == 0, resumed.stderr
-    assert "goes on from" in resumed.stdout
+    assert "resumes from the checkpoint" in resumed.stdout
     weights, training = adapter(last_version("adapter"))
     for name, tensor in expected.items():
         assert torch.equal(weights[name], tensor), name
@@ -222,7 +224,7 @@ def test_a_sharded_base_trains_resumes_and_answers_as_a_whole_one(drawing, optio
     kill_one(*TRAINING, sharded)
     done = run_in_two(*KEDRO, TRAINING[0], "--to-nodes=predict_finetuned", sharded)
     assert done.returncode == 0, done.stderr
-    assert "goes on from" in done.stdout
+    assert "resumes from the checkpoint" in done.stdout
     version = last_version("adapter")
     weights, training = adapter(version)
     for name, tensor in expected.items():
@@ -237,6 +239,30 @@ def test_a_sharded_base_trains_resumes_and_answers_as_a_whole_one(drawing, optio
     pd.testing.assert_frame_equal(two, one, check_exact=True)
 
 
+@pytest.mark.slow
+def test_a_base_stored_in_4_bits_is_sharded_like_one_packed_at_load(project, options, tiny_base):
+    stored = shutil.copytree(tiny_base, project / "stored")
+    packed = BitsAndBytesConfig(
+        load_in_4bit=True,
+        bnb_4bit_quant_type="nf4",
+        bnb_4bit_use_double_quant=True,
+        llm_int8_skip_modules=["wo"],
+    )
+    T5ForConditionalGeneration.from_pretrained(
+        tiny_base, dtype=torch.float32, quantization_config=packed
+    ).save_pretrained(stored)
+    sharded = {"model.skip_modules": "wo", "distributed.fsdp": "true", "training.max_steps": 2}
+    sharded["distributed.num_processes"] = 2
+    trained = []
+    for base, nodes in ((tiny_base, TRAINING[1:]), (stored, TRAINING)):
+        parameters = options | sharded | {"model.name": str(base)}
+        done = run_in_two(*KEDRO, *nodes, given(parameters))
+        assert done.returncode == 0, done.stderr
+        trained.append(adapter(last_version("adapter"))[0])
+    for name, tensor in trained[0].items():
+        assert torch.equal(trained[1][name], tensor), name
+
+
 def test_a_base_is_spread_over_several_processes_only(project, options):
     with pytest.raises(InputError, match="distributed.fsdp spreads .* but there is one"):
         run_alone(options | {"distributed.fsdp": True}, "evaluate")
@@ -249,7 +275,7 @@ from accelerate import PartialState
 from torch.distributed import distributed_c10d
 from transformers import Seq2SeqTrainingArguments
 from flan_qa_pipeline.models.exchange import broadcast_json, gather_json, gather_tensors
-from flan_qa_pipeline.training.checkpoints import CheckpointingTrainer
+from flan_qa_pipeline.training.resuming import ResumableTrainer
 
 
 def refuse(*args, **kwargs):
@@ -276,7 +302,7 @@ class Model(torch.nn.Module):
         return {"loss": self.weight * 0 + labels.float().mean()}
 
 
-trainer = CheckpointingTrainer(
+trainer = ResumableTrainer(
     model=Model(),
     args=Seq2SeqTrainingArguments(
         output_dir=sys.argv[1], max_steps=5, logging_steps=2, per_device_train_batch_size=1,
@@ -411,8 +437,8 @@ def test_a_session_does_not_pass_over_the_number_of_processes(project, options):
     ("changes", "complaint"),
     [
         ({"auto_find_batch_size": True}, "auto_find_batch_size: 2 processes cannot look"),
-        ({"optim": "ademamix"}, "ademamix does not know the sharded weights"),
-        ({"optim": "adafactor"}, "adafactor does not know the sharded weights"),
+        ({"optim": "ademamix"}, "ademamix does not support the sharded weights"),
+        ({"optim": "adafactor"}, "adafactor does not support the sharded weights"),
         ({"cuda_graphs": True}, "steps cannot be captured: .*several processes train"),
     ],
 )

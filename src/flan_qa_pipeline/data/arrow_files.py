@@ -1,4 +1,4 @@
-"""Datasets that lie in temporary Arrow files instead of memory."""
+"""Datasets in temporary Arrow files, so that they need not fit in memory."""
 
 import tempfile
 from collections.abc import Iterable, Iterator, Mapping
@@ -10,16 +10,21 @@ from datasets import Dataset, DatasetInfo
 
 from flan_qa_pipeline.errors import InputError
 
-ROWS, CHARACTERS = 1000, 2**24  # of a batch that is written at a time
+ROWS, CHARACTERS = 1000, 2**24  # in a batch that is written at a time, at most
 
 
 def on_disk(batches: Iterable[Mapping[str, list[Any]]], info: DatasetInfo) -> Dataset:
-    """Write batches of columns to a temporary file as they come; return a dataset that reads it.
+    """Write batches of columns to a temporary file; return a dataset that reads the file.
 
-    The file lies where Python's temporary files do (`TMPDIR`) and is freed with the dataset.
-    (`Dataset.from_generator` gathers a thousand rows whatever their size: 3,000 contexts of 900,000
-    characters took 3,260 MiB of memory, and 98 MiB here. It also takes 3.6 times as long for
-    100,000 short questions, refuses an empty split and leaves its files to the caller.)
+    The file lies in Python's folder for temporary files (`TMPDIR`); the system frees it together
+    with the dataset. (`Dataset.from_generator` gathers a thousand rows of any size: for 3,000
+    contexts of 900,000 characters it took 3,260 MiB of memory, this function 98 MiB. It also takes
+    3.6 times as long for 100,000 short questions, refuses an empty split and leaves its files
+    behind.)
+
+    Args:
+        batches: column names mapped to the values of a few rows.
+        info: the features of the dataset and its description.
 
     Raises:
         InputError: there is no room for the file.
@@ -43,7 +48,10 @@ def on_disk(batches: Iterable[Mapping[str, list[Any]]], info: DatasetInfo) -> Da
 def in_batches(
     records: Iterable[Mapping[str, Any]], columns: Iterable[str]
 ) -> Iterator[dict[str, list[Any]]]:
-    """Gather records to batches of columns, which are limited in rows and in characters."""
+    """Gather records into batches of at most `ROWS` rows and about `CHARACTERS` characters.
+
+    Yields at least one batch, which is empty if there are no records.
+    """
     batch, characters = [], 0
     for record in records:
         batch.append(record)

@@ -1,4 +1,4 @@
-"""Places of files: this machine's disk, or any filesystem that fsspec knows."""
+"""The filesystem of a path or URL: this machine's disk, or any that fsspec knows."""
 
 from typing import Any
 
@@ -6,11 +6,15 @@ import fsspec
 
 from flan_qa_pipeline.errors import InputError
 
-ADDED_BY = {"abfss": "adlfs"}  # protocols that fsspec knows only with the package
+ADDED_BY = {"abfss": "adlfs"}  # protocols that fsspec lists but that come with another package
 
 
 def filesystem_of(url: str, **options: Any) -> tuple[fsspec.AbstractFileSystem, str]:
-    """Split a path or URL into its filesystem, made with the options, and the path there.
+    """Find the filesystem of a path or URL, and the path on it.
+
+    Args:
+        url: a path, or a URL such as s3://bucket/key.
+        **options: passed to the filesystem, such as credentials.
 
     Raises:
         InputError: no filesystem is known for the URL, its package is not installed, or it cannot

@@ -1,7 +1,7 @@
-"""JSON that is decoded value by value, by Python's own decoder, for files larger than memory.
+"""Decode JSON value by value with Python's decoder, for files larger than memory.
 
-Other streaming parsers take less than json.load does, or make of it what it is not: ijson's refuses
-NaN and turns half a surrogate pair into "?" without a word.
+Other streaming parsers accept less than json.load, or change the data: ijson refuses NaN and
+silently turns half a surrogate pair into "?".
 """
 
 import json
@@ -10,12 +10,16 @@ from collections.abc import Generator, Iterator
 from typing import Any, TextIO
 
 CHUNK = 2**16  # characters
-MARGIN = 16  # characters; the end of a chunk may cut a number, literal or escape that is shorter
+MARGIN = 16  # characters; longer than any number, literal or escape that a chunk's end may cut
 WHITE_SPACE = re.compile(r"[ \t\n\r]*")
 
 
 class JSONText:
-    """JSON that is decoded value by value from a file; a value and a chunk are in memory."""
+    """A JSON file that is decoded value by value.
+
+    Holds one value and one chunk of text in memory. Every method raises ValueError, which names
+    the line and the character, where the text is not JSON.
+    """
 
     def __init__(self, file: TextIO):
         self._file = file
@@ -24,7 +28,7 @@ class JSONText:
         self._decode = json.JSONDecoder().raw_decode
 
     def next(self) -> str:
-        """The next character that is not white space, which stays; "" at the end."""
+        """Look at the next character that is not white space; "" at the end of the file."""
         while True:
             if space := WHITE_SPACE.match(self._text, self._at):
                 self._at = space.end()
@@ -32,7 +36,7 @@ class JSONText:
                 return self._text[self._at : self._at + 1]
 
     def take(self, expected: str) -> str:
-        """Take the next character, which is one of the expected."""
+        """Take the next character, which must be one of `expected`."""
         character = self.next()
         if not character or character not in expected:
             raise self._error(f"Expecting {' or '.join(map(repr, expected))}", self._at)
@@ -62,12 +66,12 @@ class JSONText:
         return key
 
     def end(self) -> None:
-        """Make sure that nothing follows."""
+        """Require the end of the file."""
         if self.next():
             raise self._error("Extra data", self._at)
 
     def items(self) -> Iterator[Any]:
-        """Take the items of the list that is next."""
+        """Take the next value, a list, item by item."""
         self.take("[")
         if self.next() == "]":
             self.take("]")
@@ -77,7 +81,10 @@ class JSONText:
             yield self.value()
 
     def _read_on(self) -> bool:
-        """Read as much again as is left, or a chunk, and drop what was taken; False at the end."""
+        """Drop the text taken so far and read on; return False at the end of the file.
+
+        Reads as many characters as are left, or a chunk if that is more.
+        """
         more = self._file.read(max(CHUNK, len(self._text) - self._at))
         if more:
             self._read_before += self._at
@@ -91,10 +98,13 @@ class JSONText:
 
 
 def read_items(file: TextIO, key: str) -> Generator[Any, None, Any]:
-    """Yield the items of the list under a key of a JSON object; return the rest of the document.
+    """Yield the items of the list under a key of a JSON object.
+
+    Returns:
+        The document with an empty list under the key; or the whole document if it is no object.
 
     Raises:
-        ValueError: the file is not JSON; names the place.
+        ValueError: the file is not JSON, or the key occurs twice; names the place.
     """
     text = JSONText(file)
     if text.next() != "{":

@@ -1,4 +1,4 @@
-"""What checked questions are made of: their number, their lengths in tokens, their windows."""
+"""A profile of checked questions: counts, lengths in tokens, windows."""
 
 from collections import Counter
 from collections.abc import Iterator
@@ -18,7 +18,7 @@ ROWS = 1000
 
 @dataclass(frozen=True)
 class Lengths:
-    """Of the texts of one kind: the median, the 95th percentile and the longest, in tokens."""
+    """Lengths of the texts of one kind, in tokens."""
 
     median: int
     percentile_95: int
@@ -34,8 +34,8 @@ class Profile:
         lengths: of contexts and questions, and of their first answers if there are any.
         windows: how many there are; how many hold an answer, how many are labelled with the
             abstention, and how many hold an answer's words only at another place.
-        unreadable: answerable questions of whose windows none holds a whole answer.
-        cut: first answers of more than `max_target_length` tokens, which are cut in training.
+        unreadable: answerable questions without a window that holds a whole answer.
+        cut: first answers that training cuts, as they exceed `max_target_length` tokens.
     """
 
     counts: dict[str, int]
@@ -51,7 +51,7 @@ def profile_questions(
     prompt: PromptParameters,
     lengths: TokenizationParameters,
 ) -> Profile:
-    """Count and measure checked questions as training on them would read them."""
+    """Count and measure checked questions as training reads them."""
     texts = {
         "context": distinct_values(questions, "context"),
         "question": column_values(questions, "question"),
@@ -71,7 +71,7 @@ def profile_questions(
         lengths={name: _lengths(counts) for name, counts in sizes.items() if len(counts)},
         windows=windows,
         unreadable=answerable - answered,
-        # the end token is not counted in the sizes, but has a place in the target
+        # the sizes leave out the end token, which takes a place in the target
         cut=int((sizes["answer"] >= lengths.max_target_length).sum()),
     )
 
@@ -96,7 +96,7 @@ def _windows(
     prompt: PromptParameters,
     lengths: TokenizationParameters,
 ) -> tuple[dict[str, int], int]:
-    """Count windows by what they are labelled with, and the questions that have an answer."""
+    """Count windows by their label, and questions with a window that holds an answer."""
     abstention = tokenizer(
         prompt.abstention, truncation=True, max_length=lengths.max_target_length
     )["input_ids"]

@@ -1,4 +1,4 @@
-"""Files of new questions, read in chunks."""
+"""Files of new questions, read in chunks for inference."""
 
 from array import array
 from collections.abc import Iterator, Mapping
@@ -18,10 +18,9 @@ COLUMNS = ("id", "context", "question")
 
 
 class QuestionFile:
-    """Rows of context, question and optionally id; as many in memory at a time as a chunk has.
+    """Rows of context, question and optionally id, of which memory holds one chunk at a time.
 
-    Any place that `RowFiles` finds. Other columns are ignored. Values stay as they are, so that a
-    missing one is None or NaN.
+    Ignores other columns. Values stay unchanged: a missing one is None or NaN.
     """
 
     def __init__(
@@ -30,20 +29,26 @@ class QuestionFile:
         named: Mapping[str, str] | None = None,
         credentials: Mapping[str, Any] | None = None,
     ):
-        """Name the place, and the columns that are not called like their field."""
+        """Open no file yet.
+
+        Args:
+            url: any place that `RowFiles` finds.
+            named: the column of each field that has another name there.
+            credentials: options of the filesystem.
+        """
         self.files = RowFiles(str(url), credentials=credentials)
         self._columns = Columns(("context", "question"), ("id",), named or {}, "inference.columns")
         self._taken: set[str] | None = None
 
     def named(self, columns: Mapping[str, str]) -> Self:
-        """The same files with other names of their columns."""
+        """Return the same files with other column names."""
         return type(self)(self.files.url, columns, self.files.credentials)
 
     def __len__(self) -> int:
-        """Read all files once; return the number of their rows.
+        """Count the rows, which reads all files once.
 
         Raises:
-            InputError: a file is not of its kind, has no column context or question; or no rows.
+            InputError: a file is not what its name says, or lacks a column; or there are no rows.
         """
         rows, self._taken = self._count()
         return rows
@@ -51,11 +56,11 @@ class QuestionFile:
     def chunks(self, size: int) -> Iterator[pd.DataFrame]:
         """Yield the rows in order, `size` at a time.
 
-        A row without an id has its number, from 1, or "row" and its number where another row has
+        A row without an id gets its number, from 1, or "row" and the number if another row has
         that number as its id.
 
         Raises:
-            InputError: as `len` does.
+            InputError: as for `len`.
         """
         taken = self._count()[1] if self._taken is None else self._taken
         rows = enumerate(self._rows(), start=1)

@@ -1,4 +1,4 @@
-"""How a file of each kind is read: a row at a time, a batch in memory, mistakes named by place."""
+"""Readers of each kind of file: one row at a time, one batch in memory, errors with their place."""
 
 import codecs
 import csv
@@ -23,7 +23,7 @@ from flan_qa_pipeline.errors import InputError, in_one_line
 ROWS = 1000  # in memory at a time
 CHUNK = 2**20  # bytes
 DELIMITERS = ",;\t|"
-BEGINNINGS = {  # of files that are not what their names say
+BEGINNINGS = {  # of files that are not UTF-8 text, what they are, and the remedy
     b"\xff\xfe": ("UTF-16", "save it as UTF-8"),
     b"\xfe\xff": ("UTF-16", "save it as UTF-8"),
     b"\x1f\x8b": ("gzip", "let its name end in .gz"),
@@ -33,7 +33,7 @@ BEGINNINGS = {  # of files that are not what their names say
 
 
 class Row(NamedTuple):
-    """A row's fields, and its place in a file, such as "row 3" or "line 7"."""
+    """The fields of a row, and its place in the file, such as "row 3" or "line 7"."""
 
     place: str
     fields: dict[str, Any]
@@ -41,13 +41,13 @@ class Row(NamedTuple):
 
 @dataclass(frozen=True)
 class Columns:
-    """The fields that rows have, and the names of their columns.
+    """The fields of rows, and the names of their columns.
 
     Attributes:
         required: fields that a table must have.
-        optional: others that are read; what is neither is left unread.
-        named: the name of a field's column, where it is not the field's.
-        parameter: the parameter that gives those names.
+        optional: further fields to read; readers skip all other columns.
+        named: the column of each field that has another name there.
+        parameter: the parameter that sets `named`, for messages.
     """
 
     required: tuple[str, ...]
@@ -56,10 +56,10 @@ class Columns:
     parameter: str = "data.columns"
 
     def find(self, columns: Iterable[str], path: str) -> dict[str, str]:
-        """Map each field to its column, without regard to case and outer white space.
+        """Map each field to its column, ignoring case and outer white space.
 
         Raises:
-            InputError: a column could be either of two.
+            InputError: two columns match one field.
         """
         columns, found = list(columns), {}
         for name in (*self.required, *self.optional):
@@ -80,7 +80,7 @@ class Columns:
         """Map each field to its column, as `find` does.
 
         Raises:
-            InputError: there is no column for a required field, or for one that is named.
+            InputError: no column matches a required or a named field, or two match one.
         """
         found = self.find(columns, path)
         missing = [
@@ -105,7 +105,7 @@ def _folded(column: str) -> str:
 
 @dataclass(frozen=True)
 class SourceFile:
-    """One file; opened, as often as it is read, in UTF-8 and decompressed by its ending."""
+    """One file, opened each time it is read; its ending says how to decompress it."""
 
     path: str
     filesystem: fsspec.AbstractFileSystem
@@ -121,7 +121,7 @@ class SourceFile:
 
     @contextmanager
     def text(self) -> Iterator[TextIOWrapper]:
-        """Open the text; put in a sentence what is wrong with it where it is read.
+        """Open the file as UTF-8; turn errors of the block that reads it into sentences.
 
         Raises:
             InputError: names the file, the place in it and the remedy.
@@ -146,7 +146,7 @@ class SourceFile:
 
 
 def _bad_byte(chunk: bytes, file: BinaryIO) -> tuple[int, int, int]:
-    """Find the first byte that is not UTF-8, its place in the file, from 0, and its line."""
+    """Find the first byte that is not UTF-8, its offset in the file and its line, from 1."""
     decoder = codecs.getincrementaldecoder("utf-8")()
     before, line = 0, 1
     while True:
@@ -166,7 +166,7 @@ def _bad_byte(chunk: bytes, file: BinaryIO) -> tuple[int, int, int]:
 
 @contextmanager
 def readable(path: str) -> Iterator[None]:
-    """Put in a sentence what is wrong with a file that is read in the block.
+    """Turn errors of the block that reads a file into sentences.
 
     Raises:
         InputError: names the file and the remedy.
@@ -186,7 +186,7 @@ class SquadJSON(SourceFile):
     """A file in the official SQuAD schema."""
 
     def articles(self) -> Generator[Any, None, Any]:
-        """Yield the articles as they stand in the file; return the file without them.
+        """Yield the articles, unchecked; return the document without them.
 
         Raises:
             InputError: the file is not JSON.
@@ -196,20 +196,20 @@ class SquadJSON(SourceFile):
 
 
 def has_rows(file: SourceFile) -> bool:
-    """Whether a JSON file is a list of rows, not of articles, and not in the official schema."""
+    """Whether a JSON file is a list of rows: neither an object nor a list of articles."""
     with file.text() as text:
         json_text = JSONText(text)
         if json_text.next() != "[":
             return False
         try:
             first = next(json_text.items(), None)
-        except (ValueError, RecursionError):  # the reader of the rows names it
+        except (ValueError, RecursionError):  # the reader of the rows names the place
             return True
         return not (isinstance(first, dict) and "paragraphs" in first)
 
 
 def csv_rows(file: SourceFile, columns: Columns) -> Iterator[Row]:
-    """The rows under a header, whose delimiter is the one that gives it the columns."""
+    """Read the rows under a header; the delimiter is the one that yields most of the columns."""
     with file.text() as text:
         delimiter = _delimiter(text, file.path, columns)
     with (
@@ -221,7 +221,9 @@ def csv_rows(file: SourceFile, columns: Columns) -> Iterator[Row]:
         numbers = count(1)
         for block in blocks:
             found = columns.require(list(block.columns), file.path)
-            if not isinstance(block.index, pd.RangeIndex):  # what pandas makes of surplus fields
+            if not isinstance(
+                block.index, pd.RangeIndex
+            ):  # pandas makes an index of surplus fields
                 raise ValueError(
                     f"line 2 has more fields than the {len(block.columns)} columns (a text with "
                     f"{'commas' if delimiter == ',' else repr(delimiter)} must stand in quotes)"
@@ -245,7 +247,7 @@ def _delimiter(text: TextIOWrapper, path: str, columns: Columns) -> str:
 
 
 def json_rows(file: SourceFile, columns: Columns) -> Iterator[Row]:
-    """The objects of an array."""
+    """Read the objects of an array."""
     with file.text() as text:
         json_text = JSONText(text)
         for number, item in enumerate(json_text.items(), start=1):
@@ -254,7 +256,7 @@ def json_rows(file: SourceFile, columns: Columns) -> Iterator[Row]:
 
 
 def json_lines(file: SourceFile, columns: Columns) -> Iterator[Row]:
-    """The objects, one a line."""
+    """Read one object a line."""
     with file.text() as text:
         for number, line in enumerate(text, start=1):
             if line.strip():
@@ -280,7 +282,7 @@ def _find(keys: tuple[str, ...], path: str, columns: Columns) -> dict[str, str]:
 
 
 def parquet_rows(file: SourceFile, columns: Columns) -> Iterator[Row]:
-    """The rows of a Parquet file; columns that are not asked for are not read."""
+    """Read the rows of a Parquet file, and of them only the columns that are needed."""
     with (
         readable(file.path),
         file.open() as binary,
@@ -293,7 +295,7 @@ def parquet_rows(file: SourceFile, columns: Columns) -> Iterator[Row]:
 
 
 def saved_rows(folder: SourceFile, columns: Columns) -> Iterator[Row]:
-    """The rows of a folder that `datasets.Dataset.save_to_disk` made."""
+    """Read the rows of a folder that `datasets.Dataset.save_to_disk` made."""
     with readable(folder.path):
         try:
             saved = load_from_disk(
@@ -306,7 +308,7 @@ def saved_rows(folder: SourceFile, columns: Columns) -> Iterator[Row]:
 
 
 def dataset_rows(dataset: Dataset, path: str, columns: Columns) -> Iterator[Row]:
-    """The rows of a dataset."""
+    """Read the rows of a dataset."""
     found = columns.require(dataset.column_names, path)
     batches = dataset.select_columns(list(found.values())).with_format("arrow").iter(ROWS)
     yield from _table_rows(batches, found)

@@ -1,4 +1,4 @@
-"""Files of questions of any supported kind, wherever fsspec reaches, found and opened.
+"""Find and open files of questions of any supported kind, wherever fsspec reaches.
 
 A place is a file, a folder of files, a glob, or a folder that `datasets` saved.
 """
@@ -31,7 +31,7 @@ SPLITS = {
     str(split): re.compile(rf"(?<![a-z])({'|'.join(words)})(?![a-z])", re.IGNORECASE)
     for split, words in SPLIT_KEYWORDS.items()
 }
-SAVED, SAVED_SPLITS = "state.json", "dataset_dict.json"  # what save_to_disk puts in a folder
+SAVED, SAVED_SPLITS = "state.json", "dataset_dict.json"  # files that save_to_disk writes
 KINDS_READ = (
     f"it may end in {', '.join(READERS)} (all but Parquet also in .gz, .bz2, .xz or .zip), be a "
     "folder or glob of such files, or a folder that save_to_disk made. Two lines of a .jsonl file "
@@ -43,7 +43,7 @@ KINDS_READ = (
 
 @dataclass(frozen=True)
 class RowFiles:
-    """The files at a place; where their names tell splits apart, only those of one split.
+    """The files at a place, or those of one split if their names distinguish splits.
 
     Attributes:
         url: a path, glob or URL of any filesystem that fsspec knows.
@@ -63,7 +63,7 @@ class RowFiles:
         """Find the files, all of one kind, in the order of their names.
 
         Raises:
-            InputError: there is nothing, or nothing that can be read as one split of one kind.
+            InputError: there is no file, or the files are not one split of one kind.
         """
         filesystem, path = filesystem_of(self.url, **self.credentials or {})
         found = [path]
@@ -91,10 +91,10 @@ class RowFiles:
         return [SourceFile(name, filesystem) for name in found]
 
     def parts(self, columns: Columns) -> Iterator[SquadJSON | Iterator[Row]]:
-        """Yield each file in turn: its rows, or what reads the official SQuAD schema.
+        """Yield each file in turn: its rows, or the file if it has the official SQuAD schema.
 
         Raises:
-            InputError: as `find` does; or a file cannot be read, then or as its rows are.
+            InputError: as for `find`; or a file cannot be read, which may show with a later row.
         """
         for file in self.find():
             kind = kind_of(file.path)
@@ -107,7 +107,7 @@ class RowFiles:
 
 
 def kind_of(path: str) -> str | None:
-    """The ending that says how a file is read, without a compression's; None if none does.
+    """Get the ending that selects the reader, ignoring a compression; None if there is no reader.
 
     >>> kind_of("a/Train.JSON.gz"), kind_of("a/train.xlsx")
     ('.json', None)
@@ -133,7 +133,7 @@ def _require_file(filesystem: fsspec.AbstractFileSystem, path: str) -> None:
 def _saved_folder(
     filesystem: fsspec.AbstractFileSystem, path: str, url: str, split: str | None
 ) -> str | None:
-    """The folder of one saved dataset; None if the path is no folder of one or of several."""
+    """Find the folder of a saved dataset in a path; None if `save_to_disk` did not make it."""
     if filesystem.exists(f"{path}/{SAVED}"):
         return path
     if not filesystem.exists(f"{path}/{SAVED_SPLITS}"):
@@ -154,7 +154,7 @@ def _several_splits(url: str, splits: Iterable[str], example: str) -> InputError
 def _files_below(
     filesystem: fsspec.AbstractFileSystem, path: str, url: str, split: str | None
 ) -> list[str]:
-    """List a folder's files, or those of the one folder in it that has any, of one split."""
+    """List the files of one split in a folder, or in its only subfolder with such files."""
     below = {
         PurePosixPath(name): PurePosixPath(name).relative_to(path)
         for name in filesystem.find(path)

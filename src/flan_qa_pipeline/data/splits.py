@@ -1,6 +1,6 @@
-"""Splitting questions by article, a batch in memory at a time.
+"""Split questions by article, with one batch of them in memory at a time.
 
-Of all questions at once there are only numbers, distinct titles and digests in memory.
+Only numbers, distinct titles and digests of all questions are in memory together.
 """
 
 import json
@@ -21,13 +21,16 @@ from flan_qa_pipeline.errors import InputError
 ROWS = 1000
 SHINGLE = 8  # words in a row
 FACTORS = np.random.default_rng(0).integers(2**63, size=SHINGLE, dtype=np.uint64) * 2 + 1
-NEAR = 0.9  # share of a text's shingles that makes it almost the same
+NEAR = 0.9  # the share of a text's shingles that makes it a near duplicate
 
 
 def hold_out(questions: Dataset, fraction: float, seed: int) -> tuple[Dataset, Dataset]:
-    """Hold out a fraction of the articles, and with them those that share a context.
+    """Hold out a fraction of the articles, and every article that shares a context with them.
 
-    Contexts are the same that differ in nothing but spaces, case and Unicode form.
+    Contexts that differ only in spaces, case or Unicode form count as the same.
+
+    Returns:
+        The other questions, and the questions held out.
     """
     numbers: dict[str, int] = {}
     groups: list[int] = []
@@ -58,7 +61,7 @@ def _root(groups: list[int], article: int) -> int:
 
 
 def pool(train: Dataset, validation: Dataset) -> Dataset:
-    """Join two files; a question that is the same in both counts once.
+    """Join two files; a question that occurs in both, unchanged, counts once.
 
     Raises:
         InputError: the same id stands for different questions.
@@ -77,20 +80,20 @@ def pool(train: Dataset, validation: Dataset) -> Dataset:
 
 
 def shared_values(one: Dataset, other: Dataset, column: str) -> list[str]:
-    """The sorted texts that stand in a column of both; contexts that are the same normalized."""
+    """List the texts that a column has in both datasets, sorted; contexts compare normalized."""
     key = normalized if column == "context" else str
     digests = {_digest(key(value)) for value in distinct_values(other, column)}
     return sorted({v for v in distinct_values(one, column) if _digest(key(v)) in digests})
 
 
 def near_duplicates(train: Dataset, validation: Dataset) -> tuple[int, int, str]:
-    """Count validation contexts of which `NEAR` of the shingles stand in training contexts.
+    """Count validation contexts with at least `NEAR` of their shingles in training contexts.
 
-    In memory are the validation contexts' shingles, as numbers.
+    Memory holds the shingles of the validation contexts, as numbers.
 
     Returns:
-        The count, the number of distinct contexts of at least one shingle, and the first context
-        that was counted ("" if none).
+        The count, the number of distinct contexts with at least one shingle, and the first near
+        duplicate ("" if there is none).
     """
     shingles = [_shingles(context) for context in distinct_values(validation, "context")]
     known = np.unique(np.concatenate([*shingles, np.array([], np.uint64)]))
@@ -108,7 +111,7 @@ def near_duplicates(train: Dataset, validation: Dataset) -> tuple[int, int, str]
 
 
 def _shingles(text: str) -> np.ndarray:
-    """A number for each `SHINGLE` words in a row, none if there are fewer words."""
+    """Hash each run of `SHINGLE` words to a number; a shorter text has none."""
     words = re.findall(r"\w+", normalized(text))
     numbers = np.array([_number(word) for word in words], np.uint64)
     if len(words) < SHINGLE:
@@ -123,7 +126,7 @@ def _number(word: str) -> int:
 
 
 def distinct_values(dataset: Dataset, column: str) -> Iterator[str]:
-    """The values of a column, each where it comes first; their digests are in memory."""
+    """Yield the distinct values of a column in order; memory holds their digests."""
     known: set[bytes] = set()
     for value in column_values(dataset, column):
         digest = _digest(value)
@@ -133,7 +136,7 @@ def distinct_values(dataset: Dataset, column: str) -> Iterator[str]:
 
 
 def column_values(dataset: Dataset, column: str) -> Iterator[Any]:
-    """The values of a column, 1000 of them in memory at a time."""
+    """Yield the values of a column, with `ROWS` of them in memory at a time."""
     batches = dataset.select_columns(column).with_format("arrow").iter(ROWS)
     return (value for batch in batches for value in batch[column].to_pylist())
 

@@ -1,4 +1,4 @@
-"""Questions to train on: the official SQuAD schema, rows, checks, splits by article.
+"""Training questions: the official SQuAD schema, rows, checks, a choice of articles.
 
 Schema and `is_impossible`: Rajpurkar, Jia, Liang 2018, "Know What You Don't Know: Unanswerable
 Questions for SQuAD", arXiv:1806.03822.
@@ -56,9 +56,9 @@ class SquadArticle(_Record):
 
 
 class Squad(_Record):
-    """A file in the official SQuAD schema, 2.0 or 1.1, whose articles are checked one by one.
+    """A file in the official SQuAD schema, 2.0 or 1.1; each article is checked when it is read.
 
-    Other keys (plausible_answers) are ignored.
+    Other keys, such as plausible_answers, are ignored.
     """
 
     data: list[Any]
@@ -70,14 +70,14 @@ class FlatAnswers(_Record):
 
 
 def _given(value: Any) -> Any:
-    """What a row gives: None for an empty field, the digits of a number that is an id."""
+    """Turn an empty field into None, and a number that serves as an id into its digits."""
     if is_missing(value):
         return None
     return str(value) if type(value) is int else value
 
 
 class FlatQuestion(_Record):
-    """A row, as of the Hugging Face dataset `squad_v2`; no answers means unanswerable.
+    """A row in the layout of the Hugging Face dataset `squad_v2`; without answers, unanswerable.
 
     A row may lack its id, its title and the places of its answers (see `flatten_rows`).
     """
@@ -106,7 +106,11 @@ def flatten(
     """Yield one flat record per question: id, title, context, question, answers, is_impossible.
 
     `answers` is `{"text": [...], "answer_start": [...]}`, offsets in characters of the context.
-    With a list `rejected`, what is not in the schema is put there and left out.
+
+    Args:
+        raw: a document in the official schema, or a file that holds one.
+        source: what the user calls it.
+        rejected: collects what is not in the schema and is left out; None raises instead.
 
     Raises:
         InputError: `raw` is not in the official schema; names the place inside `source`.
@@ -176,7 +180,10 @@ def _outside_schema(
 
 
 def _places(error: ValidationError) -> dict[tuple[str | int, ...], str]:
-    """Map the innermost paragraph or question, or (), around each problem to the first one."""
+    """Map the innermost paragraph or question around each problem to its first problem.
+
+    The key () stands for the article itself.
+    """
     places: dict[tuple[str | int, ...], str] = {}
     for problem in error.errors():
         place = problem["loc"]
@@ -220,8 +227,8 @@ def read_records(
     Args:
         raw: the official schema, or files or a dataset of rows.
         source: what the user calls it.
-        named: the names of the columns of rows that are not called like their field.
-        rejected: as of `flatten`.
+        named: the column of each field that has another name in the rows.
+        rejected: see `flatten`.
     """
     columns = Columns(REQUIRED, OPTIONAL, named)
     if isinstance(raw, Dataset):
@@ -243,13 +250,13 @@ def flatten_rows(
 ) -> Iterator[dict[str, Any]]:
     """Yield rows as flat records, like `flatten`.
 
-    Answers may be a text, a list of texts, a list of objects or an object of lists (text and
-    answer_start), or JSON of these; none, an empty text or list means unanswerable. A row without
-    an id is named by its place, and one without a title by its context, so that rows of one
-    context are one article.
+    Answers are a text, a list of texts, a list of objects or an object of lists (text and
+    answer_start), or JSON of these; without any, the question is unanswerable. A row without an id
+    gets one from its place, and a row without a title gets one from its context, so that rows with
+    the same context form one article.
 
     Raises:
-        InputError: a row has another shape; names the row and the place in it.
+        InputError: a row has another shape, and `rejected` is None; names the row and the place.
     """
     for place, fields in rows:
         try:
@@ -280,7 +287,7 @@ def _digest(*texts: str) -> str:
 
 
 def _with_lists(fields: Mapping[str, Any]) -> dict[str, Any]:
-    """Give the answers of a row as a list of texts and one of places, None where there is none."""
+    """Turn the answers of a row into a list of texts and a list of offsets or None."""
     fields = dict(fields)
     starts = fields.pop("answer_start", None)
     if isinstance(starts, str):  # as CSV has it
@@ -331,12 +338,16 @@ def check(
 ) -> Iterator[Mapping[str, Any]]:
     """Check every flat record: contexts and questions have text, offsets match, ids are unique.
 
-    Yields the records that are good: all, or those not put into a list `rejected`. An answer
-    without a place gets its first one in the context. Only ids are held in memory.
+    Yields the good records. An answer without an offset gets the offset of its first occurrence in
+    the context. Memory holds only ids.
+
+    Args:
+        records: flat records (see `flatten`).
+        source: what the user calls their file.
+        rejected: collects the bad records; None raises instead.
 
     Raises:
-        InputError: names the first bad record, what is wrong with it, and the remedy; or none is
-            good.
+        InputError: a record is bad, and `rejected` is None; or no record is good.
     """
     good: set[str] = set()
     placed = 0
@@ -429,10 +440,10 @@ def split_titles(titles: Iterable[str], fraction: float, seed: int) -> set[str]:
 
 
 def one_line(answers: Iterable[str]) -> str:
-    """The distinct answers of a question in one line."""
+    """Join the distinct answers of a question in one line."""
     return " | ".join(dict.fromkeys(answers))
 
 
 def gold_texts(questions: Iterable[Mapping[str, Any]]) -> dict[str, list[str]]:
-    """Map the ids of flat questions to the texts of their answers, none if unanswerable."""
+    """Map the id of each flat question to the texts of its answers; unanswerable: no text."""
     return {question["id"]: list(question["answers"]["text"]) for question in questions}

@@ -1,4 +1,4 @@
-"""Texts: whether they are whole and visible, and how they compare but for spaces, case and form."""
+"""Whether a text is whole and visible, and how texts compare without spaces, case and form."""
 
 import unicodedata
 from typing import Any
@@ -13,7 +13,7 @@ def is_missing(value: Any) -> bool:
 
 
 def is_unicode(text: str) -> bool:
-    """Whether the text has only whole characters, no half of a surrogate pair."""
+    """Whether the text has whole characters only, and no half of a surrogate pair."""
     try:
         text.encode()
     except UnicodeEncodeError:
@@ -22,7 +22,7 @@ def is_unicode(text: str) -> bool:
 
 
 def has_text(text: str) -> bool:
-    """Whether a letter, digit or sign can be seen, not only space and zero-width characters."""
+    """Whether the text has a visible letter, digit or sign."""
     return any(
         unicodedata.category(character)[0] in "LNPS" and character not in INVISIBLE_LETTERS
         for character in text
@@ -30,7 +30,12 @@ def has_text(text: str) -> bool:
 
 
 def name_problem(name: str, thing: str) -> str | None:
-    """Say why a text cannot be an id or a title; None if it can."""
+    """Say why a text cannot be an id or a title; None if it can.
+
+    Args:
+        name: the text.
+        thing: how the message calls it, such as "its id".
+    """
     if len(name) > LONGEST_NAME:
         return f"{thing} has {len(name):,} characters; shorten it to {LONGEST_NAME:,} at most"
     if "\0" in name:
@@ -39,7 +44,7 @@ def name_problem(name: str, thing: str) -> str | None:
 
 
 def normalized(text: str) -> str:
-    """The text in one Unicode form and case, without zero-width characters, single-spaced.
+    """Bring a text to one Unicode form and case, single-spaced, without zero-width characters.
 
     >>> normalized("Ａda \\n was\\u200b  BORN")
     'ada was born'

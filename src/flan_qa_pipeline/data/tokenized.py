@@ -1,4 +1,4 @@
-"""What tokenized questions were made with: it is kept in their dataset and compared before use."""
+"""The inputs of tokenized questions, recorded in their dataset and compared before use."""
 
 import json
 from collections.abc import Mapping
@@ -29,7 +29,7 @@ def made_with(
     tokenization: TokenizationParameters,
     data: DataParameters,
 ) -> dict[str, Any]:
-    """Map everything but the questions that the windows and their labels depend on to its value."""
+    """List everything, except the questions, that windows and labels depend on, with its value."""
     sections = (("prompt", prompt), ("tokenization", tokenization))
     chosen = {
         f"{section}.{key}": value
@@ -44,20 +44,20 @@ def made_with(
 
 
 def digest_of(tokenizer: PreTrainedTokenizerBase) -> str:
-    """SHA-256 of all that decides which tokens a text becomes."""
+    """Hash everything that decides which tokens a text becomes, with SHA-256."""
     content = json.loads(tokenizer.backend_tokenizer.to_str())
-    content |= {"truncation": None, "padding": None}  # those of the call before
+    content |= {"truncation": None, "padding": None}  # the last call set these
     text = json.dumps([content, tokenizer.eos_token_id], sort_keys=True)
     return sha256(text.encode()).hexdigest()
 
 
 def describe(made: Mapping[str, Any], questions: Mapping[str, str]) -> str:
-    """Put what windows were made with and the fingerprints of their questions in one text."""
+    """Join the inputs of the windows and the fingerprints of their questions in one JSON text."""
     return json.dumps({**made, QUESTIONS: questions})
 
 
 def require_made_with(tokenized_questions: DatasetDict, wanted: Mapping[str, Any]) -> None:
-    """Check that windows were made with what a run would make them with now.
+    """Check that this run would make the windows with the same inputs.
 
     Raises:
         InputError: names each difference.
@@ -76,7 +76,7 @@ def require_made_with(tokenized_questions: DatasetDict, wanted: Mapping[str, Any
 
 
 def require_made_of(tokenized_questions: DatasetDict, fingerprints: Mapping[str, str]) -> None:
-    """Check that windows were made of the questions with these fingerprints, split by split.
+    """Check that the windows come from the questions with these fingerprints, split by split.
 
     Raises:
         InputError: names the first split that differs.

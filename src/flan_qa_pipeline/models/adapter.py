@@ -1,4 +1,4 @@
-"""A trained LoRA adapter: what is saved, how it is saved, how it is attached again."""
+"""A trained LoRA adapter: take it off a model, save it, check it, attach it to a base."""
 
 import json
 import logging
@@ -37,7 +37,7 @@ TRAINING = "training.json"
 
 WEIGHT_DTYPES = {torch.float32, torch.float16, torch.bfloat16}
 RESTORE = "restore the adapter's folder, load another version, or train again"
-# what a saved configuration says beside the parameters of LoRA; targets are checked by themselves
+# keys of a saved configuration that are no parameter of LoRA, and the targets, checked apart
 FREE = {"base_model_name_or_path", "inference_mode", "peft_version", "target_modules"}
 
 
@@ -45,10 +45,14 @@ FREE = {"base_model_name_or_path", "inference_mode", "peft_version", "target_mod
 class Adapter:
     """LoRA weights with everything needed to use them.
 
-    `state_dict` maps peft's parameter names to tensors; `provenance` says what the adapter was
-    trained on: the `model` (base, revision, quantization) and `prompt` parameters, on which it
-    depends, and those of `tokenization` and `generation`, with which it was evaluated. `training`
-    is the record of the training: parameters, samples, seconds, memory and the log of its steps.
+    Attributes:
+        config: peft's configuration.
+        state_dict: peft's parameter names mapped to tensors.
+        tokenizer: the base's tokenizer.
+        provenance: the parameters of the sections `model` and `prompt`, which the adapter depends
+            on, and of `tokenization` and `generation`, which it was evaluated with.
+        training: the record of the training: parameters, samples, seconds, memory in bytes and the
+            log of the steps.
     """
 
     config: LoraConfig
@@ -61,10 +65,12 @@ class Adapter:
 def provenance_of(
     model: ModelParameters, prompt: PromptParameters, **evaluated_with: BaseModel
 ) -> dict[str, Any]:
-    """What an adapter depends on: it means something only on this base and with this prompt.
+    """List the parameters that an adapter depends on: its base and its prompt.
 
     Args:
-        evaluated_with: further sections of the parameters, to be kept beside it.
+        model: the base; how it is computed (dtype, attention, unpacking) is left out.
+        prompt: the prompt of training.
+        evaluated_with: further sections of the parameters to keep beside these.
     """
     return {
         "model": model.model_dump(exclude={"dequantize", "compute_dtype", "attn_implementation"}),
@@ -74,7 +80,7 @@ def provenance_of(
 
 
 def lora_config(lora: LoraParameters) -> LoraConfig:
-    """The configuration of the adapters that this project trains, and of no others."""
+    """Make the only peft configuration that this project trains with."""
     targets = lora.target_modules
     return LoraConfig(
         task_type="SEQ_2_SEQ_LM",
@@ -103,11 +109,11 @@ def save_adapter(adapter: Adapter, folder: Path) -> None:
 
 
 def load_adapter(folder: Path) -> Adapter:
-    """Load an adapter that `save_adapter` has saved; all that load one call this.
+    """Load and check an adapter that `save_adapter` saved.
 
     Raises:
-        InputError: names the file that is missing, a pickle, not as it was saved or not what a
-            training writes, or the tensor that is no finite floating-point one.
+        InputError: a file is missing, a pickle, changed since it was saved or unlike what training
+            writes; or a tensor is not floating-point or not finite.
     """
     refuse_pickles(folder)
     if not require_undamaged(folder):
@@ -138,7 +144,7 @@ def _read_json(path: Path) -> dict[str, Any]:
 
 
 def _read_config(path: Path, training: dict[str, Any]) -> LoraConfig:
-    """Read a configuration and check that it is one that a training, and this one, writes."""
+    """Read a configuration; check that this training could have written it."""
     raw = _read_json(path)
     try:
         lora = LoraParameters(
@@ -169,7 +175,7 @@ def _read_config(path: Path, training: dict[str, Any]) -> LoraConfig:
 
 
 def _lora_of(training: dict[str, Any]) -> dict[str, Any]:
-    """The parameters of LoRA in the record of the training, if the record has them."""
+    """Get the parameters of LoRA from a record of training; empty if it has none."""
     found: Any = training
     for key in ("run", "parameters", "lora"):
         found = found.get(key) if isinstance(found, dict) else None
@@ -192,7 +198,7 @@ def _read_weights(path: Path) -> dict[str, torch.Tensor]:
 
 
 def not_finite(weights: dict[str, torch.Tensor]) -> str | None:
-    """The name of the first tensor that holds NaN or infinity."""
+    """Name the first tensor that holds NaN or infinity; None if all are finite."""
     return next((name for name, weight in weights.items() if not weight.isfinite().all()), None)
 
 
@@ -202,10 +208,16 @@ def extract_adapter(
     provenance: dict[str, Any],
     training: dict[str, Any],
 ) -> Adapter:
-    """Take the adapter off a trained model, with what is to be kept beside it.
+    """Copy the adapter off a trained model.
+
+    Args:
+        model: the trained model.
+        tokenizer: the base's tokenizer.
+        provenance: see `provenance_of`.
+        training: the record of the training.
 
     Raises:
-        InputError: its weights are not finite.
+        InputError: the adapter's weights are not finite.
     """
     config, weights = model.peft_config["default"], adapter_weights(model)
     if name := not_finite(weights):
@@ -217,10 +229,10 @@ def extract_adapter(
 
 
 def require_trained_with(adapter: Adapter, provenance: dict[str, Any]) -> None:
-    """Check that a run uses an adapter with what the adapter depends on.
+    """Check that a run uses an adapter with the base and prompt that it was trained with.
 
     Raises:
-        InputError: `provenance` differs from the adapter's own (names each difference).
+        InputError: the run's `provenance` differs from the adapter's; names each difference.
     """
     differences = [
         f"{section}.{key} is {value!r}, trained with {adapter.provenance[section].get(key)!r}"
@@ -238,11 +250,16 @@ def require_trained_with(adapter: Adapter, provenance: dict[str, Any]) -> None:
 def attach_adapter(
     base: PreTrainedModel, adapter: Adapter, provenance: dict[str, Any]
 ) -> PeftModel:
-    """Put a saved adapter on a freshly loaded base model, ready to generate.
+    """Attach a saved adapter to a freshly loaded base model, ready to generate.
+
+    Args:
+        base: the base model; the adapter's layers replace some of its layers.
+        adapter: the adapter.
+        provenance: the parameters of this run (see `provenance_of`).
 
     Raises:
-        InputError: `provenance` differs from the adapter's own, or the weights are not those that
-            the base takes (names the first).
+        InputError: `provenance` differs from the adapter's, the base has too few embeddings, or the
+            adapter's tensors do not fit the base; names the first.
     """
     require_trained_with(adapter, provenance)
     require_vocabulary(adapter.tokenizer, base.config.vocab_size, base.name_or_path)
@@ -264,12 +281,15 @@ def attach_adapter(
 
 
 def base_of(model: PreTrainedModel | PeftModel) -> PreTrainedModel:
-    """The model under an adapter, or the model itself."""
+    """Get the model under an adapter, or the model itself if it has none."""
     return model.get_base_model() if isinstance(model, PeftModel) else model
 
 
 def adapter_weights(model: PeftModel) -> dict[str, torch.Tensor]:
-    """Copy the adapter's weights off a model, to the CPU, under peft's names."""
+    """Copy the adapter's weights off a model to the CPU, whole, under peft's names.
+
+    All processes must call this for a sharded model.
+    """
     return {
         name: whole(tensor.detach()).to("cpu", copy=True).contiguous()
         for name, tensor in get_peft_model_state_dict(model, save_embedding_layers=False).items()
@@ -277,7 +297,7 @@ def adapter_weights(model: PeftModel) -> dict[str, torch.Tensor]:
 
 
 def set_adapter_weights(model: PeftModel, weights: dict[str, torch.Tensor]) -> None:
-    """Put whole weights under peft's names into a model's adapter."""
+    """Copy whole weights, under peft's names, into a model's adapter."""
     held = get_peft_model_state_dict(model, save_embedding_layers=False)
     set_peft_model_state_dict(
         model, {name: sharded_like(weight, held[name]) for name, weight in weights.items()}

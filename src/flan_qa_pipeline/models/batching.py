@@ -1,8 +1,8 @@
-"""Batches of token sequences: of similar lengths, padded to the longest.
+"""Batches of token sequences of similar lengths, padded to the longest.
 
-Batches to answer have few shapes, whatever comes in a long stream: in bfloat16 on a CPU, oneDNN
-compiles every product of a batch for its shape, and keeps up to 1,024 of them, 0.5 MiB each. So
-have batches to train on where a CUDA graph is captured for every shape.
+Batches to answer come in few shapes, however long the stream. On a CPU in bfloat16, oneDNN compiles
+every matrix product for its shape and keeps up to 1,024 of them, 0.5 MiB each. Batches to train on
+come in few shapes, too, where training captures a CUDA graph for every shape.
 """
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -11,18 +11,18 @@ from typing import Any
 import numpy as np
 import torch
 
-PAD_TO_MULTIPLE = 8  # matrix units read rows of so many values
+PAD_TO_MULTIPLE = 8  # matrix units read this many values at a time
 MIN_ROWS, ROWS_MULTIPLE = 16, 64  # of batches to answer
-NO_LABEL = -100  # what torch's cross entropy leaves out
+NO_LABEL = -100  # torch's cross entropy ignores this label
 
 
 def round_up(length: int, multiple: int = PAD_TO_MULTIPLE) -> int:
-    """The smallest multiple that is at least the length."""
+    """Round a length up to the next multiple."""
     return -(-length // multiple) * multiple
 
 
 def coarse_length(length: int) -> int:
-    """The smallest multiple of 8 of at most four significant binary digits that is at least this.
+    """Round a length up to a multiple of 8 with at most four significant binary digits.
 
     >>> [coarse_length(length) for length in (1, 120, 128, 129, 145, 256, 257)]
     [8, 120, 128, 144, 160, 256, 288]
@@ -31,9 +31,10 @@ def coarse_length(length: int) -> int:
 
 
 def fill_up(rows: Sequence[Any], batch_size: int) -> list[Any]:
-    """Repeat the last of a few rows, taken from batches of a size, until they are a batch.
+    """Repeat the last row until the number of rows is a usual one.
 
-    They are then a power of two or a multiple of 64, and at least 16 if `batch_size` is.
+    A usual number is a power of two or a multiple of 64, and at least the smaller of 16 and
+    `batch_size`.
     """
     size = max(len(rows), min(MIN_ROWS, batch_size))
     return [*rows, *list(rows[-1:]) * (round_up(size, _rows_step(size)) - len(rows))]
@@ -44,7 +45,7 @@ def _rows_step(n_rows: int) -> int:
 
 
 def pad(rows: Sequence[Sequence[int]], value: int, length: int) -> torch.Tensor:
-    """Put sequences into one tensor (rows, length), filled up with `value` on their right."""
+    """Put sequences into one integer tensor (rows, length), padded with `value` on the right."""
     padded = np.full((len(rows), length), value)
     for place, row in zip(padded, rows, strict=True):
         place[: len(row)] = row
@@ -52,7 +53,7 @@ def pad(rows: Sequence[Sequence[int]], value: int, length: int) -> torch.Tensor:
 
 
 def mask(rows: Sequence[Sequence[int]], length: int) -> torch.Tensor:
-    """Tell the tokens (1) of `pad` from its filling (0)."""
+    """Mark tokens with 1 and padding with 0 in a tensor (rows, length), as `pad` lays them out."""
     lengths = np.array([len(row) for row in rows])
     return torch.from_numpy((np.arange(length) < lengths[:, None]).astype(int))
 
@@ -62,10 +63,17 @@ def collate(
     pad_token_id: int,
     padded: Callable[[int], int] = round_up,
 ) -> dict[str, torch.Tensor]:
-    """Batch tokenized windows for training; other columns than input_ids and labels are left out.
+    """Batch tokenized windows for training.
 
-    `padded` maps the length of the longest to the batch's, such as `coarse_length`.
-    (transformers' collator pads by way of Python lists, which takes longer than a GPU trains.)
+    (transformers' collator pads Python lists, which takes longer than a GPU trains.)
+
+    Args:
+        windows: rows with input_ids and labels; other columns are ignored.
+        pad_token_id: the id that pads input_ids; `NO_LABEL` pads labels.
+        padded: maps the length of the longest sequence to the length of the batch.
+
+    Returns:
+        input_ids and attention_mask (rows, source length), labels (rows, target length).
     """
     input_ids = [window["input_ids"] for window in windows]
     labels = [window["labels"] for window in windows]
@@ -78,11 +86,15 @@ def collate(
 
 
 def length_batches(lengths: Sequence[int], batch_tokens: int) -> Iterator[list[int]]:
-    """Yield the indices of sequences from the longest to the shortest, in batches.
+    """Yield the indices of sequences in batches, from the longest sequence to the shortest.
 
-    A batch has at most `batch_tokens` tokens when its sequences are padded to the `coarse_length`
-    of the longest, or is one sequence that is longer. The size of all but the last, which `fill_up`
-    completes, is a power of two or a multiple of 64.
+    Padded to the `coarse_length` of its longest sequence, a batch has at most `batch_tokens`
+    tokens; a longer sequence is a batch alone. The number of sequences is a power of two or a
+    multiple of 64, except in the last batch, which `fill_up` completes.
+
+    Args:
+        lengths: in tokens.
+        batch_tokens: tokens in a batch, padding included.
     """
     order = sorted(range(len(lengths)), key=lambda i: lengths[i], reverse=True)
     while order:

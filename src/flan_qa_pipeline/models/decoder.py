@@ -1,4 +1,4 @@
-"""T5's decoder, token by token, with keys and values kept in room that is laid out once."""
+"""T5's decoder, token by token, with a cache of keys and values that is allocated once."""
 
 import torch
 from transformers import T5ForConditionalGeneration
@@ -10,12 +10,12 @@ from flan_qa_pipeline.models.t5 import additive
 
 
 class Decoder:
-    """A T5's decoder that writes to a batch of encoded inputs, token by token.
+    """Decodes a batch of encoded inputs token by token, with the results of the model itself.
 
-    Keys and values of the encoder's states are made once, and laid out as products read them;
-    those of tokens go into room for `max_tokens`, of which all is attended to at every step, since
-    a CPU keeps a kernel for each shape of a product. The room is rounded up to what the kernels of
-    scaled_dot_product_attention read at a time. Results are those of the model itself.
+    The decoder projects the encoder's states to keys and values once, in the layout that attention
+    reads. Keys and values of tokens go into a cache for `max_tokens`, rounded up to the multiple
+    that the kernels of scaled_dot_product_attention read. Every step attends to the whole cache,
+    masked, because a CPU keeps a kernel for each shape of a product.
     """
 
     def __init__(
@@ -25,7 +25,14 @@ class Decoder:
         attention_mask: torch.Tensor,
         max_tokens: int,
     ):
-        """Attend to the encoder's states (batch, length, d_model); mask (batch, length), 0 or 1."""
+        """Project the encoder's states and allocate the cache.
+
+        Args:
+            model: the T5, with or without LoRA layers.
+            states: the encoder's output (batch, length, d_model).
+            attention_mask: 1 for tokens and 0 for padding (batch, length).
+            max_tokens: the most tokens that will be decoded for an input.
+        """
         self._stack, self._head = model.decoder, model.lm_head
         self.length, room = 0, round_up(max_tokens)
         self._mask = additive(attention_mask[:, None, None].bool(), states.dtype)
@@ -43,7 +50,7 @@ class Decoder:
         self._bias = bias + additive(past, states.dtype)
 
     def __call__(self, tokens: torch.Tensor) -> torch.Tensor:
-        """Append tokens (batch, n); return logits (batch, n, vocabulary)."""
+        """Append tokens (batch, n); return their logits (batch, n, vocabulary)."""
         start, self.length = self.length, self.length + tokens.shape[1]
         bias = self._bias[:, :, start : self.length]
         hidden = self._stack.embed_tokens(tokens)
@@ -64,7 +71,7 @@ class Decoder:
         self.length = length
 
     def keep(self, rows: torch.Tensor) -> None:
-        """Go on with these rows of the batch alone."""
+        """Keep only these rows of the batch."""
         self._mask = self._mask[rows]
         for kept in (self._read, self._written):
             kept[:] = [(key[rows], value[rows]) for key, value in kept]
@@ -75,7 +82,7 @@ def _key_value(attention: T5Attention) -> tuple[torch.nn.Module, torch.nn.Module
 
 
 def _heads(attention: T5Attention, projected: torch.Tensor) -> torch.Tensor:
-    """Turn (batch, length, heads x d_kv) into (batch, heads, length, d_kv), contiguous."""
+    """Reshape (batch, length, heads x d_kv) to (batch, heads, length, d_kv), contiguous."""
     split = projected.unflatten(2, (attention.n_heads, attention.key_value_proj_dim))
     return split.transpose(1, 2).contiguous()
 

@@ -1,6 +1,7 @@
-"""What processes tell one another: JSON and tensors, and nothing pickled.
+"""Exchange between the processes of a run: JSON and safetensors, nothing pickled.
 
-(`gather_object` and `broadcast_object_list` of torch and accelerate pickle what they send.)
+(`gather_object` and `broadcast_object_list` of torch and accelerate pickle the objects.)
+All processes must call each of these functions together.
 """
 
 import json
@@ -14,7 +15,7 @@ from safetensors.torch import load, save
 
 
 def broadcast_json(value: Any) -> Any:
-    """Give every process the first one's value."""
+    """Send the first process's value to every process."""
     if PartialState().num_processes == 1:
         return value
     sent = json.dumps(value).encode() if PartialState().is_main_process else b""
@@ -23,7 +24,7 @@ def broadcast_json(value: Any) -> Any:
 
 
 def gather_json(value: Any) -> list[Any]:
-    """Give every process the values of all, in their order."""
+    """Send the values of all processes to every process, in the order of the ranks."""
     if PartialState().num_processes == 1:
         return [value]
     return [json.loads(data) for data in _gather(json.dumps(value).encode())]
@@ -32,7 +33,10 @@ def gather_json(value: Any) -> list[Any]:
 def gather_tensors(
     value: Any, tensors: Mapping[str, torch.Tensor]
 ) -> list[tuple[Any, dict[str, torch.Tensor]]]:
-    """Give every process the values of all, in their order, each with its tensors on the CPU."""
+    """Send the values of all processes, with tensors, to every process, in the order of the ranks.
+
+    The tensors arrive on the CPU.
+    """
     if PartialState().num_processes == 1:
         return [(value, dict(tensors))]
     saved = _gather(save(dict(tensors)))

@@ -1,8 +1,8 @@
-"""LoRA's products without what peft adds to them.
+"""LoRA layers in fewer passes over the activations than peft's.
 
-peft scales LoRA's output and adds it to the layer's in passes of their own, and multiplies in the
-dtype of the adapter: float32, or through casts of every activation. Here the float32 weights are
-cast to the dtype of the activations, and products are added where they are made.
+peft scales LoRA's output in one pass, adds it to the layer's output in another, and multiplies in
+the adapter's dtype, float32, which casts every activation. Here the float32 LoRA weights are cast
+to the dtype of the activations, and each product is added as it is computed.
 
 LoRA: Hu et al. 2021, "LoRA: Low-Rank Adaptation of Large Language Models", arXiv:2106.09685.
 """
@@ -16,6 +16,8 @@ from peft.tuners.tuners_utils import BaseTunerLayer
 from torch import nn
 from torch.nn.functional import linear
 
+from flan_qa_pipeline.models.subclasses import become
+
 if TYPE_CHECKING:
     from peft.tuners.lora import LoraLayer as _LoraLayer
 else:
@@ -23,10 +25,11 @@ else:
 
 
 class _Product(torch.autograd.Function):
-    """x Wᵀ + s d Aᵀ Bᵀ for a frozen W; d is x after LoRA's dropout, None without one.
+    """x Wᵀ + s d Aᵀ Bᵀ for a frozen W.
 
-    A and B may be float32: they are cast here, B with its scaling s, in as few passes as can be.
-    Under autocast x must have its dtype.
+    Shapes: x and d (rows, in), W (out, in), A (r, in), B (out, r). d is x after LoRA's dropout, or
+    None without dropout. A and B may be float32: they are cast to the dtype of x, B together with
+    its scaling s. Under autocast x must already have autocast's dtype.
     """
 
     @staticmethod
@@ -62,12 +65,15 @@ class _Product(torch.autograd.Function):
 
 
 def _scaled(part: torch.Tensor, scaling: float, dtype: torch.dtype) -> torch.Tensor:
-    """Scale and cast, on a GPU in one pass."""
+    """Scale and cast; a GPU does both in one pass."""
     return torch.mul(part, scaling, out=torch.empty_like(part, dtype=dtype))
 
 
 class _Fused(_LoraLayer):
-    """A LoRA layer that adds one adapter's product in place; anything else is left to peft."""
+    """A LoRA layer that adds the product of one plain adapter in place.
+
+    peft computes everything else: DoRA, biases, several adapters, merged or disabled ones.
+    """
 
     def forward(self, x: torch.Tensor, *args: Any, **kwargs: Any) -> torch.Tensor:
         name = self.active_adapters[0] if len(self.active_adapters) == 1 else None
@@ -100,15 +106,21 @@ class FusedLinear(_Fused, lora.Linear):
 
 
 class FusedLinear4bit(_Fused, lora.Linear4bit):
-    """LoRA on a layer that is packed in 4 bits."""
+    """LoRA on a 4-bit layer."""
 
 
-_FUSED = {lora.Linear: FusedLinear, lora.Linear4bit: FusedLinear4bit}
+FUSED: dict[type[nn.Module], type[nn.Module]] = {
+    lora.Linear: FusedLinear,
+    lora.Linear4bit: FusedLinear4bit,
+}
 
 
 def fuse(model: PeftModel) -> bool:
-    """Let LoRA layers multiply as this module does; return whether all do (DoRA does not)."""
+    """Let LoRA layers compute as this module does.
+
+    Returns:
+        Whether all of them do; DoRA's leave it to peft.
+    """
+    become(model, FUSED)
     layers = [part for part in model.modules() if isinstance(part, BaseTunerLayer)]
-    for layer in layers:
-        layer.__class__ = _FUSED.get(type(layer), type(layer))
     return all(isinstance(layer, _Fused) and not layer.lora_variant for layer in layers)

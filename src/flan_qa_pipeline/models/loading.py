@@ -1,10 +1,9 @@
-"""The 4-bit base model and its tokenizer.
+"""The base model and its tokenizer: find their files, check them, load them.
 
-Quantization: Dettmers et al. 2023, "QLoRA", arXiv:2305.14314 (NF4, double quantization).
+`quantization` says which layers are packed in 4 bits.
 """
 
-import logging
-from collections.abc import Callable
+from collections.abc import Callable, Collection, Container
 from copy import deepcopy
 from pathlib import Path
 from typing import Any
@@ -12,13 +11,10 @@ from typing import Any
 import torch
 from accelerate import PartialState
 from accelerate.utils.memory import should_reduce_batch_size
-from bitsandbytes.functional import dequantize_4bit
-from bitsandbytes.nn import Linear4bit
 from safetensors import SafetensorError, safe_open
-from torch.nn import Linear, Parameter
+from torch.nn import Linear
 from transformers import (
     AutoTokenizer,
-    BitsAndBytesConfig,
     PreTrainedConfig,
     PreTrainedModel,
     PreTrainedTokenizerBase,
@@ -31,25 +27,28 @@ from flan_qa_pipeline.config.parameters import ModelParameters
 from flan_qa_pipeline.errors import InputError, in_one_line
 from flan_qa_pipeline.files import require_undamaged
 from flan_qa_pipeline.hub import CONFIG, ModelFiles, fetch, missing_model_file
-from flan_qa_pipeline.models.device import (
-    MIB,
-    free_memory,
-    resolve_attention,
-    resolve_compute_dtype,
+from flan_qa_pipeline.models.device import resolve_attention, resolve_compute_dtype
+from flan_qa_pipeline.models.quantization import (
+    PackedLayer,
+    adopt,
+    dequantize,
+    fits_dequantized,
+    forbid_repacking,
+    packed_layers,
+    quantization_config,
+    readable_weights,
+    require_stored_as,
+    shape_of,
 )
-from flan_qa_pipeline.models.exchange import gather_json
 from flan_qa_pipeline.models.t5 import QuantizableT5
 
-logger = logging.getLogger(__name__)
-
 LFS_POINTER = b"version https://git-lfs.github.com/spec/"
-DEQUANTIZED_SHARE = 1 / 8  # of the free memory, at most, that weights out of 4 bits may take
 
 
 def base_folder(model: ModelParameters) -> Path:
-    """Find the folder of a base model: the one that is named, or its snapshot in the hub's cache.
+    """Find the folder of a base model: the named one, or its snapshot in the hub's cache.
 
-    What the cache lacks is fetched.
+    Fetches the files that the cache lacks.
 
     Raises:
         InputError: the name is neither a folder of a model nor a pinned hub id, or the hub does
@@ -65,10 +64,10 @@ def base_folder(model: ModelParameters) -> Path:
 
 
 def hub_files(model: ModelParameters) -> ModelFiles:
-    """The files of a base model that is no folder here.
+    """Describe the files of a base model on the hub.
 
     Raises:
-        InputError: the name is that of a missing folder, or has no revision.
+        InputError: the name is the path of a missing folder, or has no revision.
     """
     folder = Path(model.name)
     if model.name.count("/") > 1 or folder.is_absolute():
@@ -86,10 +85,11 @@ def hub_files(model: ModelParameters) -> ModelFiles:
 
 
 def check_base(model: ModelParameters) -> None:
-    """Check what can be checked of a base model without reading its weights.
+    """Check a base model without reading its weights.
 
     Raises:
-        InputError: its architecture, its tokenizer or a file of weights cannot be used.
+        InputError: its architecture, tokenizer or a file of weights is not usable, or a parameter
+            contradicts the 4 bits that it is stored in.
     """
     folder = base_folder(model)
     config = _load_config(model, folder)
@@ -100,6 +100,7 @@ def check_base(model: ModelParameters) -> None:
                 pass
         except (SafetensorError, OSError) as error:
             raise _unreadable(model, folder, weights, error) from error
+    _stored_layers(model, folder, config)
 
 
 def load_tokenizer(model: ModelParameters) -> PreTrainedTokenizerBase:
@@ -116,7 +117,7 @@ def load_tokenizer(model: ModelParameters) -> PreTrainedTokenizerBase:
 
 
 def read_tokenizer(folder: Path) -> PreTrainedTokenizerBase:
-    """Load a tokenizer from a folder that it was saved in.
+    """Load a tokenizer from the folder it was saved in.
 
     Raises:
         InputError: there is none, or its files are damaged.
@@ -134,7 +135,7 @@ def read_tokenizer(folder: Path) -> PreTrainedTokenizerBase:
 
 
 def _require_words(tokenizer: PreTrainedTokenizerBase, place: str) -> None:
-    """Without its files transformers makes a T5 tokenizer of special tokens and the space."""
+    """Refuse the tokenizer that transformers makes without files: special tokens and the space."""
     if len(tokenizer) <= len(tokenizer.all_special_tokens) + 1:
         raise InputError(
             f"{place} holds no vocabulary (tokenizer.json or spiece.model); restore the "
@@ -150,41 +151,38 @@ def require_vocabulary(tokenizer: PreTrainedTokenizerBase, size: int, base: str)
     """
     if len(tokenizer) > size:
         raise InputError(
-            f"model.name: the tokenizer of {base} has {len(tokenizer)} tokens, but the model "
-            f"has embeddings of {size}; give a model with the tokenizer it was saved with."
+            f"model.name: {base} has {size} embeddings, but the tokenizer has {len(tokenizer)} "
+            "tokens; give a model with the tokenizer it was saved with."
         )
 
 
 def load_base_model(model: ModelParameters, *, to_shard: bool = False) -> PreTrainedModel:
-    """Load the base model, its linear layers quantized to 4 bits, all weights frozen.
+    """Load the base model with its linear layers in 4 bits and all weights frozen.
 
-    Embeddings, norms and `skip_modules` stay in the compute dtype. The packed weights are
-    stored under it too (`bnb_4bit_quant_storage`), so that nobody who asks for their dtype takes
-    them for integers, as the activation cast of transformers' T5 does. bitsandbytes may not repack
-    them for AVX512_BF16 at the first inference: no gradient passes repacked ones. For sdpa, cuDNN's
-    kernel is switched off in the process: it is compiled for every shape. A model
-    `to_shard` (see `sharding`) is loaded to the machine's memory, where it stays packed.
+    Embeddings, norms and `skip_modules` are in the compute dtype. A base that is stored in 4 bits
+    gives what its unpacked weights give when they are quantized at load. For sdpa the process turns
+    cuDNN's kernel off, which cuDNN would compile for every shape.
+
+    Args:
+        to_shard: load to the machine's memory, where the layers stay packed (see `sharding`).
 
     Raises:
-        InputError: the name is neither a folder nor a hub id, the model is not a T5 v1.1, its
-            files are damaged, its weights incomplete or not finite, it has fewer embeddings than
-            its tokenizer has tokens, or `skip_modules` names what is no linear layer.
+        InputError: the name is neither a folder nor a hub id; the model is not a T5 v1.1; its files
+            are damaged, its weights incomplete or not finite; it has fewer embeddings than its
+            tokenizer has tokens; `skip_modules` names no linear layer; or a parameter contradicts
+            the 4 bits that the base is stored in.
     """
     folder = base_folder(model)
     config = _load_config(model, folder)
     _require_whole(folder)
     require_vocabulary(load_tokenizer(model), config.vocab_size, model.name)
     require_undamaged(folder)
-    _require_finite(folder)
+    layers = _stored_layers(model, folder, config)
+    _require_finite(folder, layers)
     dtype = resolve_compute_dtype(model.compute_dtype)
-    quantization = BitsAndBytesConfig(
-        load_in_4bit=True,
-        bnb_4bit_quant_type=model.quant_type,
-        bnb_4bit_use_double_quant=model.double_quant,
-        bnb_4bit_compute_dtype=dtype,
-        bnb_4bit_quant_storage=dtype,
-        llm_int8_skip_modules=model.skip_modules,
-    )
+    quantization = quantization_config(model, dtype, layers) if model.load_in_4bit else None
+    if layers and quantization:
+        config.quantization_config, quantization = quantization.to_dict(), None
     attention = resolve_attention(model.attn_implementation)
     if attention == "sdpa":
         torch.backends.cuda.enable_cudnn_sdp(False)
@@ -195,112 +193,96 @@ def load_base_model(model: ModelParameters, *, to_shard: bool = False) -> PreTra
         QuantizableT5.from_pretrained,
         config=config,
         dtype=dtype,
-        quantization_config=quantization if model.load_in_4bit else None,
+        quantization_config=quantization,
         device_map={"": PartialState().local_process_index if on_gpu else "cpu"},
         attn_implementation=attention,
         use_safetensors=True,
         output_loading_info=True,
     )
     base.name_or_path = model.name
-    if loading["missing_keys"]:
-        raise InputError(
-            f"model.name: the weights of {model.name} lack {sorted(loading['missing_keys'])[0]}; "
-            "give a complete T5 v1.1 or FLAN-T5 model, which has a language-model head of its own."
-        )
-    _require_shapes(base, model.name)
-    _require_linear(base, model)
-    for module in base.modules():
-        if isinstance(module, Linear4bit):
-            module.support_avx512bf16_for_cpu = False
+    _require_complete(base, loading["missing_keys"])
+    adopt(base, dtype)
+    forbid_repacking(base)
     automatic = model.dequantize == "auto" and not to_shard
-    if model.dequantize is True or (automatic and _fits_dequantized(base)):
+    if model.dequantize is True or (automatic and fits_dequantized(base)):
         base = dequantize(base)
         base.keep_activations()
     return base.requires_grad_(False).eval()
 
 
-def _require_finite(folder: Path) -> None:
-    """Check the weights in a folder, one at a time: quantized to 4 bits NaN becomes a number."""
-    for path in sorted(folder.glob("*.safetensors")):
-        try:
-            with safe_open(path, framework="pt") as weights:
-                for name in weights.keys():  # noqa: SIM118, it is no dictionary
-                    weight = weights.get_tensor(name)
-                    if weight.is_floating_point() and not weight.isfinite().all():
-                        raise InputError(
-                            f"model.name: {name} in {path} holds NaN or infinity; give a base "
-                            "whose weights are finite."
-                        )
-        except (OSError, SafetensorError) as error:
-            raise InputError(
-                f"model.name: {path} cannot be read ({in_one_line(error)}); restore the base, or "
-                "give another."
-            ) from error
+def is_stored_in_4_bits(model: ModelParameters) -> bool:
+    """Whether the files of a base hold packed weights.
+
+    Raises:
+        InputError: the base is missing, or a file of weights cannot be read.
+    """
+    return bool(packed_layers(base_folder(model)))
 
 
-def _require_linear(base: PreTrainedModel, model: ModelParameters) -> None:
-    """Check that `skip_modules` names nothing but linear layers."""
-    linear = [name for name, module in base.named_modules() if isinstance(module, Linear)]
+def _stored_layers(
+    model: ModelParameters, folder: Path, config: T5Config
+) -> dict[str, PackedLayer]:
+    """Read which layers a base stores in 4 bits, and check skip_modules and them."""
+    layers = packed_layers(folder)
+    with torch.device("meta"):
+        modules = QuantizableT5(config).named_modules()
+    linear = [name for name, module in modules if isinstance(module, Linear)]
     for skipped in model.skip_modules:
         if all(should_convert_module(name, [skipped]) for name in linear):
             raise InputError(
                 f"model.skip_modules: {skipped} matches no linear module of {model.name}; T5's are "
                 "lm_head, q, k, v, o, wi_0, wi_1 and wo."
             )
+    require_stored_as(model, config, layers, linear)
+    return layers
 
 
-def _require_shapes(base: PreTrainedModel, name: str) -> None:
-    """Check the weights' shapes, which transformers leaves alone in a model that it quantizes."""
+def _require_finite(folder: Path, layers: Container[str]) -> None:
+    """Check the weights in a folder, one at a time: in 4 bits NaN becomes a number.
+
+    Args:
+        layers: those that are packed; their bytes may look like any number, their scales not.
+    """
+    for path in sorted(folder.glob("*.safetensors")):
+        with readable_weights(path), safe_open(path, framework="pt") as weights:
+            for name in weights.keys():  # noqa: SIM118, it is no dictionary
+                if name.removesuffix(".weight") in layers:
+                    continue
+                weight = weights.get_tensor(name)
+                if weight.is_floating_point() and not weight.isfinite().all():
+                    raise InputError(
+                        f"model.name: {name} in {path} holds NaN or infinity; give a base whose "
+                        "weights are finite."
+                    )
+
+
+def _require_complete(base: PreTrainedModel, missing: Collection[str]) -> None:
+    """Check that a loaded base has every weight, in the shape that its configuration gives.
+
+    transformers does not check the shapes in a model that it quantizes.
+    """
+    name = base.name_or_path
+    if missing:
+        raise InputError(
+            f"model.name: the weights of {name} lack {min(missing)}; give a complete T5 v1.1 or "
+            "FLAN-T5 model, which has a language-model head apart from its embeddings."
+        )
     with torch.device("meta"):
         expected = dict(type(base)(base.config).named_parameters())
     for key, weight in base.named_parameters():
-        held = tuple((getattr(weight, "quant_state", None) or weight).shape)
-        if held != tuple(expected[key].shape):
+        held, right = shape_of(weight), tuple(expected[key].shape)
+        if held != right:
             raise InputError(
-                f"model.name: {name} could not be read: {key} is of shape {held}, by its "
-                f"config.json {tuple(expected[key].shape)}; give a complete snapshot."
+                f"model.name: {name} could not be read: the shape of {key} is {held}, but {right} "
+                "by its config.json; give a complete snapshot."
             )
 
 
-def dequantize(base: PreTrainedModel) -> PreTrainedModel:
-    """Turn 4-bit layers into the linear layers that they compute with, in the compute dtype.
-
-    bitsandbytes dequantizes a layer's weights at every use, forward and backward. (transformers'
-    `base.dequantize` does the same as this, with a warning.)
-    """
-    if not getattr(base, "is_quantized", False):
-        return base
-    for name, packed in list(base.named_modules()):
-        if isinstance(packed, Linear4bit):
-            with torch.device("meta"):
-                layer = Linear(packed.in_features, packed.out_features, bias=False)
-            weight = dequantize_4bit(packed.weight.data, packed.weight.quant_state)
-            layer.weight = Parameter(weight.to(base.dtype), requires_grad=False)
-            base.set_submodule(name, layer)
-    base.hf_quantizer.remove_quantization_config(base)
-    return base
-
-
-def _fits_dequantized(base: PreTrainedModel) -> bool:
-    """Whether the linear layers out of 4 bits take a small share of every process's free memory."""
-    packed = [part for part in base.modules() if isinstance(part, Linear4bit)]
-    if not packed:
-        return False
-    size = sum(part.in_features * part.out_features for part in packed) * base.dtype.itemsize
-    free = free_memory(base.device)
-    fits = all(gather_json(size <= DEQUANTIZED_SHARE * free))
-    logger.info(
-        "model.dequantize auto: 4-bit layers %s (%d MiB in %s, %d MiB free).",
-        "are dequantized once" if fits else "stay packed",
-        size / MIB,
-        str(base.dtype).removeprefix("torch."),
-        free / MIB,
-    )
-    return fits
-
-
 def as_transformers_t5(model: PreTrainedModel) -> T5ForConditionalGeneration:
-    """The same weights under transformers' own class, whose saved folder any program reads."""
+    """Put the weights under transformers' own class, whose saved folder any program reads.
+
+    The result shares the model's tensors; 4-bit layers must be dequantized before.
+    """
     config = deepcopy(model.config)
     config.tie_word_embeddings = True  # embeddings of encoder and decoder; the head is not
     config._attn_implementation = "eager"
@@ -338,7 +320,7 @@ def _load_config(model: ModelParameters, folder: Path) -> T5Config:
 
 
 def _read(model: ModelParameters, folder: Path, read: Callable[..., Any], **options: Any) -> Any:
-    """Read from the folder alone, without running code that lies there."""
+    """Read from the folder only, and run no code that lies there."""
     try:
         return read(folder, local_files_only=True, trust_remote_code=False, **options)
     except Exception as error:  # tokenizers raises nothing more special

@@ -1,8 +1,8 @@
-"""Models whose weights are spread over the processes: FSDP, for a base too large for one GPU.
+"""FSDP: spread a model's weights over the processes, for a base too large for one GPU.
 
-A process keeps a share of the weights of T5's blocks. Those of a block are gathered for as long as
-it computes, packed in 4 bits if they are: bitsandbytes stores them under a floating dtype
-(`bnb_4bit_quant_storage`), as FSDP needs. All processes must call a sharded model at once.
+Each process keeps a share of the weights of T5's blocks and gathers a block while it computes.
+Packed weights travel packed, because bitsandbytes stores them under a floating dtype
+(`bnb_4bit_quant_storage`). All processes must call a sharded model together.
 
 FSDP: Zhao et al. 2023, "PyTorch FSDP: Experiences on Scaling Fully Sharded Data Parallel",
 arXiv:2304.11277; with QLoRA: https://huggingface.co/docs/peft/accelerate/fsdp.
@@ -22,9 +22,9 @@ from flan_qa_pipeline.models.adapter import base_of
 
 
 def shard(model: PreTrainedModel | PeftModel) -> PreTrainedModel | PeftModel:
-    """Leave to this process its share of the weights of all blocks, on its device.
+    """Keep this process's share of the weights of all blocks on its device.
 
-    What is used outside of blocks is whole in every process: embeddings, final norms and head.
+    Embeddings, final norms and head lie outside of blocks and stay whole in every process.
 
     Raises:
         InputError: the adapter has weights outside of blocks.
@@ -45,13 +45,12 @@ def shard(model: PreTrainedModel | PeftModel) -> PreTrainedModel | PeftModel:
             )
     for part in outside:
         part.to(PartialState().device)
-    model._is_accelerate_prepared = True  # the Trainer's accelerator wraps it in nothing more
     return model
 
 
 @contextmanager
 def whole_decoder(model: PreTrainedModel | PeftModel) -> Iterator[None]:
-    """Gather a sharded model's decoder, which writes many tokens, once for all of them."""
+    """Gather a sharded model's decoder once, for all tokens that it decodes in the block."""
     blocks = base_of(model).decoder.block
     for block in blocks:
         block.unshard()

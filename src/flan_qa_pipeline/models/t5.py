@@ -1,4 +1,4 @@
-"""T5 v1.1 and FLAN-T5 whose every linear layer may be quantized and that trains in little memory.
+"""T5 v1.1 and FLAN-T5 that train in little memory, with every linear layer open to 4 bits.
 
 Architecture: Shazeer 2020, "GLU Variants Improve Transformer", arXiv:2002.05202 (gated gelu);
 Raffel et al. 2020, "Exploring the Limits of Transfer Learning with a Unified Text-to-Text
@@ -10,6 +10,7 @@ from functools import wraps
 from typing import Any
 
 import torch
+from torch.nn import Module
 from torch.nn.functional import cross_entropy, dropout, rms_norm, softmax
 from torch.utils.checkpoint import checkpoint
 from transformers import (
@@ -26,28 +27,39 @@ from transformers.models.t5.modeling_t5 import (
     T5LayerNorm,
 )
 
+from flan_qa_pipeline.models.quantization import allow_every_layer
+from flan_qa_pipeline.models.subclasses import become
+
 LOSS_CHUNK = 256
 
 
 def additive(mask: torch.Tensor, dtype: torch.dtype) -> torch.Tensor:
-    """Turn a mask, true where attention may go, into what is added to the scores."""
+    """Turn a mask into a bias of attention scores.
+
+    Args:
+        mask: true where a query may attend, of any shape.
+        dtype: of the scores.
+
+    Returns:
+        0 where the mask is true, the dtype's lowest number elsewhere, in the mask's shape.
+    """
     return torch.zeros_like(mask, dtype=dtype).masked_fill_(~mask, torch.finfo(dtype).min)
 
 
 class SharedMaskAttention(T5Attention):
     """Adds the mask to the position bias in a stack's first layer; the others share the sum.
 
-    transformers adds them in every layer, and each sum of shape (batch, heads, length, length) is
-    kept for the gradient. With `keeps_all` what `lean_attention` makes of the scores is kept, too.
+    transformers adds them in every layer, and autograd keeps each sum of shape (batch, heads,
+    length, length). With `keeps_all`, `lean_attention` keeps the attention weights, too.
     """
 
     keeps_all = False
 
     def compute_bias(self, *args: Any, **kwargs: Any) -> torch.Tensor:
-        """The position bias in the layout of the scores.
+        """Compute the position bias (1, heads, queries, keys) in the layout of the scores.
 
-        transformers leaves the heads innermost: slow to add to the scores, and what keeps
-        scaled_dot_product_attention off the GPU's kernels that hold no scores.
+        transformers leaves the heads innermost in memory. That is slow to add to the scores and
+        keeps scaled_dot_product_attention off the GPU kernels that store no scores.
         """
         return super().compute_bias(*args, **kwargs).contiguous()
 
@@ -82,7 +94,7 @@ def _weigh(
     bias: torch.Tensor,
     p: float = 0.0,
 ) -> torch.Tensor:
-    """Attend from queries (batch, heads, n, d_kv); T5 does not scale the scores."""
+    """Attend from queries (batch, heads, n, d_kv); T5 does not scale its scores."""
     weights = softmax((query @ key.transpose(2, 3)).add_(bias), dim=-1)
     return dropout(weights, p) @ value
 
@@ -98,10 +110,22 @@ def lean_attention(
     dropout: float = 0.0,
     **kwargs: Any,
 ) -> tuple[torch.Tensor, None]:
-    """T5's attention in fewer passes over the scores (transformers multiplies them by 1).
+    """Compute T5's attention in fewer passes over the scores than transformers.
 
-    The scores are computed again for the gradient unless the module `keeps_all`. The mask is in the
-    position bias; weights are not given back.
+    The backward pass computes the scores again unless the module `keeps_all`. The position bias
+    holds the mask.
+
+    Args:
+        module: the attention layer.
+        query: (batch, heads, n, d_kv); `key` and `value` (batch, heads, m, d_kv).
+        key: see `query`.
+        value: see `query`.
+        attention_mask: always None.
+        position_bias: broadcast to (batch, heads, n, m).
+        dropout: share of the attention weights to drop.
+
+    Returns:
+        States (batch, n, heads, d_kv), and None for the attention weights.
     """
     if module.keeps_all or not torch.is_grad_enabled():
         states = _weigh(query, key, value, position_bias, dropout)
@@ -111,18 +135,18 @@ def lean_attention(
     return states.transpose(1, 2), None
 
 
-LEAN = "lean"  # how transformers knows this attention
+LEAN = "lean"  # the name of this attention in transformers
 AttentionInterface.register(LEAN, lean_attention)
 AttentionMaskInterface.register(LEAN, eager_mask)
 
 
 class RecomputedFeedForward(T5DenseGatedActDense):
-    """Keeps the two inputs of the gate and its product for the gradient, nothing between them.
+    """Keeps the gate's two inputs and its product for the backward pass, and recomputes the rest.
 
-    With `keeps_all`, what lies between is kept, too, and not computed again.
+    With `keeps_all` it keeps the rest, too, and recomputes nothing.
 
-    Activations stay in their dtype: transformers casts them to that of `wo.weight`, which is uint8
-    when bitsandbytes has packed it.
+    Activations keep their dtype. transformers casts them to the dtype of `wo.weight`, which may be
+    uint8 once bitsandbytes has packed it.
     """
 
     keeps_all = False
@@ -138,9 +162,9 @@ class RecomputedFeedForward(T5DenseGatedActDense):
 
 
 class FusedLayerNorm(T5LayerNorm):
-    """Root mean square norm by torch's kernel, in float32 inside.
+    """Root mean square norm by torch's kernel, which computes in float32.
 
-    Autocast would hand it a float32 copy of its input, to be kept for the gradient.
+    Autocast is off inside: it would keep a float32 copy of the input for the backward pass.
     """
 
     def forward(self, hidden_states: torch.Tensor) -> torch.Tensor:
@@ -150,7 +174,7 @@ class FusedLayerNorm(T5LayerNorm):
             ).to(hidden_states.dtype)
 
 
-_LEAN = {
+LEAN_LAYERS: dict[type[Module], type[Module]] = {
     T5Attention: SharedMaskAttention,
     T5DenseGatedActDense: RecomputedFeedForward,
     T5LayerNorm: FusedLayerNorm,
@@ -158,17 +182,15 @@ _LEAN = {
 
 
 class QuantizableT5(T5ForConditionalGeneration):
-    """T5 v1.1 or FLAN-T5 as it was trained, with every linear layer open to quantization.
+    """T5 v1.1 or FLAN-T5 with its untied head and every linear layer open to quantization.
 
-    transformers ties the language-model head to the embeddings of every T5, but these have a head
-    of their own. It also keeps T5's feed-forward `wo` out of quantization, because float16
-    overflows there; in bfloat16 and float32, the dtypes used here, it does not.
+    transformers ties the language-model head of every T5 to the embeddings; the head of T5 v1.1 is
+    untied. `allow_every_layer` says why transformers would not quantize `wo`.
 
-    Eager attention is `lean_attention`, which gives no attention weights.
+    Eager attention is `lean_attention`, which returns no attention weights.
 
-    With `labels` the output holds the loss alone. Logits are made `LOSS_CHUNK` target tokens at a
-    time, in float32, and made again for the gradient, so that neither they nor a float32 copy of
-    them is kept.
+    With `labels` the output holds the loss alone. The model computes float32 logits of `LOSS_CHUNK`
+    target tokens at a time, and again in the backward pass, so it never keeps them all.
     """
 
     _tied_weights_keys = {
@@ -184,12 +206,11 @@ class QuantizableT5(T5ForConditionalGeneration):
         if config._attn_implementation == "eager":
             config._attn_implementation = LEAN
         super().__init__(config)
-        self._keep_in_fp32_modules: set[str] = set()
-        for module in self.modules():
-            module.__class__ = _LEAN.get(type(module), type(module))
+        allow_every_layer(self)
+        become(self, LEAN_LAYERS)
 
     def keep_activations(self) -> None:
-        """Take more memory in training, and less time: compute nothing twice but the logits."""
+        """Train in less time and more memory: recompute nothing but the logits."""
         self.keeps_activations = True
         for module in self.modules():
             if isinstance(module, SharedMaskAttention | RecomputedFeedForward):
@@ -207,13 +228,20 @@ class QuantizableT5(T5ForConditionalGeneration):
         num_items_in_batch: torch.Tensor | int | None = None,
         **kwargs: Any,
     ) -> Seq2SeqLMOutput:
-        """Logits, or the loss of `labels` (batch, length), -100 where there is none.
+        """Compute the loss of `labels`, or logits without them.
 
-        The loss is the mean over target tokens or, with `num_items_in_batch`, their sum divided by
-        this number: of the tokens in all batches whose gradients are accumulated.
+        Args:
+            input_ids: (batch, source length); or `inputs_embeds` (batch, source length, d_model).
+            attention_mask: 1 for tokens and 0 for padding (batch, source length).
+            decoder_input_ids: (batch, target length); by default the labels, shifted right.
+            inputs_embeds: see `input_ids`.
+            labels: (batch, target length), -100 where there is none.
+            num_items_in_batch: target tokens in all batches whose gradients are accumulated. The
+                loss is the sum over target tokens divided by it; by default, the mean.
+            **kwargs: passed on to transformers without labels.
 
         Raises:
-            TypeError: labels come with what only logits can be asked for with.
+            TypeError: labels come with an option of logits, or there is no input.
         """
         if labels is None:
             return super().forward(
@@ -238,29 +266,39 @@ class QuantizableT5(T5ForConditionalGeneration):
             if given is None:
                 raise TypeError("The model reads input_ids or inputs_embeds; give one of them.")
             attention_mask = given.new_ones(given.shape[:2])
+        states = self._states(input_ids, inputs_embeds, attention_mask, decoder_input_ids)
+        total = sum(
+            checkpoint(self._summed_loss, *chunk, use_reentrant=False, preserve_rng_state=False)
+            for chunk in zip(
+                states.flatten(0, 1).split(LOSS_CHUNK),
+                labels.flatten().split(LOSS_CHUNK),
+                strict=True,
+            )
+        )
+        count = labels.ne(-100).sum() if num_items_in_batch is None else num_items_in_batch
+        return Seq2SeqLMOutput(loss=total / count)
+
+    def _states(
+        self,
+        input_ids: torch.Tensor | None,
+        inputs_embeds: torch.Tensor | None,
+        attention_mask: torch.Tensor,
+        decoder_input_ids: torch.Tensor,
+    ) -> torch.Tensor:
+        """Compute the decoder's last states (batch, target length, d_model)."""
         readable = additive(attention_mask[:, None, None].bool(), self.dtype)
         length = decoder_input_ids.shape[1]
-        past = torch.ones((1, 1, length, length), dtype=torch.bool, device=labels.device).tril()
+        past = readable.new_ones((1, 1, length, length), dtype=torch.bool).tril()
         encoded = self.encoder(
             input_ids=input_ids, attention_mask=readable, inputs_embeds=inputs_embeds
         ).last_hidden_state
-        decoded = self.decoder(
+        return self.decoder(
             input_ids=decoder_input_ids,
             attention_mask=additive(past, self.dtype),
             encoder_hidden_states=encoded,
             encoder_attention_mask=readable,
             use_cache=False,
         ).last_hidden_state
-        states, targets = (
-            decoded.flatten(0, 1).split(LOSS_CHUNK),
-            labels.flatten().split(LOSS_CHUNK),
-        )
-        total = sum(
-            checkpoint(self._summed_loss, *chunk, use_reentrant=False, preserve_rng_state=False)
-            for chunk in zip(states, targets, strict=True)
-        )
-        count = labels.ne(-100).sum() if num_items_in_batch is None else num_items_in_batch
-        return Seq2SeqLMOutput(loss=total / count)
 
     def _summed_loss(self, states: torch.Tensor, targets: torch.Tensor) -> torch.Tensor:
         return cross_entropy(self.lm_head(states).float(), targets, reduction="sum")

@@ -19,8 +19,8 @@ _Versioned = AbstractVersionedDataset[Any, Any]
 
 def place_of(dataset: _Dataset | None) -> PurePosixPath | None:
     """Return the path of a dataset, without version or protocol; None if it has none."""
-    place: PurePosixPath | None = getattr(dataset, "_filepath", None)
-    return place
+    place = getattr(dataset, "_filepath", None) or getattr(dataset, "_path", None)
+    return None if place is None else PurePosixPath(place)
 
 
 def is_local(dataset: _Dataset) -> bool:

@@ -16,7 +16,13 @@ from flan_qa_pipeline.errors import InputError
 from flan_qa_pipeline.models.exchange import broadcast_json
 from flan_qa_pipeline.runtime.atomic_catalog import AtomicCatalog, FollowersCatalog
 
-EVERYWHERE = {"quantize", "train", "predict", "merge"}  # tags of nodes with a model
+EVERYWHERE = {
+    "quantize",
+    "train",
+    "predict",
+    "merge",
+    "pretrain_base",
+}  # tags of nodes with a model
 
 
 class DistributedRunner(SequentialRunner):

@@ -40,7 +40,7 @@ from flan_qa_pipeline.runtime.provenance import fingerprint_splits
 logger = logging.getLogger(__name__)
 
 ROWS = 1000  # in memory at a time
-LATE_BAR = {"delay": 2, "leave": False}  # a short step shows none
+LATE_BAR = {"delay": 2, "leave": False}  # a step under 2 s shows no progress bar
 
 QUESTION_FEATURES = Features(
     {
@@ -68,9 +68,13 @@ def flatten_questions(
     on_invalid: str,
     columns: TrainingColumns | None = None,
 ) -> tuple[Dataset, pd.DataFrame]:
-    """Read SQuAD JSON, or rows of any kind of file, as one checked row per question.
+    """Read SQuAD JSON or rows of any supported file into one checked row per question.
 
-    The table lists what was left out: nothing unless `on_invalid` is `skip`.
+    Returns:
+        The questions, and a table of rejected ones, empty unless `on_invalid` is `skip`.
+
+    Raises:
+        InputError: a record is invalid and `on_invalid` is `error`, or none is valid.
     """
     if isinstance(raw, DatasetDict):
         raise InputError(
@@ -97,7 +101,7 @@ def reject_long_questions(
     prompt: PromptParameters,
     tokenization: TokenizationParameters,
 ) -> tuple[Dataset, pd.DataFrame]:
-    """Leave out, and list, questions that are too long to be read beside their context."""
+    """Leave out, and list, questions so long that no room is left for their context."""
     tokenizer = load_tokenizer(model)
     good, long = array("q"), []
     batches = questions.select_columns(["id", "question"]).iter(ROWS)
@@ -144,8 +148,11 @@ def _rejection_table(rejected: list[Rejection], source: str) -> pd.DataFrame:
 def split_by_article(train: Dataset, validation: Dataset, data: DataParameters) -> DatasetDict:
     """Split by article, hence by context, into train, dev, calibration and validation.
 
-    Dev and calibration are held out of the training articles, dev to choose the best adapter and
-    calibration to choose the no-answer threshold.
+    Dev and calibration are held out of the training articles: dev chooses the best adapter,
+    calibration the no-answer threshold.
+
+    Raises:
+        InputError: the files share an article, context or id; or a split has no article.
     """
     if data.validation_fraction is not None:
         train, validation = hold_out(pool(train, validation), data.validation_fraction, data.seed)
@@ -156,7 +163,7 @@ def split_by_article(train: Dataset, validation: Dataset, data: DataParameters) 
             raise InputError(
                 f"{len(shared)} {thing}(s) of {data.validation_file} are also in "
                 f"{data.train_file}{but}, such as {shared[0][:60]!r}; remove them from one file, "
-                "or set data.validation_fraction to split the two files anew by article."
+                "or set data.validation_fraction to split both files together by article."
             )
     near, of, first = near_duplicates(train, validation)
     if near:
@@ -182,7 +189,7 @@ def split_by_article(train: Dataset, validation: Dataset, data: DataParameters) 
 
 
 def apply_unanswerable_policy(splits: DatasetDict, data: DataParameters) -> DatasetDict:
-    """Keep, drop or flag unanswerable questions and apply the limits on the number of questions."""
+    """Keep, drop or flag unanswerable questions, and limit the size of each split."""
     needed = {"keep": (), "flag": ("train",), "drop": ("train", "validation")}
     for name in needed[data.unanswerable]:
         if all(splits[name]["is_impossible"]):
@@ -217,9 +224,9 @@ def tokenize_questions(
 ) -> DatasetDict:
     """Turn each question into windows of token ids: whole question, part of the context.
 
-    `labels` are the answer's ids, or the abstention's for a window without the answer. Under the
-    policy `drop` or `flag` a window without the answer teaches nothing: it is left out of train and
-    has no labels elsewhere. The description of each split says what its windows were made with.
+    `labels` are the ids of the answer, or of the abstention for a window without the answer. Under
+    the policy `drop` or `flag` a window without the answer teaches nothing: train leaves it out,
+    and in other splits it has no labels. The description of each split records the inputs.
     """
     tokenizer = load_tokenizer(model)
     info = DatasetInfo(
@@ -254,7 +261,7 @@ def tokenize_questions(
 
 
 def _warn_of_unknown_characters(tokenized: DatasetDict, tokenizer: PreTrainedTokenizerBase) -> None:
-    """Say how many answers the model can neither learn nor write in full."""
+    """Warn about answers with characters that the tokenizer lacks."""
     counts: Counter[bool] = Counter()
     for split in tokenized.values():
         for batch in split.select_columns("labels").iter(ROWS):

@@ -50,7 +50,6 @@ class OutputHooks:
                 f"{run_params['run_id']}; start this one again."
             ) from None
         self._logs = logs
-        os.environ["TENSORBOARD_LOGGING_DIR"] = str(logs)
 
     @hook_impl
     def after_pipeline_run(self) -> None:

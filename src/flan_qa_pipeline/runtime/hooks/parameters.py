@@ -37,7 +37,7 @@ class ParameterHooks:
     def before_pipeline_run(self, run_params: dict[str, Any], pipeline: Pipeline) -> None:
         from accelerate import PartialState
 
-        from flan_qa_pipeline.training.trainer import require_trainable
+        from flan_qa_pipeline.training.requirements import require_trainable
 
         if any("train" in node.tags for node in pipeline.nodes):
             require_trainable(self._run.parameters, PartialState().num_processes)
