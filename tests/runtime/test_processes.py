@@ -417,11 +417,11 @@ def test_the_first_cause_is_told(failed, told, tmp_path, capsys, monkeypatch):
         code = error
         if isinstance(error, tuple):
             code = 1
-            monkeypatch.setenv(ERROR_FILE, str(path))
-            monkeypatch.setattr(process_errors.time, "time", lambda ago=error[1]: now - ago)
-            ErrorRecorder().record_exception(error[0])
+            with monkeypatch.context() as patch:
+                patch.setenv(ERROR_FILE, str(path))
+                patch.setattr(process_errors.time, "time", lambda ago=error[1]: now - ago)
+                ErrorRecorder().record_exception(error[0])
         failures[rank] = ProcessFailure(rank, 7, code, str(path))
-    monkeypatch.undo()
     error = explained(ChildFailedError("run", failures))
     assert str(error).startswith(told)
     assert isinstance(error, ProcessFailedError if "ValueError" in told else InputError)
