@@ -8,7 +8,8 @@ BIN := $(VENV)/bin
 RUNS := $(VENV)/.runs
 TESTS := $(VENV)/.tests
 TORCH_INDEX ?=
-# Test files run side by side, each process in one thread: threads of several wait for each other.
+# Test files run side by side. Each process uses one thread, because threads of several processes
+# wait for each other.
 WORKERS ?= 2
 PYTEST ?=
 LOCKED := $(BIN)/pip install --quiet --require-hashes --no-deps
@@ -16,7 +17,7 @@ UNBUILT := --no-build-isolation --use-pep517
 RESULTS ?= build/benchmarks
 SIZES ?= small
 
-.PHONY: run test bench lint lock audit clean
+.PHONY: run test bench lint docs lock audit clean
 
 run: $(RUNS)
 	$(BIN)/kedro run
@@ -38,6 +39,11 @@ lint: $(TESTS)
 	$(BIN)/lint-imports --no-logo --no-cache
 	$(BIN)/mypy
 
+# The documentation as a website in build/site; its packages are not locked.
+docs: $(RUNS)
+	$(BIN)/pip install --quiet --no-build-isolation --editable '.[docs]'
+	$(BIN)/mkdocs build --strict
+
 # What the project needs to run.
 $(RUNS): requirements/build.lock requirements/run.lock requirements/torch.txt pyproject.toml
 	$(PYTHON) -m venv $(VENV)
@@ -49,7 +55,7 @@ $(RUNS): requirements/build.lock requirements/run.lock requirements/torch.txt py
 	$(BIN)/pip check
 	touch $@
 
-# The same versions, and what tests and linters need besides.
+# The same versions, and what tests and linters need in addition.
 $(TESTS): $(RUNS) requirements/dev.lock
 	$(LOCKED) $(UNBUILT) --requirement requirements/dev.lock
 	$(BIN)/pip check

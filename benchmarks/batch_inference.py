@@ -1,8 +1,8 @@
 """Memory of answering files of questions: python benchmarks/batch_inference.py OUTPUT_FOLDER
 
-An adapter is trained on the starter corpus, as configured; then files of few and of many of its
-questions, drawn at random, are answered by a run of the pipeline `inference` in a process of its
-own each. `harness.measured` says what is counted. Needs Linux.
+Trains an adapter on the starter corpus as configured, then answers files with few and many of its
+questions, drawn at random. A separate process runs the pipeline `inference` for each file;
+`harness.measured` defines the measured figures. Needs Linux.
 """
 
 import argparse
@@ -27,6 +27,7 @@ FILES = [
 
 
 def starter_questions() -> pd.DataFrame:
+    """Read the questions of the starter corpus, with the columns `context` and `question`."""
     records = chain.from_iterable(
         flatten(json.loads(path.read_text(encoding="utf-8")), str(path)) for path in CORPUS.values()
     )
@@ -34,7 +35,7 @@ def starter_questions() -> pd.DataFrame:
 
 
 def write_questions(corpus: pd.DataFrame, folder: Path, kind: str, n: int) -> Path:
-    """Write a file of n questions of the corpus, some of which come more than once."""
+    """Write a file of n questions drawn from the corpus with replacement; return its path."""
     frame = corpus.sample(n, replace=True, random_state=0, ignore_index=True)
     path = folder / f"questions{kind}"
     if kind == ".csv":
@@ -47,6 +48,7 @@ def write_questions(corpus: pd.DataFrame, folder: Path, kind: str, n: int) -> Pa
 
 
 def kedro_run(pipeline: str, *params: str) -> list[str]:
+    """Return the command that runs a pipeline on the starter model with these parameters."""
     return [
         *(sys.executable, "-m", "flan_qa_pipeline", f"--conf-source={PROJECT / 'conf'}"),
         *(f"--pipelines={pipeline}", f"--params={','.join((f'model.name={STARTER}', *params))}"),

@@ -1,9 +1,9 @@
 """Memory and speed of FLAN-T5's shapes: python benchmarks/flan_t5_shapes.py OUTPUT_FOLDER
 
-Weights are random, so nothing is said of quality. Each size is written as a snapshot folder, then
-trained in four formats on windows of the full length: float32, bfloat16 and NF4 by transformers,
-bitsandbytes and peft alone, NF4 by this project's nodes. The last is also saved, loaded again,
-answers questions and is scored. Runs without a network; a GPU is used where there is one.
+Writes a snapshot of each size with random weights, so scores mean nothing, and trains it in four
+formats on windows of the full length: float32, bfloat16 and NF4 with transformers, bitsandbytes and
+peft alone, and NF4 with this project's nodes. The project's adapter is also saved and loaded, and
+answers questions that are scored. Needs no network, and uses a GPU where there is one.
 """
 
 import argparse
@@ -44,7 +44,7 @@ from flan_qa_pipeline.models.loading import load_tokenizer
 from flan_qa_pipeline.pipelines import data_engineering, modeling, reporting
 from flan_qa_pipeline.runtime.provenance import package_versions
 from flan_qa_pipeline.training.measured_memory import load_by_libraries, prepare_by_libraries
-from flan_qa_pipeline.training.trainer import StepTimer
+from flan_qa_pipeline.training.step_timer import StepTimer
 
 MB = 10**6
 MODELING, REPORTING = modeling.create_pipeline(), reporting.create_pipeline()
@@ -52,7 +52,7 @@ SAVING = "NF4 here, gradient checkpointing, paged 8-bit AdamW"
 
 
 def long_contexts(source: Path) -> dict[str, Any]:
-    """SQuAD 2.0 JSON whose every context goes on with the article's others."""
+    """Read SQuAD 2.0 JSON and append to each context the article's other contexts."""
     raw = json.loads(source.read_text(encoding="utf-8"))
     for article in raw["data"]:
         contexts = [paragraph["context"] for paragraph in article["paragraphs"]]
@@ -62,13 +62,13 @@ def long_contexts(source: Path) -> dict[str, Any]:
 
 
 def held() -> int:
-    """Bytes that tensors on the GPU asked for; the allocator rounds each up, by 5% for XL's NF4."""
+    """Return the bytes that tensors on the GPU requested; the allocator adds 5% for XL's NF4."""
     return torch.cuda.memory_stats()["requested_bytes.all.current"] if CUDA else 0
 
 
 @contextmanager
 def measured(row: dict[str, Any]) -> Iterator[None]:
-    """Add the largest memory allocated on the GPU to the row, or why there is none."""
+    """Add the peak memory allocated on the GPU to the row, or the error if it ran out."""
     free()
     before = torch.cuda.memory_allocated() if CUDA else 0
     try:
@@ -82,7 +82,7 @@ def measured(row: dict[str, Any]) -> Iterator[None]:
 def by_libraries(
     form: Format, parameters: Parameters, tokenized: DatasetDict, tokenizer: Any
 ) -> dict[str, Any]:
-    """Train with transformers, bitsandbytes and peft as their documentation does."""
+    """Train with transformers, bitsandbytes and peft as their documentation shows."""
     row: dict[str, Any] = {}
     with measured(row):
         before = held()
@@ -123,8 +123,8 @@ def by_libraries(
 def by_this_project(
     parameters: Parameters, data: dict[str, Any], adapter_folder: Path | None
 ) -> dict[str, Any]:
-    """Load, train and, with a folder, save, load again, answer and score, by the nodes."""
-    data = data | {"run_record": {"versions": package_versions()}}
+    """Load and train with the project's nodes; with a folder, also save, load, answer and score."""
+    data = data | {"run_record": {"run_id": "benchmark", "versions": package_versions()}}
     row: dict[str, Any] = {}
     with measured(row):
         before = held()
@@ -168,7 +168,7 @@ def by_this_project(
 
 
 def parameters_for(folder: Path, work: Path, options: argparse.Namespace) -> Parameters:
-    """The parameters of conf/squad with this snapshot, a few steps, no evaluation."""
+    """Read the parameters of conf/squad for this snapshot, a few steps and no evaluation."""
     return load_parameters(
         "squad",
         {
@@ -200,12 +200,13 @@ def parameters_for(folder: Path, work: Path, options: argparse.Namespace) -> Par
 
 
 def changed(parameters: Parameters, section: str, **changes: Any) -> Parameters:
+    """Return the parameters with changes in one section."""
     part = getattr(parameters, section).model_copy(update=changes)
     return parameters.model_copy(update={section: part})
 
 
 def prepare(parameters: Parameters, options: argparse.Namespace) -> dict[str, Any]:
-    """Questions of the embedded corpus and windows, those to train on all of the full length."""
+    """Prepare the embedded corpus; keep only training windows of the full length."""
     raw = PROJECT / "data/01_raw"
     data = {
         f"raw_{name}": long_contexts(raw / f"starter_{name}.json")
@@ -221,7 +222,8 @@ def prepare(parameters: Parameters, options: argparse.Namespace) -> dict[str, An
     return data | {"tokenized_questions": DatasetDict(tokenized, train=train)}
 
 
-def main() -> None:
+def parse_options() -> argparse.Namespace:
+    """Parse the command line."""
     parser = argparse.ArgumentParser(description=__doc__.partition("\n")[0])
     parser.add_argument("output", type=Path)
     parser.add_argument("--sizes", default="small,base,large,xl", help="of " + ", ".join(SHAPES))
@@ -230,57 +232,74 @@ def main() -> None:
     parser.add_argument("--max-source-length", type=int, default=512, help="of every window")
     parser.add_argument("--target-modules", default="q+v", help="of LoRA; all-linear, or names")
     parser.add_argument("--attention", default="auto", choices=["auto", "eager", "sdpa"])
-    parser.add_argument(
-        "--only-here", action="store_true", help="leave out what only serves to compare"
-    )
-    options = parser.parse_args()
-    silence()
-    given = facts() | {
-        "batch size": options.batch_size,
-        "steps": options.steps,
-        "source tokens": options.max_source_length,
-        "LoRA targets": options.target_modules,
-        "attention": resolve_attention(options.attention),
-    }
-    results: list[dict[str, Any]] = []
-    table = ""
+    parser.add_argument("--only-here", action="store_true", help="measure this project alone")
+    return parser.parse_args()
 
-    def keep(size: str, form: str, measure: Callable[..., dict[str, Any]], *arguments: Any) -> None:
-        nonlocal table
+
+class Results:
+    """The rows measured so far, printed and saved after each."""
+
+    def __init__(self, options: argparse.Namespace):
+        self._folder = options.output
+        self._given = facts() | {
+            "batch size": options.batch_size,
+            "steps": options.steps,
+            "source tokens": options.max_source_length,
+            "LoRA targets": options.target_modules,
+            "attention": resolve_attention(options.attention),
+        }
+        self._rows: list[dict[str, Any]] = []
+        self.table = ""
+
+    def keep(
+        self, size: str, form: str, measure: Callable[..., dict[str, Any]], *arguments: Any
+    ) -> None:
+        """Measure a row, or note why it could not be measured."""
         try:
             row = measure(*arguments)
-        except Exception as error:  # the other formats and sizes are still measured
+        except Exception as error:  # measure the other formats and sizes
             row = {"error": f"{type(error).__name__}: {error}"[:500]}
-        results.append({"size": size, "format": form, **row})
-        print(json.dumps(results[-1]), flush=True)
-        table = write_results(options.output, "flan_t5_shapes", given, results)
+        self._rows.append({"size": size, "format": form, **row})
+        print(json.dumps(self._rows[-1]), flush=True)
+        self.table = write_results(self._folder, "flan_t5_shapes", self._given, self._rows)
 
+
+def measure_size(
+    size: str, work: Path, options: argparse.Namespace, data: dict[str, Any], results: Results
+) -> None:
+    """Write a snapshot of a size and measure it in every format."""
+    snapshot = work / "snapshot"
+    started = time.perf_counter()
+    write_snapshot(size, snapshot)
+    print(f"{size}: snapshot in {time.perf_counter() - started:.1f} s", flush=True)
+    parameters = parameters_for(snapshot, work, options)
+    whole = changed(parameters, "model", skip_modules=[])
+    unpacked = changed(parameters, "model", dequantize=True)
+    saving = changed(parameters, "training", gradient_checkpointing=True, optim="paged_adamw_8bit")
+    results.keep(size, "NF4 here", by_this_project, parameters, data, work / "adapter")
+    results.keep(size, SAVING, by_this_project, saving, data, None)
+    results.keep(size, "NF4 here, dequantized once", by_this_project, unpacked, data, None)
+    if options.only_here:
+        return
+    results.keep(size, "NF4 here, head too", by_this_project, whole, data, None)
+    tokenizer, tokenized = load_tokenizer(parameters.model), data["tokenized_questions"]
+    for form in ("NF4 by the libraries", "bfloat16", "float32"):
+        results.keep(size, form, by_libraries, form, parameters, tokenized, tokenizer)
+
+
+def main() -> None:
+    """Measure all sizes that the command line names."""
+    options = parse_options()
+    silence()
+    results = Results(options)
     data = prepare(parameters_for(STARTER, Path(tempfile.gettempdir()), options), options)
     for size in options.sizes.split(","):
         work = Path(tempfile.mkdtemp(prefix=f"flan_t5_{size}_"))
-        snapshot = work / "snapshot"
         try:
-            started = time.perf_counter()
-            write_snapshot(size, snapshot)
-            print(f"{size}: snapshot in {time.perf_counter() - started:.1f} s", flush=True)
-            parameters = parameters_for(snapshot, work, options)
-            whole = changed(parameters, "model", skip_modules=[])
-            unpacked = changed(parameters, "model", dequantize=True)
-            saving = changed(
-                parameters, "training", gradient_checkpointing=True, optim="paged_adamw_8bit"
-            )
-            keep(size, "NF4 here", by_this_project, parameters, data, work / "adapter")
-            keep(size, SAVING, by_this_project, saving, data, None)
-            keep(size, "NF4 here, dequantized once", by_this_project, unpacked, data, None)
-            if options.only_here:
-                continue
-            keep(size, "NF4 here, head too", by_this_project, whole, data, None)
-            tokenizer, tokenized = load_tokenizer(parameters.model), data["tokenized_questions"]
-            for form in ("NF4 by the libraries", "bfloat16", "float32"):
-                keep(size, form, by_libraries, form, parameters, tokenized, tokenizer)
+            measure_size(size, work, options, data, results)
         finally:
             shutil.rmtree(work, ignore_errors=True)
-    print(f"\n{table}")
+    print(f"\n{results.table}")
 
 
 if __name__ == "__main__":

@@ -1,6 +1,7 @@
-"""What the benchmarks share: FLAN-T5 snapshots, the project's nodes one by one, the results' files.
+"""Helpers of the benchmarks: FLAN-T5 snapshots, single nodes, measurements, files of results.
 
-Where weights are random nothing is said of quality; memory and speed do not depend on values.
+Memory and speed do not depend on the values of weights, so random weights measure them; they say
+nothing of quality.
 """
 
 import gc
@@ -44,16 +45,20 @@ SHAPES = {
 
 
 def silence() -> None:
-    """Leave the terminal to the results."""
+    """Keep logs and progress bars of the libraries off the terminal, which shows the results."""
     transformers.logging.set_verbosity_error()
     transformers.logging.disable_progress_bar()
     datasets.disable_progress_bars()
 
 
 def write_snapshot(size: str, folder: Path, *, learned: bool = False) -> None:
-    """Save a bfloat16 model of a FLAN-T5 shape and a tokenizer, which has fewer ids than it.
+    """Save a bfloat16 model of a FLAN-T5 shape with the starter's tokenizer, which has fewer ids.
 
-    The weights are random, and the loss near chance, or `learned`: those of the starter model.
+    Args:
+        size: a key of `SHAPES`.
+        folder: receives the snapshot.
+        learned: embed the weights of the starter model; otherwise the weights are random and the
+            loss is near chance.
     """
     AutoTokenizer.from_pretrained(STARTER).save_pretrained(folder)
     config = T5Config(
@@ -68,7 +73,7 @@ def write_snapshot(size: str, folder: Path, *, learned: bool = False) -> None:
     torch.set_default_dtype(torch.bfloat16)
     with torch.device(DEVICE):
         model = QuantizableT5(config)
-    model.lm_head.weight.data /= config.d_model**0.5  # of unit variance, for a tied head
+    model.lm_head.weight.data /= config.d_model**0.5  # unit variance, as for a tied head
     if learned:
         put_inside(QuantizableT5.from_pretrained(STARTER, dtype=torch.bfloat16), model)
     torch.set_default_dtype(torch.float32)
@@ -77,11 +82,11 @@ def write_snapshot(size: str, folder: Path, *, learned: bool = False) -> None:
 
 @torch.no_grad()
 def put_inside(small: QuantizableT5, large: QuantizableT5) -> None:
-    """Let a larger model compute what a small one does: its weights, and zeros around them.
+    """Make a larger model compute the same as a small one: its weights, padded with zeros.
 
-    Layers that the small model lacks add nothing. Norms divide by the root of the mean square,
-    which zeros make smaller: their weights make up for it. Ids that the small model lacks are as
-    probable as padding.
+    Layers that the small model lacks add nothing. Zeros lower the mean square that a norm divides
+    by, and the norm's weights compensate for it. Ids that the small model lacks are as probable as
+    padding.
     """
     heads = {"q": 0, "k": 0, "v": 0, "o": 1}
     given = small.state_dict()
@@ -91,7 +96,7 @@ def put_inside(small: QuantizableT5, large: QuantizableT5) -> None:
             continue
         part = given[name].to(weight.device)
         kind = name.split(".")[-2]
-        if kind in heads:  # each of its own width
+        if kind in heads:  # heads differ in width
             dim = heads[kind]
             weight = weight.unflatten(dim, (-1, large.config.d_kv))
             part = part.unflatten(dim, (-1, small.config.d_kv))
@@ -103,7 +108,7 @@ def put_inside(small: QuantizableT5, large: QuantizableT5) -> None:
 
 
 def load_parameters(environment: str, changes: dict[str, Any]) -> Parameters:
-    """The parameters of an environment in conf/ with some of them changed."""
+    """Read the parameters of an environment in conf/ and change some of them."""
     loader = OmegaConfigLoader(
         conf_source=str(PROJECT / "conf"),
         base_env="base",
@@ -115,7 +120,7 @@ def load_parameters(environment: str, changes: dict[str, Any]) -> Parameters:
 
 
 def lora_config(lora: LoraParameters) -> LoraConfig:
-    """LoRA as tutorials configure it."""
+    """Configure LoRA as tutorials do."""
     return LoraConfig(
         task_type="SEQ_2_SEQ_LM",
         target_modules=lora.target_modules,
@@ -126,7 +131,7 @@ def lora_config(lora: LoraParameters) -> LoraConfig:
 
 
 def run_node(pipeline: Pipeline, parameters: Parameters, data: dict[str, Any], name: str) -> None:
-    """Run one node of a pipeline; add to the data what it makes."""
+    """Run one node of a pipeline, and add its outputs to `data`."""
     node = pipeline.only_nodes(name)
     for given in node.inputs():
         if given.startswith("params:"):
@@ -138,7 +143,7 @@ def run_node(pipeline: Pipeline, parameters: Parameters, data: dict[str, Any], n
 
 
 def free() -> None:
-    """Give back memory that nothing holds, and count the GPU's peak anew."""
+    """Free unused memory and reset the GPU's peak."""
     gc.collect()
     if CUDA:
         torch.cuda.empty_cache()
@@ -146,7 +151,7 @@ def free() -> None:
 
 
 def facts() -> dict[str, Any]:
-    """The device, the versions and the commit that a result is of."""
+    """Return the device, the versions of the packages and the commit of a result."""
     return {
         "device": torch.cuda.get_device_name() if CUDA else f"CPU, {torch.get_num_threads()} cores",
         "versions": package_versions(),
@@ -175,9 +180,12 @@ def _rounded(value: float) -> str:
 def measured(command: list[str], folder: Path) -> dict[str, float]:
     """Run a command in a folder; return its seconds and its peaks of memory in MiB.
 
-    `all` is the process's ru_maxrss. Sampled are `own`, what it allocated itself (RssAnon), and
-    `files`, the pages of files that it has mapped (RssFile): libraries, and Arrow files, whose
-    pages the kernel takes back when memory is short.
+    `all` is the process's ru_maxrss. The other peaks are sampled: `own` is the memory that the
+    process has allocated (RssAnon), `files` the pages of files that it has mapped (RssFile), such
+    as libraries and Arrow files, whose pages the kernel reclaims when memory is short.
+
+    Raises:
+        SystemExit: the command failed; the exit message is its output.
     """
     started = time.perf_counter()
     peaks = {"RssAnon": 0, "RssFile": 0}

@@ -1,8 +1,8 @@
 """Time and memory of the data_engineering pipeline: python benchmarks/tokenization.py OUTPUT_FOLDER
 
-Corpora of a given number of questions are generated, their contexts about as long as SQuAD 2.0's.
-Each is read, checked, split and tokenized by a run of the pipeline in a process of its own.
-`harness.measured` says what is counted. Needs Linux.
+Generates corpora of a given number of questions, with contexts about as long as SQuAD 2.0's. A
+separate process runs the pipeline that reads, checks, splits and tokenizes each corpus.
+`harness.measured` defines the measured figures. Needs Linux.
 """
 
 import argparse
@@ -23,9 +23,10 @@ QUESTIONS_PER_PART = 130_000
 
 
 def write_corpus(folder: Path, n_questions: int) -> dict[str, float]:
-    """Write train.json and validation.json; return how many questions, how long the contexts.
+    """Write train.json and validation.json; return the numbers of questions and characters.
 
-    What is more than the generator has names for is made in parts, which the titles and ids tell.
+    The generator has names for a limited number of questions, so a larger corpus consists of
+    parts; titles and ids end with the number of the part.
     """
     kinds = yaml.safe_load((PROJECT / "data/01_raw/starter_kinds.yml").read_text(encoding="utf-8"))
     articles: dict[str, list[dict[str, Any]]] = {"train": [], "validation": []}
@@ -59,7 +60,7 @@ def write_corpus(folder: Path, n_questions: int) -> dict[str, float]:
 
 
 def measure(n_questions: int, work: Path) -> dict[str, Any]:
-    """The row of the result of one corpus."""
+    """Measure a run on a new corpus; return its row of results."""
     corpus = write_corpus(work, n_questions)
     command = [
         *(sys.executable, "-m", "flan_qa_pipeline", f"--conf-source={PROJECT / 'conf'}"),
@@ -73,7 +74,7 @@ def measure(n_questions: int, work: Path) -> dict[str, Any]:
 
 
 def node_seconds(folder: Path) -> dict[str, float]:
-    """The nodes' own times, which the project saves with every run."""
+    """Read the times of the nodes, which the project saves with every run."""
     latest = max((folder / "data/08_reporting/node_times.csv").glob("*/node_times.csv"))
     times = pd.read_csv(latest)
     return dict(zip(times["node"] + " s", times["seconds"], strict=True))

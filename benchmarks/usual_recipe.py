@@ -1,16 +1,16 @@
-"""This project beside the usual recipe: python benchmarks/usual_recipe.py OUTPUT_FOLDER
+"""This project against the usual recipe: python benchmarks/usual_recipe.py OUTPUT_FOLDER
 
-The usual recipe: Seq2SeqTrainer, batches of 8 padded to 243 tokens, NF4 without `wo`, float16
-autocast on a GPU (float32 on a CPU), reentrant gradient checkpointing, peft's upcasts; evaluation
-one question at a time, sampled. This project: its nodes as conf/ configures them. Both have the
-same base model, questions, LoRA targets and rank, and run in one process. The recipe's learning
-rate is the project's times the root of the batches' ratio.
+The usual recipe trains with Seq2SeqTrainer, batches of 8 padded to 243 tokens, NF4 without `wo`,
+float16 autocast on a GPU (float32 on a CPU), reentrant gradient checkpointing and peft's upcasts,
+and evaluates one question at a time by sampling. This project runs its nodes as conf/ configures
+them. Both use the same base model, questions, LoRA targets and rank in one process. The recipe's
+learning rate is the project's times the square root of the ratio of their batches.
 
-`--size starter` (the default) takes the embedded model and corpus; a FLAN-T5 size takes random
-weights of its shape and random tokens of SQuAD 2.0's lengths (mean 196), or with `--learned` the
-starter model inside of that shape and its corpus. The project trains twice: first on the recipe's
-samples, for the two curves of the loss, then on more of them. Answers of the project are checked
-against greedy decoding of one question at a time.
+`--size starter` (the default) uses the embedded model and corpus. A FLAN-T5 size uses random
+weights of its shape and random tokens of SQuAD 2.0's lengths (196 on average), or with `--learned`
+the starter model embedded in that shape and its corpus. The project trains twice: on the recipe's
+samples, to compare the curves of the loss, and on more of them. Greedy decoding of one question at
+a time checks the project's answers.
 """
 
 import argparse
@@ -18,7 +18,6 @@ import json
 import tempfile
 import time
 from collections import Counter
-from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -60,21 +59,21 @@ from flan_qa_pipeline.models.device import resolve_attention
 from flan_qa_pipeline.models.loading import load_tokenizer
 from flan_qa_pipeline.pipelines import data_engineering, modeling, reporting
 from flan_qa_pipeline.runtime.provenance import package_versions
-from flan_qa_pipeline.training.trainer import StepTimer
+from flan_qa_pipeline.training.step_timer import StepTimer
 
 DATA, MODELING, REPORTING = (
     package.create_pipeline() for package in (data_engineering, modeling, reporting)
 )
 MIB = 2**20
 USUAL_BATCH, USUAL_LENGTH = 8, 243
-SAMPLES_LOGGED = 512  # between two losses of a curve
-SQUAD_LENGTHS = {"mean": 5.21, "sigma": 0.35}  # of the logarithm: 196 tokens in the mean
+SAMPLES_LOGGED = 512  # from one loss of a curve to the next
+SQUAD_LENGTHS = {"mean": 5.21, "sigma": 0.35}  # of the logarithm: 196 tokens on average
 NEW_TOKENS = 6
-HELD_OUT = 512  # validation windows whose loss is compared after training
+HELD_OUT = 512  # validation windows for the loss after training
 
 
 def measures(samples: int, seconds: float) -> dict[str, Any]:
-    """A result's columns; the peak is the GPU's since it was last counted anew."""
+    """Return the columns of a result; the peak is the GPU's since its last reset."""
     return {
         "samples": samples,
         "seconds": seconds,
@@ -84,12 +83,12 @@ def measures(samples: int, seconds: float) -> dict[str, Any]:
 
 
 def effective_batch(training: TrainingParameters) -> int:
-    """Samples that the optimizer sees in a step."""
+    """Return the samples that the optimizer sees in a step."""
     return training.per_device_train_batch_size * training.gradient_accumulation_steps
 
 
 def starter_questions(parameters: Parameters) -> dict[str, Any]:
-    """The embedded corpus through the nodes of data engineering."""
+    """Run the nodes of data engineering on the embedded corpus; return their outputs."""
     data: dict[str, Any] = {}
     for name in ("train", "validation"):
         path = PROJECT / f"data/01_raw/starter_{name}.json"
@@ -100,7 +99,7 @@ def starter_questions(parameters: Parameters) -> dict[str, Any]:
 
 
 def random_questions(n_train: int, n_validation: int, max_length: int) -> dict[str, Any]:
-    """Random tokens of SQuAD 2.0's lengths; a third of the answers are one same abstention."""
+    """Draw random tokens of SQuAD 2.0's lengths; a third of the answers are the same abstention."""
     rng = np.random.default_rng(0)
     questions, tokenized = DatasetDict(), DatasetDict()
     sizes = {"train": n_train, "dev": 8, "calibration": 8, "validation": n_validation}
@@ -130,7 +129,7 @@ def random_questions(n_train: int, n_validation: int, max_length: int) -> dict[s
 
 
 class UsualRecipe:
-    """Training and evaluation as tutorials show them."""
+    """Trains and evaluates as tutorials do."""
 
     def __init__(self, parameters: Parameters):
         self.parameters = parameters
@@ -162,7 +161,7 @@ class UsualRecipe:
         }
 
     def train(self, windows: Dataset, work: Path) -> dict[str, Any]:
-        """One pass over the windows, in a random order."""
+        """Train for one pass over the windows, in random order."""
         free()
         timer = StepTimer()
         training = self.parameters.training
@@ -201,7 +200,7 @@ class UsualRecipe:
 
     @torch.inference_mode()
     def answer(self, windows: Dataset, max_new_tokens: int) -> dict[str, Any]:
-        """Answer one window after the other, sampling."""
+        """Answer the windows one by one, by sampling."""
         free()
         model = self.model.eval()
         model.gradient_checkpointing_disable()
@@ -219,7 +218,7 @@ class UsualRecipe:
 
 
 def train_by_project(parameters: Parameters, data: dict[str, Any]) -> dict[str, Any]:
-    """One pass over the training windows by the nodes of modeling."""
+    """Run the nodes of modeling for one pass over the training windows."""
     free()
     for name in ("quantize_base_model", "attach_lora", "train_adapter"):
         run_node(MODELING, parameters, data, name)
@@ -233,7 +232,7 @@ def train_by_project(parameters: Parameters, data: dict[str, Any]) -> dict[str, 
 
 
 def answer_by_project(parameters: Parameters, data: dict[str, Any]) -> dict[str, Any]:
-    """Answer the validation and calibration windows by the node of reporting."""
+    """Answer the validation and calibration windows with the node of reporting."""
     free()
     started = time.perf_counter()
     run_node(REPORTING, parameters, data, "predict_finetuned")
@@ -244,7 +243,7 @@ def answer_by_project(parameters: Parameters, data: dict[str, Any]) -> dict[str,
 
 @torch.inference_mode()
 def held_out_loss(model: PeftModel, windows: Dataset, pad_token_id: int) -> float:
-    """Mean loss of a target token, without dropout."""
+    """Return the mean loss per target token, without dropout."""
     model.eval()
     total = count = 0
     rows = windows.to_list()
@@ -258,7 +257,7 @@ def held_out_loss(model: PeftModel, windows: Dataset, pad_token_id: int) -> floa
 
 
 def loss_curve(log: list[dict[str, Any]], batch: int) -> list[tuple[int, float]]:
-    """(samples seen, loss) of a Trainer's log."""
+    """Extract pairs of the samples seen and the loss from a Trainer's log."""
     return [(entry["step"] * batch, entry["loss"]) for entry in log if "loss" in entry]
 
 
@@ -271,10 +270,10 @@ def differences(
     abstention: str,
     max_new_tokens: int,
 ) -> dict[str, Any]:
-    """How the project's answers differ from greedy decoding of one window at a time.
+    """Compare the project's answers with greedy decoding of one window at a time.
 
-    Where a text differs, it is scored by the model alone, one window at a time: the largest gap
-    between the most probable token and the one given tells how near a tie it was, in nats.
+    A single forward pass scores each text that differs. The largest gap, in nats, between the most
+    probable token and the token in the text shows how close the two were to a tie.
     """
     model.eval()
     greedy = GenerationConfig(
@@ -309,7 +308,7 @@ def differences(
 
 
 def curves(usual: list[tuple[int, float]], here: list[tuple[int, float]]) -> list[dict[str, Any]]:
-    """Both losses, each the mean of the `SAMPLES_LOGGED` samples before."""
+    """Join both curves; each loss is the mean over the last `SAMPLES_LOGGED` samples."""
     losses = dict(here)
     return [
         {"samples": samples, "loss, usual": loss, "loss, here": losses[samples]}
@@ -319,7 +318,7 @@ def curves(usual: list[tuple[int, float]], here: list[tuple[int, float]]) -> lis
 
 
 def parameters_for(options: argparse.Namespace, model: Path, work: Path) -> Parameters:
-    """The parameters that both share: an environment's, without evaluation during training."""
+    """Read the parameters that both share, without evaluation during training."""
     starter = options.size == "starter"
     generation = {} if starter else {"max_new_tokens": NEW_TOKENS}
     environment = "base" if starter else "squad"
@@ -343,11 +342,12 @@ def parameters_for(options: argparse.Namespace, model: Path, work: Path) -> Para
     )
 
 
-def main() -> None:
+def parse_options() -> argparse.Namespace:
+    """Parse the command line."""
     parser = argparse.ArgumentParser(description=__doc__.partition("\n")[0])
     parser.add_argument("output", type=Path)
     parser.add_argument("--size", default="starter", choices=["starter", *SHAPES])
-    parser.add_argument("--learned", action="store_true", help="weights and corpus of the starter")
+    parser.add_argument("--learned", action="store_true", help="starter weights and corpus")
     parser.add_argument("--usual-samples", type=int, default=1024, help="trained on by the recipe")
     parser.add_argument("--samples", type=int, default=8192, help="trained on by the project")
     parser.add_argument("--usual-questions", type=int, default=64, help="answered by the recipe")
@@ -358,6 +358,92 @@ def main() -> None:
     options = parser.parse_args()
     if options.learned and options.size in ("starter", "tiny"):
         parser.error("--learned: give a --size larger than the starter model")
+    return options
+
+
+def prepare(options: argparse.Namespace, parameters: Parameters) -> dict[str, Any]:
+    """Prepare questions and windows, and the record that training needs."""
+    data = (
+        starter_questions(parameters)
+        if options.size == "starter" or options.learned
+        else random_questions(
+            options.samples, options.questions, parameters.tokenization.max_source_length
+        )
+    )
+    return data | {"run_record": {"run_id": "benchmark", "versions": package_versions()}}
+
+
+class Comparison:
+    """Measures both ways on the same data, and keeps the rows of results and the curves."""
+
+    def __init__(self, options: argparse.Namespace, parameters: Parameters, work: Path):
+        self.options, self.parameters, self.work = options, parameters, work
+        self.data = prepare(options, parameters)
+        self.windows = self.data["tokenized_questions"]
+        self.train = self.windows["train"].shuffle(seed=0)
+        self.same_samples = self.train.select(range(min(options.usual_samples, len(self.train))))
+        self.results: list[dict[str, Any]] = []
+        self.curves: dict[str, list[tuple[int, float]]] = {}
+
+    def keep(self, part: str, way: str, row: dict[str, Any]) -> None:
+        """Keep a row with its speed relative to the first row of the same part; print it."""
+        if "curve" in row:
+            self.curves[way] = row.pop("curve")
+        self.results.append({"part": part, "way": way, **row})
+        usual = next(row for row in self.results if row["part"] == part)
+        self.results[-1]["ratio"] = row["per second"] / usual["per second"]
+        print(json.dumps(self.results[-1]), flush=True)
+
+    def loss_held_out(self, model: PeftModel) -> float:
+        """Return the loss on the first validation windows that have an answer."""
+        held_out = self.windows["validation"].filter(bool, input_columns="labels")
+        held_out = held_out.select(range(min(HELD_OUT, len(held_out))))
+        pad_token_id = load_tokenizer(self.parameters.model).pad_token_id
+        return held_out_loss(model, held_out, pad_token_id)
+
+    def measure_usual(self) -> None:
+        """Train and evaluate by the usual recipe."""
+        usual = UsualRecipe(self.parameters)
+        trained = usual.train(self.same_samples, self.work)
+        trained["loss held out"] = self.loss_held_out(usual.model)
+        self.keep("training", "usual", trained)
+        asked = self.windows["validation"].select(range(self.options.usual_questions))
+        new_tokens = self.parameters.generation.max_new_tokens
+        self.keep("evaluation", "usual", usual.answer(asked, new_tokens))
+
+    def measure_project(self) -> None:
+        """Train on the recipe's samples and on more, then answer twice, by the project's nodes."""
+        parameters, data = self.parameters, self.data
+        self.windows["train"] = self.same_samples
+        trained = train_by_project(parameters, data)
+        trained["loss held out"] = self.loss_held_out(data["lora_model"])
+        self.keep("training", "here, the same samples", trained)
+        data.pop("lora_model"), data.pop("base_model")
+        self.windows["train"] = self.train.select(range(min(self.options.samples, len(self.train))))
+        self.keep("training", "here", train_by_project(parameters, data))
+        data.pop("lora_model"), data.pop("base_model")
+        run_node(REPORTING, parameters, data, "load_finetuned_model")
+        self.keep("evaluation", "here, first time", answer_by_project(parameters, data))
+        self.keep("evaluation", "here", answer_by_project(parameters, data))
+
+    def check_answers(self) -> dict[str, Any]:
+        """Compare the project's answers to questions of one window with greedy decoding."""
+        validation, frame = self.windows["validation"], self.data["finetuned_predictions"]
+        counts = Counter(validation["id"])
+        compared = validation.filter(lambda id_: counts[id_] == 1, input_columns="id")
+        return differences(
+            self.data["finetuned_model"],
+            load_tokenizer(self.parameters.model),
+            compared.select(range(min(self.options.compared, len(compared)))),
+            dict(zip(frame["id"], frame["prediction_text"], strict=True)),
+            self.parameters.prompt.abstention,
+            self.parameters.generation.max_new_tokens,
+        )
+
+
+def main() -> None:
+    """Measure both ways and write the results."""
+    options = parse_options()
     silence()
     with tempfile.TemporaryDirectory() as folder:
         work = Path(folder)
@@ -365,75 +451,23 @@ def main() -> None:
         if options.size != "starter":
             model = work / "snapshot"
             write_snapshot(options.size, model, learned=options.learned)
-        parameters = parameters_for(options, model, work)
-        length = parameters.tokenization.max_source_length
-        data = (
-            starter_questions(parameters)
-            if options.size == "starter" or options.learned
-            else random_questions(options.samples, options.questions, length)
-        )
-        data["run_record"] = {"versions": package_versions()}
-        windows = data["tokenized_questions"]
-        train = windows["train"].shuffle(seed=0)
-        held_out = windows["validation"].filter(bool, input_columns="labels")
-        held_out = held_out.select(range(min(HELD_OUT, len(held_out))))
-        results: list[dict[str, Any]] = []
-        found: dict[str, Any] = {}
-
-        def keep(part: str, way: str, row: dict[str, Any]) -> None:
-            found[f"{part}, {way}"] = row.pop("curve", None)
-            results.append({"part": part, "way": way, **row})
-            usual = next(row for row in results if row["part"] == part)
-            results[-1]["ratio"] = row["per second"] / usual["per second"]
-            print(json.dumps(results[-1]), flush=True)
-
-        usual = UsualRecipe(parameters)
-        loss_of = partial(
-            held_out_loss, windows=held_out, pad_token_id=usual.tokenizer.pad_token_id
-        )
-        same_samples = train.select(range(min(options.usual_samples, len(train))))
-        trained = usual.train(same_samples, work)
-        trained["loss held out"] = loss_of(usual.model)
-        keep("training", "usual", trained)
-        asked = windows["validation"].select(range(options.usual_questions))
-        new_tokens = parameters.generation.max_new_tokens
-        keep("evaluation", "usual", usual.answer(asked, new_tokens))
-        del usual
-        windows["train"] = same_samples
-        trained = train_by_project(parameters, data)
-        trained["loss held out"] = loss_of(data["lora_model"])
-        keep("training", "here, the same samples", trained)
-        data.pop("lora_model"), data.pop("base_model")
-        windows["train"] = train.select(range(min(options.samples, len(train))))
-        keep("training", "here", train_by_project(parameters, data))
-        data.pop("lora_model"), data.pop("base_model")
-        run_node(REPORTING, parameters, data, "load_finetuned_model")
-        keep("evaluation", "here, first time", answer_by_project(parameters, data))
-        keep("evaluation", "here", answer_by_project(parameters, data))
-        frame = data["finetuned_predictions"]
-        counts = Counter(windows["validation"]["id"])
-        compared = windows["validation"].filter(lambda id_: counts[id_] == 1, input_columns="id")
-        checked = differences(
-            data["finetuned_model"],
-            load_tokenizer(parameters.model),
-            compared.select(range(min(options.compared, len(compared)))),
-            dict(zip(frame["id"], frame["prediction_text"], strict=True)),
-            parameters.prompt.abstention,
-            new_tokens,
-        )
-        print(json.dumps(checked), flush=True)
-        both = curves(found["training, usual"], found["training, here, the same samples"])
-        given = facts() | {
-            "size": options.size,
-            "LoRA targets": options.target_modules,
-            "attention": resolve_attention(options.attention),
-            **checked,
-            "losses": both,
-        }
-        name = f"usual_recipe_{options.size}" + ("_learned" if options.learned else "")
-        name += "" if options.attention == "auto" else f"_{options.attention}"
-        print(write_results(options.output, name, given, results))
-        print(json.dumps(both))
+        comparison = Comparison(options, parameters_for(options, model, work), work)
+        comparison.measure_usual()
+        comparison.measure_project()
+        checked = comparison.check_answers()
+    print(json.dumps(checked), flush=True)
+    losses = curves(comparison.curves["usual"], comparison.curves["here, the same samples"])
+    given = facts() | {
+        "size": options.size,
+        "LoRA targets": options.target_modules,
+        "attention": resolve_attention(options.attention),
+        **checked,
+        "losses": losses,
+    }
+    name = f"usual_recipe_{options.size}" + ("_learned" if options.learned else "")
+    name += "" if options.attention == "auto" else f"_{options.attention}"
+    print(write_results(options.output, name, given, comparison.results))
+    print(json.dumps(losses))
 
 
 if __name__ == "__main__":

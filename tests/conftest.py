@@ -42,6 +42,7 @@ CONF = REPOSITORY / "conf/base"
 SQUAD_V2_DIR = Path(os.environ.get("SQUAD_V2_DIR", REPOSITORY.parent / "shared/squad_v2"))
 VOCAB_SIZE = 600
 QUESTIONS = ["Which club was defeated in the Final?", "Who was the referee?", "What is it?"]
+RUN = "run"  # the id of all trainings
 ANSWERS = ["Vera Dormore", "no answer", "27 July 1998"]
 
 disable_caching()  # as the project does: its files would be left in the temporary folder
@@ -215,18 +216,17 @@ def lora(parameters):
 @pytest.fixture(scope="module")
 def training(parameters, tmp_path_factory):
     folder = tmp_path_factory.mktemp("training")
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setenv("TENSORBOARD_LOGGING_DIR", str(folder / "logs"))
-        yield parameters.training.model_copy(
-            update={
-                "output_dir": str(folder / "checkpoints"),
-                "num_train_epochs": 2,
-                "per_device_train_batch_size": 4,
-                "learning_rate": 0.05,
-                "logging_steps": 1,
-                "eval_strategy": "epoch",
-            }
-        )
+    return parameters.training.model_copy(
+        update={
+            "output_dir": str(folder / "checkpoints"),
+            "logging_dir": str(folder / "logs"),
+            "num_train_epochs": 2,
+            "per_device_train_batch_size": 4,
+            "learning_rate": 0.05,
+            "logging_steps": 1,
+            "eval_strategy": "epoch",
+        }
+    )
 
 
 @pytest.fixture(scope="module")
@@ -244,7 +244,7 @@ def train(parameters, float32, lora, windows, questions):
             parameters.tokenization,
             parameters.generation,
             training,
-            {"versions": package_versions()},
+            {"run_id": RUN, "versions": package_versions()},
         )
         return model.eval(), adapter
 

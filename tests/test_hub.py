@@ -188,6 +188,6 @@ def test_a_disk_that_fills_up_is_told(hub):
 def test_a_disk_without_room_is_told_before_the_download(hub):
     hub.repositories["models", BASE].size = 10**18
     text = message()
-    assert f"takes 1000000000.00 GB in {constants.HF_HUB_CACHE}, where" in text
+    assert f"needs 1000000000.00 GB in {constants.HF_HUB_CACHE}, where" in text
     assert "set HF_HOME" in text
     assert not hub.sent

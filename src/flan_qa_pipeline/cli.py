@@ -2,127 +2,133 @@
 
 import re
 import sys
-import traceback
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from copy import copy
 from functools import wraps
-from pathlib import Path
-from typing import Any, TextIO, cast
+from typing import TYPE_CHECKING, Any, TextIO, cast
 
 import click
-from kedro.config import MissingConfigException
-from kedro.framework.cli.project import LOAD_VERSION_HELP, PARAMS_ARG_HELP
+from kedro.framework.cli.catalog import catalog as kedro_catalog
 from kedro.framework.cli.project import run as kedro_run
-from kedro.framework.cli.utils import (
-    CONTEXT_SETTINGS,
-    _split_load_versions,
-    _split_params,
-    env_option,
-)
-from kedro.framework.session import KedroSession
-from kedro.framework.startup import ProjectMetadata
+from kedro.framework.cli.utils import CONTEXT_SETTINGS
 from kedro.io import DatasetError
-from kedro.utils import find_kedro_project
-from omegaconf import DictConfig, OmegaConf
-from rich.console import Console
 
-import flan_qa_pipeline
-from flan_qa_pipeline.config.validation import check_parameters
-from flan_qa_pipeline.data.profile import profile_questions
-from flan_qa_pipeline.datasets.squad_file import SquadFileDataset
-from flan_qa_pipeline.errors import InputError, in_one_line
-from flan_qa_pipeline.models.loading import load_tokenizer
-from flan_qa_pipeline.pipelines.data_engineering.nodes import (
-    flatten_questions,
-    reject_long_questions,
-)
-from flan_qa_pipeline.reporting.profile_tables import profile_tables
+from flan_qa_pipeline.errors import InputError, ProcessFailedError, in_one_line
 from flan_qa_pipeline.runtime import interruption
-from flan_qa_pipeline.runtime.processes import in_processes
 
-REFUSED_BY_KEDRO = (DatasetError, ValueError)
-CONFIGURES = ("kedro.config", "kedro.io.catalog_config_resolver")  # modules that read conf
-LONGEST_REASON = 200
+if TYPE_CHECKING:
+    from kedro.framework.startup import ProjectMetadata
+
+    import flan_qa_pipeline
 
 
-def in_a_sentence(command: Callable[..., Any]) -> Callable[..., Any]:
-    """Tell of what Kedro refuses (an environment, file, name) in a sentence, and of Ctrl+C."""
+@contextmanager
+def _in_words() -> Iterator[None]:
+    """Turn the errors that a user can mend into click's, which it prints in one line.
 
-    @wraps(command)
-    def wrapper(*args: Any, **options: Any) -> Any:
-        try:
-            with interruption.raised():
-                return command(*args, **options)
-        except (Exception, KeyboardInterrupt) as error:
-            if isinstance(error, KeyboardInterrupt) or interruption.came():
-                interruption.tell()
-                sys.exit(interruption.STATUS)
-            *_, last = places = [
-                frame.f_globals["__name__"] for frame, _ in traceback.walk_tb(error.__traceback__)
-            ]
-            if any(place.startswith(CONFIGURES) for place in places):
-                raise InputError(
-                    _about_configuration(error, options.get("conf_source"), options.get("env"))
-                ) from error
-            if last.partition(".")[0] == "kedro" and isinstance(error, REFUSED_BY_KEDRO):
-                raise InputError(f"{in_one_line(error)}.") from error
-            raise
+    This is the one place where the project's errors become words of the command line. Ctrl+C ends
+    the command with one line, too.
+    """
+    try:
+        with interruption.raised():
+            yield
+    except (Exception, KeyboardInterrupt) as error:
+        if isinstance(error, KeyboardInterrupt) or interruption.came():
+            interruption.tell()
+            sys.exit(interruption.STATUS)
+        if isinstance(error, InputError | ProcessFailedError):
+            raise click.ClickException(str(error)) from error
+        if isinstance(error, DatasetError):
+            raise click.ClickException(f"{in_one_line(error)}.") from error
+        raise
 
-    return wrapper
+
+class InWords(click.Command):
+    """A command that reports errors that a user can mend in one line, without a traceback."""
+
+    def invoke(self, ctx: click.Context) -> Any:
+        with _in_words():
+            return super().invoke(ctx)
+
+
+class GroupInWords(click.Group):
+    """A group whose commands report errors as those of `InWords` do."""
+
+    command_class = InWords
+
+    def invoke(self, ctx: click.Context) -> Any:
+        with _in_words():
+            return super().invoke(ctx)
 
 
 def split_params(context: click.Context, option: click.Parameter, value: Any) -> Any:
-    """Read `--params` as Kedro does, but a revision of digits as text."""
+    """Read `--params` as Kedro does, but keep a revision of digits a text."""
     if isinstance(value, str):
         value = re.sub(r"\b(model\.revision=)(\d\w*)", r"\1'\2'", value)
-    return _split_params(context, option, value)
+    return cast(Callable[..., Any], _run_option("params").callback)(context, option, value)
 
 
-def _about_configuration(error: Exception, conf_source: str | None, env: str | None) -> str:
-    """What Kedro or YAML says of the configuration, with the file if it does not name one."""
-    reason = in_one_line(error)
-    if isinstance(error, MissingConfigException) or ".yml" in reason:
-        return f"{reason}."
-    if len(reason) > LONGEST_REASON:  # OmegaConf names all places within a loop
-        reason = f"{reason[:LONGEST_REASON]}…"
-    folder = Path(conf_source or (find_kedro_project(Path.cwd()) or Path.cwd()) / "conf")
-    environments = (folder / "base", folder / (env or "local"))
-    for path in sorted(path for place in environments for path in place.rglob("*.yml")):
-        try:
-            well = isinstance(OmegaConf.load(path), DictConfig)
-        except Exception:  # of YAML, OmegaConf, decoding or recursion
-            well = False
-        if not well:
-            return f"{path} cannot be read: {reason}; it must map names to values, in YAML."
-    return f"The configuration in {folder} cannot be read: {reason}; correct it."
+def _run_option(name: str) -> click.Parameter:
+    return next(option for option in kedro_run.params if option.name == name)
 
 
-def loads_adapter(command: Callable[..., None]) -> Callable[..., None]:
-    """Add the options of `kedro run` that say which adapter is loaded and how it is used."""
-    command = in_a_sentence(command)
-    for option in (
-        click.option("--params", default="", help=PARAMS_ARG_HELP, callback=split_params),
-        click.option(
-            "--load-versions", default="", help=LOAD_VERSION_HELP, callback=_split_load_versions
-        ),
-        env_option,
-    ):
-        command = option(command)
+def _with_split_params(option: click.Parameter) -> click.Parameter:
+    changed = copy(option)
+    if option.name == "params":
+        changed.callback = split_params
+    return changed
+
+
+def configured(command: click.Command) -> click.Command:
+    """Add the options of `kedro run` that choose the configuration."""
+    command.params += [_with_split_params(_run_option(name)) for name in ("params", "env")]
     return command
 
 
-@click.group(context_settings=CONTEXT_SETTINGS, name="flan_qa_pipeline")
+def loads_adapter(command: click.Command) -> click.Command:
+    """Add the options of `kedro run` that choose the adapter and how it is used."""
+    command.params.append(copy(_run_option("load_versions")))
+    return configured(command)
+
+
+@click.group(cls=GroupInWords, context_settings=CONTEXT_SETTINGS, name="flan_qa_pipeline")
 def cli() -> None:
     """Commands of this project."""
 
 
-run = copy(kedro_run)  # the packaged project runs this one, too
-run.callback = in_a_sentence(in_processes(cast(Callable[..., Any], kedro_run.callback)))
-run.params = [copy(option) for option in kedro_run.params]
-next(option for option in run.params if option.name == "params").callback = split_params
+def _run(**options: Any) -> Any:
+    from flan_qa_pipeline.runtime.processes import in_processes
+
+    return in_processes(_known(cast(Callable[..., Any], kedro_run.callback)))(**options)
+
+
+def _known(run: Callable[..., Any]) -> Callable[..., Any]:
+    """Check the pipelines and nodes that the options name before the run starts."""
+
+    @wraps(run)
+    def wrapper(**options: Any) -> Any:
+        from flan_qa_pipeline.runtime.selection import require_known
+
+        require_known(options)
+        return run(**options)
+
+    return wrapper
+
+
+run = InWords(  # the packaged project runs this one, too
+    name="run",
+    help=kedro_run.help,
+    callback=_run,
+    params=[_with_split_params(option) for option in kedro_run.params],
+)
 cli.add_command(run)
+cli.add_command(
+    GroupInWords(name="catalog", help=kedro_catalog.help, commands=kedro_catalog.commands)
+)
 
 
+@loads_adapter
 @cli.command()
 @click.option("--context", help="The text that questions are about.")
 @click.option(
@@ -134,12 +140,11 @@ cli.add_command(run)
     "--question",
     "questions",
     multiple=True,
-    help="A question about the text; may be given several times. Without one, ask is interactive.",
+    help="A question about the text; repeat the option for more. Without one, ask is interactive.",
 )
-@loads_adapter
 @click.pass_obj
 def ask(
-    metadata: ProjectMetadata,
+    metadata: "ProjectMetadata",
     context: str | None,
     context_file: TextIO | None,
     questions: tuple[str, ...],
@@ -166,32 +171,32 @@ def ask(
             if problem := answerer.problem(context, question):
                 raise InputError(problem)
         for answer in answerer.answer([(context, question) for question in questions]):
-            _tell(answer)
+            _print_answer(answer)
         while not questions and (
             question := click.prompt("Question (none ends)", default="", show_default=False)
         ):
             if problem := answerer.problem(context, question):
                 click.echo(problem, err=True)
             else:
-                _tell(answerer.answer([(context, question)])[0])
-    except click.Abort:  # the end of the input
+                _print_answer(answerer.answer([(context, question)])[0])
+    except click.Abort:  # the input has ended
         click.echo()
 
 
+@loads_adapter
 @cli.command()
 @click.option("--host", help="Address to listen on, instead of serving.host.")
 @click.option("--port", type=int, help="Port to listen on, instead of serving.port.")
-@loads_adapter
 @click.pass_obj
 def serve(
-    metadata: ProjectMetadata,
+    metadata: "ProjectMetadata",
     host: str | None,
     port: int | None,
     env: str | None,
     load_versions: dict[str, str],
     params: dict[str, Any],
 ) -> None:
-    """Open a web page and an HTTP API that answer with the base and with the latest adapter."""
+    """Serve a web page and an HTTP API that answer with the base and with the latest adapter."""
     try:
         from flan_qa_pipeline.answering import web_page as serving
     except ModuleNotFoundError as error:
@@ -200,6 +205,10 @@ def serve(
         raise InputError(
             "serve needs gradio, which is not installed; pip install 'flan_qa_pipeline[app]'."
         ) from error
+    from kedro.framework.session import KedroSession
+
+    from flan_qa_pipeline.config.validation import check_parameters
+
     session = KedroSession.create(metadata.project_path, env=env, runtime_params=params)
     with session:
         raw = session.load_context().config_loader["parameters"]
@@ -213,22 +222,33 @@ def serve(
     page.block_thread()
 
 
+@configured
 @cli.command("check-data")
 @click.argument("file")
 @click.option(
     "--split",
     default="train",
     show_default=True,
-    help="The split to check, where the names of a folder's files tell several apart.",
+    help="The split to check, if the names of a folder's files distinguish several.",
 )
-@click.option("--params", default="", help=PARAMS_ARG_HELP, callback=split_params)
-@env_option
 @click.pass_obj
-@in_a_sentence
 def check_data(
-    metadata: ProjectMetadata, file: str, split: str, env: str | None, params: dict[str, Any]
+    metadata: "ProjectMetadata", file: str, split: str, env: str | None, params: dict[str, Any]
 ) -> None:
-    """Check a file of training questions: counts, lengths, windows, rejects; nothing is trained."""
+    """Check a file of training questions, without training: counts, lengths, windows, rejects."""
+    from kedro.framework.session import KedroSession
+    from rich.console import Console
+
+    from flan_qa_pipeline.config.validation import check_parameters
+    from flan_qa_pipeline.data.profile import profile_questions
+    from flan_qa_pipeline.datasets.squad_file import SquadFileDataset
+    from flan_qa_pipeline.models.loading import load_tokenizer
+    from flan_qa_pipeline.pipelines.data_engineering.nodes import (
+        flatten_questions,
+        reject_long_questions,
+    )
+    from flan_qa_pipeline.reporting.profile_tables import profile_tables
+
     session = KedroSession.create(metadata.project_path, env=env, runtime_params=params)
     with session:
         parameters = check_parameters(session.load_context().config_loader["parameters"])
@@ -250,7 +270,7 @@ def check_data(
 
 
 def _load_answerer(
-    metadata: ProjectMetadata,
+    metadata: "ProjectMetadata",
     env: str | None,
     load_versions: dict[str, str],
     params: dict[str, Any],
@@ -260,7 +280,9 @@ def _load_answerer(
         raise InputError(
             f"--load-versions names {unknown[0]}; {command} loads nothing but adapter."
         )
-    return flan_qa_pipeline.QuestionAnswerer.from_project(
+    from flan_qa_pipeline import QuestionAnswerer
+
+    return QuestionAnswerer.from_project(
         metadata.project_path,
         adapter_version=load_versions.get("adapter"),
         env=env,
@@ -268,7 +290,7 @@ def _load_answerer(
     )
 
 
-def _tell(answer: "flan_qa_pipeline.Answer") -> None:
+def _print_answer(answer: "flan_qa_pipeline.Answer") -> None:
     click.secho("no answer in this context" if answer.abstained else answer.text, bold=True)
     place = "" if answer.start is None else f", characters {answer.start} to {answer.end}"
     click.secho(

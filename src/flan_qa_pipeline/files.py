@@ -1,4 +1,4 @@
-"""Folders that appear whole or not at all, and what must hold of a folder that is read."""
+"""Folders that appear whole or not at all, and checks of folders before they are read."""
 
 import hashlib
 import json
@@ -22,13 +22,16 @@ WEIGHTS = ".safetensors"
 
 @contextmanager
 def written_aside(folder: Path, beside: Path | None = None) -> Iterator[Path]:
-    """Give an empty hidden folder that is renamed to `folder` once the block has ended well.
+    """Yield an empty hidden folder, and rename it to `folder` if the block ends without an error.
 
-    It lies beside `beside` (default: beside `folder`), on the same disk. After an error it is
-    removed; a killed process leaves it behind, where nothing looks for it.
+    An error removes the hidden folder. A killed process leaves it behind, where nothing reads it.
+
+    Args:
+        folder: the folder that appears.
+        beside: a path on the same disk, next to which the hidden folder is made; None: `folder`.
 
     Raises:
-        FileExistsError: `folder` has come to exist meanwhile and is not empty.
+        FileExistsError: another process has made `folder` in the meantime and filled it.
     """
     beside = beside or folder
     aside = beside.with_name(f".{beside.name}.{uuid4().hex}")
@@ -47,9 +50,9 @@ def written_aside(folder: Path, beside: Path | None = None) -> Iterator[Path]:
 
 
 def remove_at_once(folder: Path, names: Iterable[str]) -> None:
-    """Remove these files from a folder so that it is never seen with some of them.
+    """Remove files from a folder so that no reader ever sees it with some of them.
 
-    The folder goes, too, unless it holds anything else: then that stays where it is.
+    The folder disappears too, unless it holds other files, which stay where they are.
     """
     with suppress(FileNotFoundError):
         aside = folder.rename(folder.with_name(f".{folder.name}.{uuid4().hex}"))
@@ -66,7 +69,7 @@ def refuse_pickles(folder: Path) -> None:
     """Refuse a folder of weights with any file that is not safetensors, JSON or plain text.
 
     Raises:
-        InputError: names the first such file; reading a pickle would run the code in it.
+        InputError: names the first such file. Reading a pickle would run the code in it.
     """
     for path in sorted(folder.rglob("*")):
         if path.is_file() and path.suffix not in UNPICKLED:
@@ -77,18 +80,22 @@ def refuse_pickles(folder: Path) -> None:
 
 
 def save_digests(folder: Path, names: Iterable[str]) -> None:
-    """Keep the SHA-256 of these files of a folder in it."""
+    """Write the SHA-256 digests of a folder's files into the folder."""
     digests = {name: _digest(folder / name) for name in sorted(names)}
     (folder / DIGESTS).write_text(json.dumps(digests, indent=2), encoding="utf-8")
 
 
 def add_saved(new: Path, folder: Path) -> None:
-    """Move the files of one folder into another, instead of those saved there so before.
+    """Move the files of one folder into another, replacing those that an earlier call moved there.
 
-    The other folder keeps the digests of all files that came into it like this.
+    The other folder keeps the digests of all files that this function has moved into it.
+
+    Args:
+        new: the folder to empty.
+        folder: the folder to fill; made if it does not exist.
 
     Raises:
-        InputError: a file that did not come like this would be overwritten.
+        InputError: the call would overwrite a file that this function did not put there.
     """
     digests, names = saved_digests(folder), [path.name for path in new.iterdir()]
     for name in names:
@@ -99,7 +106,7 @@ def add_saved(new: Path, folder: Path) -> None:
             )
     if any(name.endswith(WEIGHTS) for name in names):
         for name in digests.keys() - set(names):
-            if WEIGHTS in name:  # of an earlier model in more or fewer files
+            if WEIGHTS in name:  # an earlier model had more or fewer shards
                 (folder / name).unlink(missing_ok=True)
                 del digests[name]
     folder.mkdir(parents=True, exist_ok=True)
@@ -109,7 +116,7 @@ def add_saved(new: Path, folder: Path) -> None:
 
 
 def saved_digests(folder: Path) -> dict[str, str]:
-    """Map the files that were saved in a folder with their digests to these; {} if none were.
+    """Map the files that were saved in a folder to their digests; {} if it has no digests.
 
     Raises:
         InputError: the file of digests is damaged.
@@ -124,10 +131,13 @@ def saved_digests(folder: Path) -> dict[str, str]:
 
 
 def require_undamaged(folder: Path) -> bool:
-    """Check all files that were saved in a folder with their digests; return whether any were.
+    """Compare all saved files of a folder with their digests.
+
+    Returns:
+        Whether the folder has digests.
 
     Raises:
-        InputError: names the first file that is missing or not as it was saved.
+        InputError: names the first file that is missing or differs from what was saved.
     """
     digests = saved_digests(folder)
     for name, digest in digests.items():

@@ -1,4 +1,4 @@
-"""Files of the Hugging Face hub: fetched once into its cache, and read from there."""
+"""Files on the Hugging Face hub, fetched once into the hub's cache and read from there."""
 
 import json
 import logging
@@ -73,7 +73,11 @@ XET_LIMITS = {  # hf_xet waits minutes by default
 class HubFiles(ABC):
     """Files of one repository at a revision: a commit, or a tag or branch, which may move.
 
-    They lie at a path in the repository, or anywhere in it.
+    Attributes:
+        repo_id: such as `google/flan-t5-base`.
+        revision: a commit, a tag or a branch.
+        path: the path of the files in the repository; "": anywhere in it.
+        repo_type: `model` or `dataset`.
     """
 
     repo_id: str
@@ -84,11 +88,11 @@ class HubFiles(ABC):
     @property
     @abstractmethod
     def patterns(self) -> Sequence[str]:
-        """Which files of the repository are fetched."""
+        """The patterns of the names of the files to fetch."""
 
     @abstractmethod
     def require(self, held: Sequence[str]) -> None:
-        """Check that a repository with these files has what is needed.
+        """Check that a repository has the needed files, given the names of all its files.
 
         Raises:
             InputError: names the file that is missing.
@@ -96,12 +100,12 @@ class HubFiles(ABC):
 
     @abstractmethod
     def is_whole(self, folder: Path) -> bool:
-        """Whether a snapshot in the cache has what is needed."""
+        """Return whether a snapshot in the cache has the needed files."""
 
     @property
     @abstractmethod
     def pinned(self) -> str:
-        """How a user names the files at this revision."""
+        """The option or URL by which a user pins these files."""
 
     @property
     def page(self) -> str:
@@ -113,7 +117,7 @@ class HubFiles(ABC):
         return bool(re.fullmatch("[0-9a-f]{40}", self.revision))
 
     def cached(self) -> Path | None:
-        """Find the folder of the snapshot in the cache, if it is whole; ask nobody."""
+        """Return the snapshot's folder in the cache if it is whole, without asking the hub."""
         try:
             folder = Path(self._snapshot(local_files_only=True))
         except LocalEntryNotFoundError:
@@ -131,7 +135,7 @@ class HubFiles(ABC):
         )
 
     def find(self) -> "HubFiles":
-        """Ask the hub for the repository; return its files at the commit of the revision.
+        """Ask the hub for the repository; return its files at the commit that the revision means.
 
         Raises:
             InputError: the repository lacks what is needed, or the disk has no room for it.
@@ -176,12 +180,16 @@ class HubFiles(ABC):
         free = shutil.disk_usage(exists).free
         if size > free:
             raise InputError(
-                f"{self} takes {_bytes(size)} in {cache}, where {_bytes(free)} are free; make room "
+                f"{self} needs {_bytes(size)} in {cache}, where {_bytes(free)} are free; make room "
                 "there, or set HF_HOME to a folder on another disk."
             )
 
     def download(self) -> Path:
-        """Fetch what the cache lacks; check the bytes of all files; return their folder."""
+        """Fetch what the cache lacks, compare all files with the hub's hashes, return the folder.
+
+        Raises:
+            InputError: a file differs from the hub's; it is removed from the cache.
+        """
         os.environ.update(XET_LIMITS | os.environ)
         folder = Path(self._snapshot())
         checked = HfApi().verify_repo_checksums(
@@ -201,7 +209,7 @@ class HubFiles(ABC):
 
 @dataclass(frozen=True)
 class ModelFiles(HubFiles):
-    """A base model and its tokenizer: safetensors and JSON, no pickles, no code."""
+    """A base model and its tokenizer, as safetensors and JSON, without pickles or code."""
 
     repo_type = "model"
     patterns = MODEL_FILES
@@ -241,22 +249,22 @@ class ModelFiles(HubFiles):
 
 @dataclass(frozen=True)
 class DataFiles(HubFiles):
-    """A file of a dataset repository, a folder of Parquet files in it, or a pattern of names."""
+    """A file in a dataset repository, a folder of Parquet files, or a pattern of names."""
 
     repo_type = "dataset"
 
     @classmethod
     def of(cls, url: str) -> "DataFiles":
-        """Read an `hf://` URL.
+        """Parse an `hf://` URL.
 
         Raises:
-            InputError: it is none.
+            InputError: the text is no such URL, or names no dataset repository.
         """
         try:
             uri = parse_hf_uri(url)
         except HfUriError as error:
             raise InputError(
-                f"{url} is no URL of a file on the hub; write it as "
+                f"{url} is not the URL of a file on the hub; write it as "
                 "hf://datasets/OWNER/NAME@COMMIT/path/in/it.parquet."
             ) from error
         if uri.type != "dataset":
@@ -292,7 +300,7 @@ class DataFiles(HubFiles):
 
 @dataclass(frozen=True)
 class Fetched:
-    """Files of the hub, at the commit that was fetched, and the snapshot that they lie in."""
+    """Fetched files at their commit, and the folder of the snapshot that holds them."""
 
     files: HubFiles
     folder: Path
@@ -303,13 +311,13 @@ class Fetched:
 
 
 def fetch(*wanted: HubFiles) -> list[Fetched]:
-    """Fetch files into the hub's cache, after all of them have been found; what is there, stays.
+    """Fetch files into the hub's cache, once all of them have been found; keep what the cache has.
 
-    Files at a commit that the cache has are not asked for. A branch or tag is looked up, and what
-    it stands for is logged; where the hub does not answer it is what it was the last time.
+    A commit that the cache holds whole needs no request. `fetch` looks a branch or tag up and logs
+    its commit; if the hub does not answer, the last known commit stands in, with a warning.
 
     Raises:
-        InputError: names all that cannot be had, why, and the ways on.
+        InputError: names all files that cannot be fetched, the reasons and the remedies.
     """
     found: list[HubFiles] = []
     failures: dict[str, str] = {}
@@ -331,7 +339,11 @@ def fetch(*wanted: HubFiles) -> list[Fetched]:
 
 
 def missing_model_file(folder: Path) -> str | None:
-    """Name the first file that a folder lacks to be a model with its tokenizer."""
+    """Return the first file that a folder lacks of a model with its tokenizer; None if whole.
+
+    Raises:
+        InputError: the index of the weights is damaged.
+    """
     shards: set[str] = set()
     if not (folder / WEIGHTS).is_file() and (folder / WEIGHTS_INDEX).is_file():
         try:
@@ -362,15 +374,14 @@ def _at_commit(files: HubFiles) -> HubFiles:
             raise
         found = replace(files, revision=folder.name)
         logger.warning(
-            "The hub cannot be asked what %s is now (%s); it is taken to be the commit that it was "
-            "the last time.",
+            "The hub does not say which commit %s is now (%s); this run takes the last known one.",
             files,
             _why(error, files),
         )
     if not files.is_commit:
         logger.warning(
-            "%s names no commit and may come to mean other files, so that this run cannot be "
-            "repeated for certain. It reads commit %s; to pin it: %s",
+            "%s names no commit and may move to other files, so a later run may read others. This "
+            "run reads commit %s; to pin it: %s",
             files,
             found.revision,
             found.pinned,
@@ -379,7 +390,7 @@ def _at_commit(files: HubFiles) -> HubFiles:
 
 
 def _retried(call: Callable[[], T]) -> T:
-    """Call again, some seconds later, where the hub is overloaded or fails."""
+    """Call, and call again some seconds later, while the hub is overloaded or fails."""
     for wait in WAITS:
         _limit_waiting()
         try:
@@ -394,7 +405,7 @@ def _retried(call: Callable[[], T]) -> T:
 
 
 def _limit_waiting() -> None:
-    """Give the hub's client a time-out for every request: some of its own have none."""
+    """Give every request of the hub's client a time-out; the client leaves some without."""
     session = get_session()
     hooks = session.event_hooks
     if _set_time_out not in hooks["request"]:
@@ -414,7 +425,7 @@ def _status(error: BaseException) -> int | None:
 
 
 def _why(error: BaseException, files: HubFiles) -> str:
-    """Say in a clause what went wrong and what helps."""
+    """Return a clause with the reason and the remedy."""
     while isinstance(error, LocalEntryNotFoundError | RevisionResolutionError) and error.__cause__:
         error = error.__cause__
     status = _status(error)

@@ -7,6 +7,7 @@ from flan_qa_pipeline.pipelines import (
     data_engineering,
     inference,
     modeling,
+    pretrain,
     reporting,
     starter,
 )
@@ -15,11 +16,12 @@ from flan_qa_pipeline.pipelines import (
 def register_pipelines() -> dict[str, Pipeline]:
     """Map pipeline names to pipelines.
 
-    `__default__` is data engineering, modeling and reporting. `evaluate` is another name of
-    reporting, the partial re-run: predictions, scores and tables from the saved tokenized data
-    and adapter, without training. Not part of `__default__`: `inference` answers a file of new
-    questions, `compare` sets two saved versions side by side, `starter` makes the embedded corpus
-    and base model, `merge` a model without adapter for serving.
+    `__default__` joins data engineering, modeling and reporting. `evaluate`, another name of
+    reporting, makes predictions, scores and tables from the saved windows and adapter, without
+    training. `__default__` leaves out `inference`, which answers a file of new questions,
+    `compare`, which sets two saved versions side by side, `starter`, which makes the embedded
+    corpus and base model, `pretrain`, which makes an English base model, and `merge`, which
+    makes a model without an adapter for serving.
     """
     data = data_engineering.create_pipeline()
     model = modeling.create_pipeline()
@@ -34,4 +36,5 @@ def register_pipelines() -> dict[str, Pipeline]:
         "inference": inference.create_pipeline(),
         "compare": compare.create_pipeline(),
         "starter": starter.create_pipeline(),
+        "pretrain": pretrain.create_pipeline(),
     }

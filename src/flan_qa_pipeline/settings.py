@@ -11,20 +11,50 @@ from pathlib import Path
 from kedro.utils import find_kedro_project
 
 from flan_qa_pipeline.runtime.atomic_catalog import AtomicCatalog
-from flan_qa_pipeline.runtime.hooks import ProjectHooks
+from flan_qa_pipeline.runtime.configuration import ProjectConfigLoader
+from flan_qa_pipeline.runtime.current_run import CurrentRun
+from flan_qa_pipeline.runtime.hooks.checkpoints import CheckpointHooks
+from flan_qa_pipeline.runtime.hooks.costs import NodeCostHooks, RunRecordHooks
+from flan_qa_pipeline.runtime.hooks.failures import FailureHooks
+from flan_qa_pipeline.runtime.hooks.hub_inputs import HubInputHooks
+from flan_qa_pipeline.runtime.hooks.inputs import InputHooks
+from flan_qa_pipeline.runtime.hooks.logs import DeviceChoiceHooks, FailureLogHooks, QuietHooks
+from flan_qa_pipeline.runtime.hooks.outputs import OutputHooks
+from flan_qa_pipeline.runtime.hooks.parameters import ParameterHooks
+from flan_qa_pipeline.runtime.hooks.processes import ProcessHooks
+from flan_qa_pipeline.runtime.hooks.results import ResultHooks
+from flan_qa_pipeline.runtime.hooks.saved_inputs import SavedInputHooks
 
-HOOKS = (ProjectHooks(),)
+run = CurrentRun()
+in_order = (
+    ParameterHooks(run),
+    ProcessHooks(run),
+    QuietHooks(),
+    InputHooks(run),
+    HubInputHooks(run),
+    SavedInputHooks(run),
+    RunRecordHooks(run),
+    NodeCostHooks(),
+    DeviceChoiceHooks(run),
+    OutputHooks(run),
+    CheckpointHooks(run),
+    ResultHooks(run),
+    FailureLogHooks(),
+    FailureHooks(),
+)
+HOOKS = tuple(reversed(in_order))  # pluggy calls the hooks registered last first
 
-DATA_CATALOG_CLASS = AtomicCatalog
-
-# .telemetry keeps the command line silent; a packaged run has no such file, nor a project around
-# it in which kedro-viz could keep what it notes of a run.
-DISABLE_HOOKS_FOR_PLUGINS: tuple[str, ...] = ("kedro-telemetry",)
-if find_kedro_project(Path.cwd()) is None:
-    DISABLE_HOOKS_FOR_PLUGINS += ("kedro-viz",)
-
+CONFIG_LOADER_CLASS = ProjectConfigLoader
 CONFIG_LOADER_ARGS = {
     "base_env": "base",
     "default_run_env": "local",
     "merge_strategy": {"parameters": "soft", "globals": "soft"},
 }
+
+DATA_CATALOG_CLASS = AtomicCatalog
+
+# .telemetry keeps the command line silent. A packaged run has no such file, and no project in which
+# kedro-viz could keep its notes of a run.
+DISABLE_HOOKS_FOR_PLUGINS: tuple[str, ...] = ("kedro-telemetry",)
+if find_kedro_project(Path.cwd()) is None:
+    DISABLE_HOOKS_FOR_PLUGINS += ("kedro-viz",)

@@ -24,14 +24,15 @@ from kedro.runner import ParallelRunner, ThreadRunner
 from transformers import AutoTokenizer, T5ForConditionalGeneration
 
 import flan_qa_pipeline.cli
+from flan_qa_pipeline.cli import InWords
 from flan_qa_pipeline.data.squad import flatten
 from flan_qa_pipeline.errors import InputError
 from flan_qa_pipeline.evaluation.squad_v2_scores.squad_v2_scores import SquadV2Scores
 from flan_qa_pipeline.evaluation.subject import EMBEDDED_CORPUS
 from flan_qa_pipeline.pipelines import modeling, reporting
 from flan_qa_pipeline.runtime.provenance import fingerprint_splits
+from flan_qa_pipeline.training.best_adapter import BestAdapter
 from flan_qa_pipeline.training.progress import LastingTensorBoard
-from flan_qa_pipeline.training.trainer import BestAdapter
 
 VERSIONED = {
     "questions": "03_primary/questions",
@@ -123,7 +124,7 @@ import json, os, signal, sys
 from kedro.framework.session import KedroSession
 from kedro.framework.startup import bootstrap_project
 from flan_qa_pipeline.training.progress import LastingTensorBoard
-from flan_qa_pipeline.training.trainer import BestAdapter
+from flan_qa_pipeline.training.best_adapter import BestAdapter
 
 
 def kill(self, args, state, control, **kwargs):
@@ -391,7 +392,7 @@ def test_a_file_that_cannot_be_written_in_training_is_told(project, full_run, ti
     [
         ("--env=nowhere", "configuration path .*conf/nowhere"),
         ("--env=broken", "Invalid YAML or JSON file .*conf/broken/parameters.yml"),
-        ("--pipelines=mergee", "Did you mean one of these instead\\? merge"),
+        ("--pipelines=mergee", "There is no pipeline mergee: did you mean merge\\?"),
         ("--from-nodes=train_adaptor", "does not contain nodes named .*train_adaptor"),
         ("--tags=reprot", "contains no nodes"),
         ("--load-versions=adaptor:2026", "adaptor.* not found in the catalog"),
@@ -447,7 +448,7 @@ def test_a_failure_of_a_node_keeps_its_traceback(work):
     with pytest.raises(ValueError) as failure:
         work("no number")
     with pytest.raises(failure.type, match=re.escape(str(failure.value))):
-        flan_qa_pipeline.cli.in_a_sentence(work)("no number")
+        InWords("work", callback=lambda: work("no number")).main([], standalone_mode=False)
 
 
 def test_adapter_of_another_prompt_is_refused(project, full_run, tiny_run):
@@ -759,6 +760,7 @@ def test_registered_pipelines(project):
         "inference",
         "compare",
         "starter",
+        "pretrain",
     }
     assert not any("train" in node.tags for node in pipelines["evaluate"].nodes)
     for name in ("__default__", "inference", "compare"):

@@ -18,15 +18,17 @@ import torch
 from conftest import make_project
 from kedro.framework.session import KedroSession
 from kedro.framework.startup import bootstrap_project
+from kedro.io import DatasetError
 from safetensors.torch import load_file
 from torch.distributed.elastic.multiprocessing.errors import ChildFailedError, ProcessFailure
 from transformers import BitsAndBytesConfig, T5ForConditionalGeneration
 
 from flan_qa_pipeline.config.validation import check_parameters
-from flan_qa_pipeline.errors import InputError
+from flan_qa_pipeline.errors import InputError, ProcessFailedError
+from flan_qa_pipeline.runtime import process_errors
 from flan_qa_pipeline.runtime.orphans import LOCK, launcher_folder
-from flan_qa_pipeline.runtime.processes import _explained
-from flan_qa_pipeline.training.trainer import require_trainable
+from flan_qa_pipeline.runtime.process_errors import ERROR_FILE, ErrorRecorder, explained
+from flan_qa_pipeline.training.requirements import require_trainable
 
 KEDRO = ["-m", "kedro", "run"]
 TORCHRUN = ["-m", "torch.distributed.run", "--nproc-per-node=2", "--local-ranks-filter=0"]
@@ -35,7 +37,7 @@ KILLED = """
 import os, signal, sys
 sys.path.insert(0, "src")
 from kedro.framework.cli.cli import main
-from flan_qa_pipeline.training.trainer import BestAdapter
+from flan_qa_pipeline.training.best_adapter import BestAdapter
 
 
 def kill(self, args, state, control, **kwargs):
@@ -208,7 +210,7 @@ def test_a_killed_process_ends_the_run_and_the_same_command_resumes(drawing):
     kill_one(*TRAINING, given(drawing))
     resumed = run_in_two(*KEDRO, *TRAINING, given(drawing))
     assert resumed.returncode == 0, resumed.stderr
-    assert "goes on from" in resumed.stdout
+    assert "resumes from the checkpoint" in resumed.stdout
     weights, training = adapter(last_version("adapter"))
     for name, tensor in expected.items():
         assert torch.equal(weights[name], tensor), name
@@ -222,7 +224,7 @@ def test_a_sharded_base_trains_resumes_and_answers_as_a_whole_one(drawing, optio
     kill_one(*TRAINING, sharded)
     done = run_in_two(*KEDRO, TRAINING[0], "--to-nodes=predict_finetuned", sharded)
     assert done.returncode == 0, done.stderr
-    assert "goes on from" in done.stdout
+    assert "resumes from the checkpoint" in done.stdout
     version = last_version("adapter")
     weights, training = adapter(version)
     for name, tensor in expected.items():
@@ -273,7 +275,7 @@ from accelerate import PartialState
 from torch.distributed import distributed_c10d
 from transformers import Seq2SeqTrainingArguments
 from flan_qa_pipeline.models.exchange import broadcast_json, gather_json, gather_tensors
-from flan_qa_pipeline.training.checkpoints import CheckpointingTrainer
+from flan_qa_pipeline.training.resuming import ResumableTrainer
 
 
 def refuse(*args, **kwargs):
@@ -300,7 +302,7 @@ class Model(torch.nn.Module):
         return {"loss": self.weight * 0 + labels.float().mean()}
 
 
-trainer = CheckpointingTrainer(
+trainer = ResumableTrainer(
     model=Model(),
     args=Seq2SeqTrainingArguments(
         output_dir=sys.argv[1], max_steps=5, logging_steps=2, per_device_train_batch_size=1,
@@ -388,32 +390,42 @@ def test_ctrl_c_ends_all_processes_with_one_line(project, options, tmp_path):
     assert not list(tmp_path.glob("flan_qa_pipeline_*"))
 
 
-LOST = "RuntimeError: lost process 1"
+LOST = RuntimeError("lost process 1")
 
 
 @pytest.mark.parametrize(
     ("failed", "told"),
     [
-        ({0: ("InputError: this is missing; give it.", 0), 1: -15}, "this is missing; give it."),
-        ({0: (LOST, 1), 1: ("ValueError: bad", 3)}, "Process 1 failed: ValueError: bad"),
+        ({0: (InputError("this is missing; give it."), 0), 1: -15}, "this is missing; give it."),
+        ({0: (InputError("a: b: c."), 0), 1: -15}, "a: b: c."),
+        ({0: (DatasetError("scores: no\nroom"), 0), 1: -15}, "scores: no room."),
+        ({0: (LOST, 1), 1: (ValueError("bad"), 3)}, "Process 1 failed: ValueError: bad"),
         ({0: (LOST, 1), 1: -9}, "Process 1 of the run (PID 7) was ended by SIGKILL"),
-        ({0: ("ValueError: bad", 40), 1: -9}, "Process 0 failed: ValueError: bad"),
+        ({0: (ValueError("bad"), 40), 1: -9}, "Process 0 failed: ValueError: bad"),
         ({0: -15, 1: -11}, "Process 1 of the run (PID 7) was ended by SIGSEGV"),
     ],
 )
-def test_the_first_cause_is_told(failed, told, tmp_path, capsys):
-    """By rank the error and how many seconds ago it was, or the signal."""
+def test_the_first_cause_is_told(failed, told, tmp_path, capsys, monkeypatch):
+    """By rank the error, which the process itself records, and its age in seconds, or the signal.
+
+    An error that is no bad input comes with its traceback.
+    """
     failures = {}
+    now = time()
     for rank, error in failed.items():
         path = tmp_path / f"{rank}.json"
         code = error
         if isinstance(error, tuple):
             code = 1
-            extra = {"py_callstack": f"trace {rank}", "timestamp": str(int(time()) - error[1])}
-            path.write_text(json.dumps({"message": {"message": error[0], "extraInfo": extra}}))
+            monkeypatch.setenv(ERROR_FILE, str(path))
+            monkeypatch.setattr(process_errors.time, "time", lambda ago=error[1]: now - ago)
+            ErrorRecorder().record_exception(error[0])
         failures[rank] = ProcessFailure(rank, 7, code, str(path))
-    assert _explained(ChildFailedError("run", failures)).message.startswith(told)
-    assert ("trace" in capsys.readouterr().err) == ("ValueError" in told)
+    monkeypatch.undo()
+    error = explained(ChildFailedError("run", failures))
+    assert str(error).startswith(told)
+    assert isinstance(error, ProcessFailedError if "ValueError" in told else InputError)
+    assert ("ValueError: bad" in capsys.readouterr().err) == ("ValueError" in told)
 
 
 def test_a_session_does_not_pass_over_the_number_of_processes(project, options):
@@ -425,8 +437,8 @@ def test_a_session_does_not_pass_over_the_number_of_processes(project, options):
     ("changes", "complaint"),
     [
         ({"auto_find_batch_size": True}, "auto_find_batch_size: 2 processes cannot look"),
-        ({"optim": "ademamix"}, "ademamix does not know the sharded weights"),
-        ({"optim": "adafactor"}, "adafactor does not know the sharded weights"),
+        ({"optim": "ademamix"}, "ademamix does not support the sharded weights"),
+        ({"optim": "adafactor"}, "adafactor does not support the sharded weights"),
         ({"cuda_graphs": True}, "steps cannot be captured: .*several processes train"),
     ],
 )

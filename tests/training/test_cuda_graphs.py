@@ -1,4 +1,4 @@
-"""Steps captured as CUDA graphs do what they do without; where they cannot be, this is said."""
+"""Steps captured as CUDA graphs compute the same; steps that cannot be captured are refused."""
 
 from types import SimpleNamespace
 from typing import ClassVar
@@ -9,7 +9,6 @@ import torch
 from flan_qa_pipeline.errors import InputError
 from flan_qa_pipeline.models.batching import collate
 from flan_qa_pipeline.models.loading import load_base_model
-from flan_qa_pipeline.pipelines.modeling import nodes
 from flan_qa_pipeline.pipelines.modeling.nodes import attach_lora
 from flan_qa_pipeline.training.cuda_graphs import GraphedPasses
 
@@ -70,7 +69,7 @@ def drop_out(model):
 
 
 @needs_gpu
-def test_a_graph_draws_dropout_anew(model, batches):
+def test_a_graph_draws_new_dropout_each_time(model, batches):
     drop_out(model)
     passes = GraphedPasses(model)
     losses = {passes(batches[0]).item() for _ in range(4)}
@@ -127,8 +126,7 @@ def captures_eagerly(monkeypatch):
     monkeypatch.setattr(EagerPasses, "n_cleared", 0)
     monkeypatch.setattr("flan_qa_pipeline.training.trainer.GraphedPasses", EagerPasses)
     monkeypatch.setattr(
-        nodes,
-        "_captures_graphs",
+        "flan_qa_pipeline.pipelines.modeling.nodes.captures_graphs",
         lambda model, training, processes: training.cuda_graphs is not False,
     )
 
@@ -164,7 +162,7 @@ def test_the_trainer_hands_over_all_that_a_step_needs(
 
 @pytest.mark.usefixtures("captures_eagerly")
 def test_batches_to_capture_have_few_lengths(train, training, monkeypatch):
-    monkeypatch.setattr(nodes, "coarse_length", lambda length: 64)
+    monkeypatch.setattr("flan_qa_pipeline.training.trainer.coarse_length", lambda length: 64)
     train(training.model_copy(update={"eval_strategy": "no", "save_strategy": "no"}))
     assert EagerPasses.lengths == {64}
 
@@ -178,6 +176,6 @@ def test_batches_to_capture_have_few_lengths(train, training, monkeypatch):
 )
 def test_what_cannot_be_captured_is_refused(train, training, float32, changes, reason):
     packed = float32.model_copy(update={"dequantize": False})
-    told = training.model_copy(update={"cuda_graphs": True, **changes})
+    capturing = training.model_copy(update={"cuda_graphs": True, **changes})
     with pytest.raises(InputError, match=reason):
-        train(told, packed)
+        train(capturing, packed)

@@ -8,7 +8,8 @@ from bitsandbytes.optim import AdamW
 
 from flan_qa_pipeline.config.validation import check_parameters
 from flan_qa_pipeline.errors import InputError
-from flan_qa_pipeline.training.trainer import AnsweringTrainer, require_trainable
+from flan_qa_pipeline.training.requirements import require_trainable
+from flan_qa_pipeline.training.trainer import AnsweringTrainer
 
 
 @pytest.fixture(scope="module")

@@ -1,16 +1,14 @@
-"""Training that answers questions as it goes: logs, TensorBoard, best adapter, early stopping."""
+"""Training that answers questions as it goes: logs, TensorBoard, record, best adapter."""
 
 import pytest
 import torch
+from conftest import RUN
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
-from transformers import TrainerState
 
+from flan_qa_pipeline.answering.dev_sample import DevSample, answer_sample
 from flan_qa_pipeline.models.adapter import attach_adapter
 from flan_qa_pipeline.models.batching import round_up
 from flan_qa_pipeline.models.loading import load_base_model
-from flan_qa_pipeline.pipelines.modeling.nodes import answer_sample
-from flan_qa_pipeline.training.progress import LossInProgressBar
-from flan_qa_pipeline.training.trainer import BestAdapter
 
 
 @pytest.fixture(scope="module")
@@ -25,12 +23,11 @@ def long_run(train, training, tmp_path_factory):
             "warmup_steps": 0,
             "max_grad_norm": 0,
             "load_best_model_at_end": True,
+            "logging_dir": str(folder),
         }
     )
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setenv("TENSORBOARD_LOGGING_DIR", str(folder))
-        model, adapter = train(longer)
-    events = EventAccumulator(str(folder), size_guidance={"tensors": 0})
+    model, adapter = train(longer)
+    events = EventAccumulator(str(folder / RUN), size_guidance={"tensors": 0})
     events.Reload()
     return model, adapter, events
 
@@ -58,8 +55,7 @@ def test_the_adapter_kept_is_the_last_of_the_best(
     found = answer_sample(
         again,
         tokenizer=tokenizer,
-        questions=list(questions["dev"]),
-        windows=windows["dev"],
+        sample=DevSample(list(questions["dev"]), windows["dev"]),
         prompt=parameters.prompt,
         generation=parameters.generation,
     )
@@ -104,61 +100,6 @@ def test_operations_are_counted_for_every_token(long_run, windows):
     per_token = 6 * model.num_parameters(exclude_embeddings=True)
     tokens = adapter.training["log"][-1]["total_flos"] / per_token
     assert 12 * sum(lengths) <= tokens <= 12 * len(lengths) * round_up(max(lengths))
-
-
-def test_early_stopping_ends_the_training(train, training):
-    stopping = training.model_copy(
-        update={
-            "num_train_epochs": 12,
-            "learning_rate": 1e-12,
-            "load_best_model_at_end": False,
-            "early_stopping_patience": 2,
-        }
-    )
-    _, adapter = train(stopping)
-    assert len(scores_by_step(adapter)) == 3
-    assert adapter.training["best_step"] is None
-
-
-class Control:
-    should_training_stop = False
-
-
-class State:
-    global_step = 0
-
-
-@pytest.mark.parametrize(
-    ("scores", "threshold", "stops_at"),
-    [
-        ([10, 20, 20, 20], 0.0, 3),
-        ([10, 20, 20.5, 20.9, 30], 1.0, 3),
-        ([10, 11, 12, 13], 0.0, None),
-        ([10, 9, 12, 11, 10], 0.0, 4),
-    ],
-)
-def test_patience_counts_evaluations_without_a_better_score(scores, threshold, stops_at):
-    callback = BestAdapter(keep=False, patience=2, threshold=threshold)
-    control, stopped = Control(), None
-    for i, f1 in enumerate(scores):
-        callback.on_evaluate(None, State(), control, metrics={"eval_f1": f1})
-        if control.should_training_stop and stopped is None:
-            stopped = i
-    assert stopped == stops_at
-
-
-def test_one_described_bar_that_leaves_the_terminal(capsys):
-    bar, state = LossInProgressBar("Train the adapter"), TrainerState(max_steps=4)
-    bar.on_train_begin(None, state, None)
-    first = bar.training_bar
-    bar.on_train_begin(None, state, None)
-    assert first.disable
-    bar.on_log(None, state, None, logs={"loss": 2.5, "learning_rate": 0.1})
-    assert bar.training_bar.postfix == "loss=2.5"
-    bar.on_train_end(None, state, None)
-    shown = capsys.readouterr().err
-    assert "Train the adapter:   0%" in shown
-    assert shown.endswith("\r") and not shown.split("\r")[-2].strip()
 
 
 def test_without_keeping_the_best_the_last_adapter_stays(train, training):

@@ -153,10 +153,9 @@ class QuestionAnswerer:
         """
         from kedro.framework.session import KedroSession
         from kedro.framework.startup import bootstrap_project
-        from kedro.io.core import Version
         from kedro.utils import find_kedro_project
 
-        from flan_qa_pipeline.datasets.reading import load
+        from flan_qa_pipeline.datasets.reading import load_version
 
         folder = Path(project_path or Path.cwd()).resolve()
         root = find_kedro_project(folder)
@@ -167,17 +166,7 @@ class QuestionAnswerer:
         with session:
             context = session.load_context()
             parameters = check_parameters(context.config_loader["parameters"])
-            version = Version(adapter_version, None) if adapter_version else None
-            catalog: Any = context.catalog
-            adapters = catalog.get("adapter", version=version)
-            if not adapters.exists():
-                saved = ", ".join(sorted(adapters.list_versions(full_path=False)))
-                raise InputError(
-                    f"adapter: there is no {adapter_version or 'version'} in "
-                    f"{adapters._filepath}; train one with `kedro run` or name one of: "
-                    f"{saved or 'none yet'}."
-                )
-            adapter = load(adapters)
+            adapter = load_version(context.catalog, "adapter", adapter_version)
         if parameters.distributed.fsdp:
             logger.info("distributed.fsdp affects kedro run only; this process holds the base.")
         base_model = root / str(adapter.provenance["model"].get("name"))

@@ -50,8 +50,8 @@ class GeneratedAnswer:
         answer: the best answer: `text` itself or, if `text` abstains, the greedy output that
             begins with another token than the abstention. "" if every output tried abstains.
         answer_log_prob: log-probability of `answer`.
-        no_answer_log_odds: log-probability of the abstention, in its own tokens or those of
-            `text`, minus `answer_log_prob`.
+        no_answer_log_odds: log-probability of the abstention minus `answer_log_prob`. If `text`
+            abstains in other tokens, their probability counts, too.
     """
 
     text: str
@@ -150,7 +150,7 @@ class _Output:
         text: its text, without special tokens.
         log_prob: log-probability of the whole sequence, in nats.
         first_token: the id of its first token.
-        is_canonical: whether its tokens are those of the encoded abstention.
+        is_canonical: whether its tokens are the encoded abstention.
     """
 
     text: str

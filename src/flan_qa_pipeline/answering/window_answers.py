@@ -69,10 +69,10 @@ def merge_windows(answers: Iterable[WindowAnswer], abstention: str) -> dict[str,
     """Merge the answers to windows into one answer per question.
 
     A window that abstains says only that it does not hold the answer, so the most probable answer
-    of the other windows wins. If all windows abstain, so does the question: its `text` is "", its
-    `log_prob` that of the least certain abstention, and its best answer comes from the window
-    that is nearest to answering. A question has the lowest `no_answer_log_odds` of its windows,
-    and the number of the window that gave its best answer.
+    of the other windows wins. If all windows abstain, the merged `text` is "", `log_prob` is the
+    lowest log-probability of their abstentions, and the best answer comes from the window that is
+    nearest to answering. The merged answer has the lowest `no_answer_log_odds` of the windows, and
+    the number of the window that gave its best answer.
 
     Args:
         answers: one answer per window.

@@ -1,11 +1,13 @@
 """Typed models of everything that `conf/*/parameters*.yml` may hold.
 
-Kedro instantiates them from the type hints of the nodes; the project's hooks check the whole
-file against `Parameters` first, so that a misspelt key stops the run before any work.
+Kedro instantiates them from the type hints of the nodes. The project's hooks check all files
+against `Parameters` first, so a misspelt key stops the run before any work. The text below a field
+is its description on the documentation's page of parameters.
 """
 
 from collections.abc import Mapping
-from typing import Annotated, Any, Literal
+from dataclasses import dataclass
+from typing import Annotated, Any, Literal, Self
 
 from pydantic import (
     AfterValidator,
@@ -15,12 +17,14 @@ from pydantic import (
     Field,
     ValidationInfo,
     field_validator,
+    model_validator,
 )
 
 Fraction = Annotated[float, Field(ge=0, lt=1)]
 Positive = Annotated[int, Field(gt=0, lt=2**31)]
 Seed = Annotated[int, Field(ge=0, lt=2**32)]
 LearningRate = Annotated[float, Field(gt=0, le=10)]
+Weight = Annotated[float, Field(ge=0, le=1_000_000)]
 Strategy = Annotated[
     Literal["no", "steps", "epoch"],
     BeforeValidator(lambda value: "no" if value is False else value),  # YAML reads no as false
@@ -76,6 +80,13 @@ def _share_or_whole(steps: float) -> float:
     return steps
 
 
+def _require_slots(template: str, *slots: str) -> str:
+    for slot in slots:
+        if template.count(f"{{{slot}}}") != 1:
+            raise ValueError(f"it must contain {{{slot}}} exactly once")
+    return template
+
+
 def _without_nul(path: str) -> str:
     if "\0" in path:
         raise ValueError("no file has a name with a NUL character")
@@ -87,87 +98,108 @@ Steps = Annotated[float, Field(gt=0), ShareOrWhole]
 Place = Annotated[str, Field(min_length=1), AfterValidator(_without_nul)]
 
 
+@dataclass(frozen=True)
+class ReadAs:
+    """Marks a parameter that names the file of a dataset in the catalog."""
+
+    dataset: str
+
+
 class _Section(BaseModel):
-    model_config = ConfigDict(extra="forbid", frozen=True, protected_namespaces=())
+    model_config = ConfigDict(
+        extra="forbid", frozen=True, protected_namespaces=(), use_attribute_docstrings=True
+    )
 
 
 class QuestionColumns(_Section):
-    """The columns of a file of questions that are not called like their field."""
+    """The columns of a question file whose names differ from their fields."""
 
     id: str | None = None
+    """The name of the column that holds the question's id, where it is not `id`."""
     context: str | None = None
+    """The name of the column that holds the context, where it is not `context`."""
     question: str | None = None
+    """The name of the column that holds the question, where it is not `question`."""
 
 
 class TrainingColumns(QuestionColumns):
-    """The columns of a file of training questions that are not called like their field."""
+    """The columns of a training file whose names differ from their fields."""
 
     title: str | None = None
+    """The name of the column that holds the article's title, where it is not `title`."""
     answers: str | None = None
+    """The name of the column that holds the answers, where it is not `answers`."""
     answer_start: str | None = None
+    """The name of the column that holds the answers' first characters, where it is not
+    `answer_start`."""
     is_impossible: str | None = None
+    """The name of the column that holds whether the question is unanswerable, where it is not
+    `is_impossible`."""
 
 
 class DataParameters(_Section):
-    """Input files and what becomes of their articles.
+    """The input files, and how their articles are split."""
 
-    `unanswerable`: `keep` trains on unanswerable questions so that the model learns to abstain;
-    `drop` removes them everywhere, as in SQuAD 1.1; `flag` keeps them in the data, marked by
-    `is_impossible` and scored, but does not train on them.
-    `on_invalid`: `error` stops at the first record that is not valid; `skip` leaves such records
-    out and lists them in the tables of rejected questions.
-    """
-
-    train_file: Place
-    validation_file: Place
+    train_file: Annotated[Place, ReadAs("raw_train")]
+    """The training questions: a file, a folder, a glob or an `hf://` URL."""
+    validation_file: Annotated[Place, ReadAs("raw_validation")]
+    """The questions that score the base and the fine-tuned model."""
     columns: TrainingColumns
+    """Names of the columns in files of rows, where they differ from the fields."""
     on_invalid: Literal["error", "skip"]
+    """`error` stops at the first invalid record. `skip` leaves invalid records out and lists them
+    in the tables of rejected questions."""
     unanswerable: Literal["keep", "drop", "flag"]
-    validation_fraction: Fraction | None = Field(
-        description="None: the validation file is the validation split. A share: the articles of "
-        "both files are pooled and this share of them becomes the validation split."
-    )
-    dev_fraction: Annotated[float, Field(gt=0, lt=1)] = Field(
-        description="Share of the training articles held out for the loss and the scores during "
-        "training, which choose the best adapter."
-    )
-    calibration_fraction: Annotated[float, Field(gt=0, lt=1)] = Field(
-        description="Share of the other training articles held out to choose the no-answer "
-        "threshold on."
-    )
+    """`keep` trains on unanswerable questions, so the model learns to abstain. `drop` removes them
+    everywhere, as in SQuAD 1.1. `flag` scores them but does not train on them."""
+    validation_fraction: Fraction | None
+    """`null` takes the validation file as the validation split. A share pools the articles of both
+    files and makes that share of them the validation split."""
+    dev_fraction: Annotated[float, Field(gt=0, lt=1)]
+    """The share of the training articles held out for the loss and the scores during training,
+    which choose the best adapter."""
+    calibration_fraction: Annotated[float, Field(gt=0, lt=1)]
+    """The share of the other training articles held out to choose the no-answer threshold."""
     max_train_questions: Positive | None
+    """At most this many training questions; `null` takes all."""
     max_dev_questions: Positive | None
+    """At most this many dev questions; `null` takes all."""
     max_calibration_questions: Positive | None
+    """At most this many calibration questions; `null` takes all."""
     max_validation_questions: Positive | None
+    """At most this many validation questions; `null` takes all."""
     seed: Seed
+    """Seeds the choice of articles and questions."""
 
 
 class ModelParameters(_Section):
-    """The base model and its 4-bit quantization (BitsAndBytesConfig).
-
-    `name` is a folder or a hub id. `revision` is the commit or tag of a hub id, or a mapping from
-    hub ids to theirs, of which that of `name` remains. `compute_dtype: auto` is bfloat16 where the
-    device multiplies it natively, else float32. `skip_modules` names linear layers that stay in it
-    (BitsAndBytesConfig's `llm_int8_skip_modules`). `dequantize` computes the same faster, in
-    more memory: weights are taken out of 4 bits once, not at every use, and activations are kept;
-    `auto` does where the weights are small beside the free memory. `attn_implementation: auto` is
-    sdpa on a GPU and eager on a CPU.
-    """
+    """The base model and its 4-bit quantization (`BitsAndBytesConfig`)."""
 
     name: Place
+    """The folder of a saved model, or a hub id."""
     revision: Annotated[  # YAML reads digits as a number
         str | None, BeforeValidator(lambda given: str(given) if type(given) is int else given)
     ]
+    """The commit or tag of a hub id, or a mapping from hub ids to theirs. A folder has none."""
     load_in_4bit: bool
+    """`false` keeps the base in the compute dtype."""
     quant_type: Literal["nf4", "fp4"]
+    """The 4-bit data type."""
     double_quant: bool
+    """Quantizes the quantization constants, too."""
     skip_modules: Annotated[
         list[str],
         BeforeValidator(lambda names: names.split("+") if isinstance(names, str) else names),
     ]
+    """Linear layers that stay in the compute dtype (`llm_int8_skip_modules`). `[]` quantizes all of
+    them."""
     dequantize: Literal["auto"] | bool
+    """`true` takes the weights out of 4 bits once and keeps activations: the same results, faster,
+    in more memory. `auto` does so where the weights are small beside the free memory."""
     compute_dtype: ComputeDtype
+    """`auto` is bfloat16 where the device multiplies it natively, else float32."""
     attn_implementation: AttnImplementation
+    """`auto` is `sdpa` on a GPU and `eager` on a CPU."""
 
     @field_validator("revision", mode="before")
     @classmethod
@@ -179,23 +211,25 @@ class PromptParameters(_Section):
     """The one prompt of training, evaluation and inference."""
 
     template: str
+    """The model's input; it contains `{question}` and `{context}` once each."""
     abstention: Annotated[str, Field(min_length=1)]
+    """What the model says when the context does not answer the question."""
 
     @field_validator("template")
     @classmethod
     def _has_both_fields(cls, template: str) -> str:
-        for field in ("{question}", "{context}"):
-            if template.count(field) != 1:
-                raise ValueError(f"it must contain {field} exactly once")
-        return template
+        return _require_slots(template, "question", "context")
 
 
 class TokenizationParameters(_Section):
-    """Lengths in tokens; `doc_stride` is the overlap of neighbouring context windows."""
+    """Lengths in tokens."""
 
     max_source_length: Positive
+    """The longest input. A context that does not fit beside its question is read in windows."""
     max_target_length: Positive
+    """The longest answer in training; the rest is cut."""
     doc_stride: Annotated[int, Field(ge=0)]
+    """The overlap of neighbouring windows of a context."""
 
     @field_validator("doc_stride")
     @classmethod
@@ -209,58 +243,84 @@ class TokenizationParameters(_Section):
 
 
 class LoraParameters(_Section):
-    """peft.LoraConfig; `target_modules` is `all-linear` or a list of module names."""
+    """The adapter (`peft.LoraConfig`)."""
 
     target_modules: Literal["all-linear"] | Annotated[Names, Field(min_length=1)]
+    """`all-linear`, or a list of module names such as `[q, v]`."""
     r: Annotated[int, Field(ge=1, le=1024)]
+    """The rank of the adapter's matrices."""
     alpha: Annotated[int, Field(ge=1, le=65536)]
+    """The adapter's output is scaled by `alpha / r`."""
     dropout: Fraction
+    """Dropout of the adapter's input."""
     use_rslora: bool
+    """Rank-stabilized LoRA: scales by `alpha / sqrt(r)`."""
     use_dora: bool
+    """DoRA: learns the magnitude of each weight column, too."""
 
 
 class TrainingParameters(_Section):
-    """transformers.Seq2SeqTrainingArguments under their own names, evaluation and early stopping.
-
-    Evaluation is of the loss on the dev questions, and of EM and F1 on `eval_questions` of them,
-    answered as in the report.
-    `load_best_model_at_end` keeps the adapter of the best F1, and `early_stopping_patience`
-    evaluations without an F1 that is higher by `early_stopping_threshold` points end the training.
-    `resume: auto` goes on from the last checkpoint of an interrupted training with the same
-    parameters, data, base and library versions; `never` starts anew.
-    `optim` and `lr_scheduler_type` are those that need no other package, option or evaluation.
-    `cuda_graphs: auto` captures steps as CUDA graphs where that is possible (see `cuda_graphs`).
-    """
+    """`transformers.Seq2SeqTrainingArguments` by their names, evaluation and early stopping."""
 
     output_dir: Place
+    """The folder for checkpoints."""
     logging_dir: Place
+    """The folder for TensorBoard's logs."""
     num_train_epochs: Annotated[float, Field(gt=0, le=1_000_000)]
+    """Passes over the training questions."""
     max_steps: Literal[-1] | Positive
+    """Stops after this many steps; -1 trains for `num_train_epochs`."""
     per_device_train_batch_size: Positive
+    """Windows in a training batch of each process."""
     per_device_eval_batch_size: Positive
+    """Windows in a batch of the dev loss."""
     gradient_accumulation_steps: Positive
+    """Batches whose gradients make one step."""
     auto_find_batch_size: bool
+    """Starts again with a smaller batch, and as much more accumulation, when memory runs out."""
     learning_rate: LearningRate
+    """The highest learning rate."""
     lr_scheduler_type: Scheduler
+    """The schedule of the learning rate."""
     warmup_steps: Annotated[float, Field(ge=0), ShareOrWhole]
+    """Steps until the highest learning rate; below 1, a share of all steps."""
     weight_decay: Annotated[float, Field(ge=0, le=1)]
+    """The optimizer's weight decay."""
     max_grad_norm: Annotated[float, Field(ge=0, le=1_000_000)]
+    """Gradients are scaled down to this norm; 0 leaves them as they are."""
     optim: Optimizer
+    """The optimizer: one that needs no other package or option."""
     gradient_checkpointing: bool
+    """Recomputes activations in the backward pass, which takes less memory and more time."""
     cuda_graphs: Literal["auto"] | bool
+    """Launches all kernels of a step at once. `auto` does so where it is possible."""
     train_sampling_strategy: Literal["group_by_length", "random", "sequential"]
+    """The order of the training windows; `group_by_length` makes batches of similar length."""
     logging_steps: Positive
+    """Steps between two logs of the loss."""
     eval_strategy: Strategy
+    """When to evaluate on the dev articles: never, every `eval_steps`, or after each epoch."""
     eval_steps: Steps
+    """Steps between two evaluations; below 1, a share of all steps."""
     eval_questions: Positive
+    """How many dev questions each evaluation answers for EM and F1."""
     load_best_model_at_end: bool
+    """Keeps the adapter with the best F1 of these evaluations, not the last one."""
     early_stopping_patience: Positive | None
+    """Training stops after so many evaluations without a better F1; `null` trains to the end."""
     early_stopping_threshold: Annotated[float, Field(ge=0, le=100)]
+    """An F1 counts as better if it is higher by this many points."""
     save_strategy: Strategy
+    """When to save a checkpoint."""
     save_steps: Steps
+    """Steps between two checkpoints; below 1, a share of all steps."""
     save_total_limit: Positive
+    """How many checkpoints of a training stay on disk."""
     resume: Literal["auto", "never"]
+    """`auto` resumes from the last checkpoint of an interrupted training with the same parameters,
+    data, base and library versions. `never` starts from the first step."""
     seed: Seed
+    """Seeds the adapter's weights, dropout and the order of the windows."""
 
     @field_validator("early_stopping_patience")
     @classmethod
@@ -271,138 +331,327 @@ class TrainingParameters(_Section):
 
 
 class DistributedParameters(_Section):
-    """How many processes `kedro run` starts on this machine, one to a GPU (see `processes`).
-
-    `timeout_minutes` is how long they wait for one another, such as for the first one to prepare
-    the data. Under `torchrun`, which starts the processes itself, `num_processes` means nothing.
-    `fsdp` spreads the base's weights over the processes (see `sharding`).
-    """
+    """Training and answering in several processes."""
 
     num_processes: Positive
+    """How many processes `kedro run` starts on this machine, one for each GPU. `torchrun`, which
+    starts the processes itself, ignores it."""
     timeout_minutes: Annotated[float, Field(gt=0, le=1_000_000)]
+    """How long processes wait for each other, for example while the first one prepares the data."""
     fsdp: bool
+    """Spreads the base's weights over the processes, for a base too large for one GPU."""
 
 
 class GenerationParameters(_Section):
-    """Greedy decoding, the same for the base and the fine-tuned model.
-
-    `batch_tokens` is of input tokens at a time, padding included.
-    """
+    """Greedy decoding, the same for the base and the fine-tuned model."""
 
     batch_tokens: Positive
+    """Input tokens in a batch of questions to answer, padding included."""
     max_new_tokens: Annotated[int, Field(ge=1, le=65536)]
+    """The longest answer in tokens."""
 
 
 class InferenceParameters(_Section):
-    """Answers to new questions (see `answering.QuestionAnswerer`); `chunk_size` in rows."""
+    """Answers to a file of new questions."""
 
-    questions_file: Place
+    questions_file: Annotated[Place, ReadAs("new_questions")]
+    """The questions to answer: a file, a folder, a glob or an `hf://` URL."""
     columns: QuestionColumns
+    """Names of the file's columns, where they differ from the fields."""
     chunk_size: Positive
+    """Rows read, answered and written at a time."""
     no_answer_threshold: Annotated[float, Field(ge=0, le=1)] | None
+    """The model abstains above this no-answer probability; `null`: when its own output abstains."""
 
 
 class ExampleParameters(_Section):
     """A question that the web page offers."""
 
     context: str
+    """The example's context."""
     question: str
+    """The example's question."""
 
 
 class ServingParameters(_Section):
-    """Where the web page and its API listen, and what they accept (see `serving`)."""
+    """Where the web page and its API listen, and what they accept."""
 
     host: Annotated[str, Field(min_length=1)]
+    """The address to listen on. 127.0.0.1 is this machine only; the page asks for no password."""
     port: Annotated[int, Field(ge=1, le=65535)]
+    """The port to listen on."""
     max_context_characters: Positive
+    """The longest context that a request may send."""
     max_question_characters: Positive
-    concurrency: Annotated[int, Field(ge=1, le=40)] = Field(
-        description="Questions answered at a time, those that come together in one batch; at most "
-        "the 40 threads that gradio has."
-    )
-    max_queue_size: Positive = Field(description="Questions that wait; more are refused.")
+    """The longest question that a request may send."""
+    concurrency: Annotated[int, Field(ge=1, le=40)]
+    """Questions answered at a time; those that arrive together share a batch. Gradio has at most 40
+    threads."""
+    max_queue_size: Positive
+    """Questions that may wait; the server refuses more."""
     examples: list[ExampleParameters]
+    """Examples offered on the page."""
 
 
 class ReportingParameters(_Section):
-    """Before/after answers to sample, paired bootstrap intervals, formats to measure.
-
-    `memory_formats` are those of the base in which a training step is taken to measure its memory.
-    """
+    """Sample answers, bootstrap intervals and the memory table."""
 
     sample_answers: Positive
+    """Questions in the table of sample answers."""
     bootstrap_resamples: Annotated[int, Field(ge=1, le=1_000_000)]
+    """Resamples of the paired bootstrap."""
     confidence: Annotated[float, Field(gt=0, lt=1)]
+    """The confidence level of the intervals."""
     memory_formats: list[Format]
+    """Formats of the base in which a training step is taken to measure its memory; `[]` measures
+    none."""
     seed: Seed
+    """Seeds the bootstrap and the choice of samples."""
 
 
 class CompareParameters(_Section):
-    """Two saved versions of the reporting pipeline, named by their time stamps."""
+    """Two saved versions of the reporting pipeline."""
 
     first: str | None
+    """The version on the left."""
     second: str | None
+    """The version on the right."""
 
 
 class CorpusParameters(_Section):
-    """Size and seed of a generated corpus (see `starter_corpus.generate_corpus`)."""
+    """Size and seed of a generated corpus."""
 
     seed: Seed
+    """Seeds the generator."""
     n_articles: Positive
+    """Number of articles."""
     paragraphs_per_article: tuple[Positive, Positive]
+    """The fewest and the most paragraphs of an article."""
     questions_per_paragraph: tuple[Positive, Positive]
+    """The fewest and the most questions about a paragraph."""
     impossible_fraction: Fraction
+    """The share of unanswerable questions."""
 
 
 class ArchitectureParameters(_Section):
-    """transformers.T5Config fields of the starter base model."""
+    """`transformers.T5Config` of the starter base model."""
 
     vocab_size: Positive
+    """Pieces of the vocabulary."""
     d_model: Positive
+    """The width of the layers."""
     d_kv: Positive
+    """The width of an attention head."""
     d_ff: Positive
+    """The width of the feed-forward layers."""
     num_layers: Positive
+    """Encoder layers."""
     num_decoder_layers: Positive
+    """Decoder layers."""
     num_heads: Positive
+    """Attention heads."""
 
 
 class LookupParameters(_Section):
-    """One step of the lookup curriculum (see `pretraining.lookup_example`)."""
+    """One step of the lookup curriculum."""
 
     examples: Positive
+    """Number of examples."""
     names: Positive
+    """Names in an example."""
     relations: Positive
+    """Relations of each name."""
     max_pieces: Positive
+    """The most pieces of a value."""
     max_name_pieces: Positive
+    """The most pieces of a name."""
 
 
 class PretrainingParameters(_Section):
-    """Lookups from easy to hard, then extractive QA and span corruption on the corpus."""
+    """Lookups from easy to hard, then extractive questions and span corruption."""
 
     prompts: list[str]
+    """The prompts of the extractive questions."""
     lookups: list[LookupParameters]
+    """The lookup curriculum, from easy to hard."""
     cropped_examples: Positive
+    """Questions about contexts of at most two sentences."""
     whole_examples: Positive
+    """Questions about whole contexts."""
     renamed_fraction: Fraction
+    """The share of both in which random words replace the words, so the model must read."""
     span_corruption_fraction: Fraction
+    """The share of examples for span corruption."""
     noise_density: Fraction
+    """The share of tokens that span corruption masks."""
     mean_span_length: Annotated[float, Field(ge=1, le=1000)]
+    """The mean length of a masked span, in tokens."""
     output_dir: Place
+    """The folder for checkpoints."""
     per_device_train_batch_size: Positive
+    """Examples in a training batch."""
     learning_rate: LearningRate
+    """The learning rate of the layers' matrices."""
     embedding_learning_rate: LearningRate
+    """The learning rate of embeddings, head, norms and position biases."""
     warmup_steps: Annotated[float, Field(ge=0, lt=2**31)]
+    """Steps until the highest learning rate."""
     seed: Seed
+    """Seeds weights, examples and their order."""
 
 
 class StarterParameters(_Section):
     """The embedded corpus and base model."""
 
     train_fraction: Fraction
+    """The share of the articles that are for training."""
     corpus: CorpusParameters
+    """The starter corpus."""
     pretraining_corpus: CorpusParameters
+    """The corpus that the base model learns from."""
     architecture: ArchitectureParameters
+    """The base model's layers."""
     pretraining: PretrainingParameters
+    """The base model's training."""
+
+
+class PretrainPromptParameters(_Section):
+    """A prompt of pretraining, and how it wants the model to abstain."""
+
+    template: str
+    abstention: Annotated[str, Field(min_length=1)]
+
+    @field_validator("template")
+    @classmethod
+    def _has_both_slots(cls, template: str) -> str:
+        return _require_slots(template, "question", "context")
+
+
+class ShapeParameters(_Section):
+    """A batch's rows in each process, and the lengths in tokens that they are padded to."""
+
+    rows: Positive
+    source: Annotated[int, Field(ge=8, le=65536)]
+    target: Annotated[int, Field(ge=3, le=65536)]
+
+
+class PretrainBatchesParameters(_Section):
+    """Shapes of the three kinds of batches, and how span corruption removes tokens.
+
+    `short` and `long` hold questions; the longest input and target of a question are those of
+    `long`.
+    """
+
+    denoising: ShapeParameters
+    short: ShapeParameters
+    long: ShapeParameters
+    noise_density: Annotated[float, Field(gt=0, lt=1)]
+    mean_span_length: Annotated[float, Field(ge=1, le=1000)]
+
+
+class MixtureParameters(_Section):
+    """Shares of the kinds of batches and rows in a stage.
+
+    `denoising` is the share of batches with span corruption. `cloze`, `answerable`,
+    `unanswerable`, `asking` and `generated` are weights of rows in the other batches. Of the
+    answerable questions `edited` are made unanswerable, and `substituted` of the others get another
+    answer, in the context too.
+    """
+
+    denoising: Fraction
+    cloze: Weight
+    answerable: Weight
+    unanswerable: Weight
+    asking: Weight
+    generated: Weight
+    edited: Fraction
+    substituted: Fraction
+
+    @model_validator(mode="after")
+    def _has_rows(self) -> Self:
+        if not any((self.cloze, self.answerable, self.unanswerable, self.asking, self.generated)):
+            raise ValueError("one of the weights cloze … generated must be above 0")
+        return self
+
+
+class StageParameters(_Section):
+    """Steps with one mixture: a linear warm-up, a constant rate, a linear decay at the end."""
+
+    steps: Positive
+    warmup_steps: Annotated[int, Field(ge=0, lt=2**31)]
+    decay_steps: Annotated[int, Field(ge=0, lt=2**31)]
+    mixture: MixtureParameters
+
+
+class PretrainOptimizerParameters(_Section):
+    """Largest learning rates: Muon's for the layers' matrices, AdamW's for the rest."""
+
+    matrix_lr: LearningRate
+    embedding_lr: LearningRate
+    head_lr: LearningRate
+    other_lr: LearningRate
+    weight_decay: Annotated[float, Field(ge=0, le=1)]
+    max_grad_norm: Annotated[float, Field(gt=0, le=1_000_000)]
+
+
+class PhaseParameters(_Section):
+    """Stages that share an optimizer; the next phase begins with a new one."""
+
+    optimizer: PretrainOptimizerParameters
+    stages: Annotated[list[StageParameters], Field(min_length=1)]
+
+
+class QuestionGenerationParameters(_Section):
+    """Answers to ask about, how questions are sampled, and the round-trip filter.
+
+    A question stays if the model's own answer to it reaches an F1 of `min_f1` (0 to 1).
+    """
+
+    answers: Positive
+    batch_size: Positive
+    temperature: Annotated[float, Field(gt=0, le=10)]
+    top_k: Positive
+    min_f1: Annotated[float, Field(ge=0, le=1)]
+
+
+class PretrainEvaluationParameters(_Section):
+    """Questions of each kind to answer at most, and how many at a time."""
+
+    questions: Positive
+    batch_size: Positive
+
+
+class PretrainParameters(_Section):
+    """An English base model from scratch: `kedro run --pipelines=pretrain`.
+
+    The first phase trains the reader, which generates questions; the second goes on from its
+    weights and makes the base. `text_share` of the articles train the tokenizer. The first of the
+    prompts is used to evaluate and to filter. `compile: auto` compiles on a GPU. A run stops after
+    `max_minutes` of a phase with a checkpoint, from which the same command resumes.
+    """
+
+    text_folder: Annotated[Place, ReadAs("pretraining_text")]
+    architecture: ArchitectureParameters
+    text_share: Annotated[float, Field(gt=0, le=1)]
+    prompts: Annotated[list[PretrainPromptParameters], Field(min_length=1)]
+    asking_prompts: Annotated[list[str], Field(min_length=1)]
+    batches: PretrainBatchesParameters
+    dropout: Fraction
+    reader: PhaseParameters
+    generation: QuestionGenerationParameters
+    base: PhaseParameters
+    evaluation: PretrainEvaluationParameters
+    compile: Literal["auto"] | bool
+    checkpoint_dir: Place
+    save_steps: Positive
+    logging_steps: Positive
+    max_minutes: Annotated[float, Field(gt=0, le=1_000_000)] | None
+    seed: Seed
+
+    @field_validator("asking_prompts")
+    @classmethod
+    def _have_both_slots(cls, templates: list[str]) -> list[str]:
+        return [_require_slots(template, "answer", "context") for template in templates]
 
 
 class Parameters(_Section):
@@ -421,3 +670,33 @@ class Parameters(_Section):
     reporting: ReportingParameters
     compare: CompareParameters
     starter: StarterParameters
+    pretrain: PretrainParameters
+
+
+@dataclass(frozen=True)
+class NamedFile:
+    """A file that a parameter names.
+
+    Attributes:
+        parameter: such as `data.train_file`.
+        file: the path or URL.
+    """
+
+    parameter: str
+    file: str
+
+    @property
+    def global_name(self) -> str:
+        """The name in globals.yml, which both the parameter and the catalog use."""
+        return self.parameter.partition(".")[2]
+
+
+def named_files(parameters: Parameters) -> dict[str, NamedFile]:
+    """Map the datasets whose files are named by parameters to these files."""
+    return {
+        mark.dataset: NamedFile(f"{section}.{name}", getattr(values, name))
+        for section, values in parameters
+        for name, field in type(values).model_fields.items()
+        for mark in field.metadata
+        if isinstance(mark, ReadAs)
+    }

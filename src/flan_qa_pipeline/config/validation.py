@@ -1,4 +1,4 @@
-"""Validation of all parameters at once, in words."""
+"""Validation of all parameters at once, with a sentence for each mistake."""
 
 import difflib
 from collections.abc import Sequence
@@ -20,6 +20,9 @@ REMOVED = {
 def check_parameters(raw: dict[str, Any]) -> Parameters:
     """Check the parameters of all files and of `--params` against their models.
 
+    Args:
+        raw: the sections of the parameters files, merged.
+
     Raises:
         InputError: names every unknown or invalid parameter, with the nearest known name.
     """
@@ -34,7 +37,7 @@ def check_parameters(raw: dict[str, Any]) -> Parameters:
 
 
 def _place(problem: ErrorDetails) -> str:
-    """Join the keys and list indices of the location; pydantic adds tags of the types it tried."""
+    """Join the keys and list indices of a location, without the types that pydantic tried."""
     *_, last = location = problem["loc"]
     parts = [
         part
@@ -46,7 +49,7 @@ def _place(problem: ErrorDetails) -> str:
 
 
 def _explain(place: str, problems: list[ErrorDetails]) -> str:
-    """Put what is wrong with one parameter in words: a problem for each type that it may be of."""
+    """Describe the mistake in one parameter, given a problem for each type that it may have."""
     first = problems[0]
     if first["type"] == "extra_forbidden":
         if place in REMOVED:
@@ -64,7 +67,7 @@ def _explain(place: str, problems: list[ErrorDetails]) -> str:
 
 
 def _fields(section: Sequence[str | int]) -> dict[str, FieldInfo]:
-    """The parameters of a section, none where the location leads out of the models."""
+    """Return the fields of a section; none if the location leads out of the models."""
     model: Any = Parameters
     for name in section:
         if isinstance(name, str):

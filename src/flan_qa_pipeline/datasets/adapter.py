@@ -1,4 +1,4 @@
-"""A Kedro dataset of a LoRA adapter, in a folder that peft reads."""
+"""A Kedro dataset that keeps a LoRA adapter in a folder that peft reads."""
 
 from pathlib import Path, PurePosixPath
 from typing import Any
@@ -11,9 +11,10 @@ from flan_qa_pipeline.models.adapter import WEIGHTS, Adapter, load_adapter, save
 
 
 class AdapterDataset(AbstractVersionedDataset[Adapter, Adapter]):
-    """A folder in peft's own layout (`PeftModel.from_pretrained` reads it), plus tokenizer.
+    """Saves a LoRA adapter and its tokenizer in peft's layout (see `save_adapter`).
 
-    See `save_adapter`. A folder without versions is only overwritten if it holds nothing else.
+    `PeftModel.from_pretrained` reads the folder. Without versions, saving replaces the adapter in
+    the folder and refuses to touch a folder that holds other files.
 
     Example:
     ```yaml

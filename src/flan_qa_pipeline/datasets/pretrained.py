@@ -1,4 +1,4 @@
-"""A Kedro dataset of a model or tokenizer with `save_pretrained`."""
+"""A Kedro dataset that keeps a model or a tokenizer as transformers does."""
 
 from pathlib import Path, PurePosixPath
 from tempfile import TemporaryDirectory
@@ -11,10 +11,10 @@ from flan_qa_pipeline.files import add_saved, refuse_pickles, require_undamaged
 
 
 class PretrainedDataset(AbstractDataset[Any, Any]):
-    """Anything with `save_pretrained`, in a folder, loaded by a transformers auto class.
+    """Saves a model or tokenizer by `save_pretrained`, loads it by a transformers auto class.
 
-    Weights are safetensors, and a digest of every file is kept beside them. A model and its
-    tokenizer may share a folder.
+    The folder holds weights as safetensors and a digest of every file, which `load` compares. A
+    model and its tokenizer may share a folder.
 
     Example:
     ```yaml

@@ -1,4 +1,4 @@
-"""Kedro datasets of new questions, of tables of texts, and of growing answers."""
+"""Kedro datasets for new questions, for tables with texts, and for answers that grow."""
 
 import re
 from pathlib import PurePosixPath
@@ -21,7 +21,7 @@ NUMBER = re.compile(r"[+-]?\d+([.,]\d+)*%?")
 
 
 class QuestionFileDataset(AbstractDataset[NoReturn, QuestionFile]):
-    """A file of new questions that is read in chunks (see `QuestionFile`).
+    """Reads a file of new questions in chunks (see `QuestionFile`).
 
     Example:
     ```yaml
@@ -51,6 +51,14 @@ class QuestionFileDataset(AbstractDataset[NoReturn, QuestionFile]):
         """Read a local copy of the file from now on."""
         self._questions = QuestionFile(path)
 
+    def require_readable(self) -> None:
+        """Check the file without reading its rows.
+
+        Raises:
+            InputError: there is no such file, or of no kind that can be read.
+        """
+        self.files.find()
+
     def load(self) -> QuestionFile:
         self._fetch()
         return self._questions
@@ -72,11 +80,11 @@ class QuestionFileDataset(AbstractDataset[NoReturn, QuestionFile]):
 
 
 class TextCSVDataset(CSVDataset):
-    """A CSV file of texts that were written by others, safe to open in a spreadsheet.
+    """A CSV file of texts by other people, safe to open in a spreadsheet.
 
-    Takes the arguments of `pandas.CSVDataset`. A text that a spreadsheet would take for a formula
-    is saved behind an apostrophe, as OWASP advises against CSV injection, and loaded without it;
-    numbers are not texts. Half a surrogate pair, which UTF-8 cannot say, is written as its escape.
+    Takes the arguments of `pandas.CSVDataset`. A text that a spreadsheet would read as a formula is
+    saved with a leading apostrophe, as OWASP advises against CSV injection, and loaded without it;
+    numbers stay as they are. A lone surrogate, which UTF-8 cannot encode, is saved as its escape.
 
     Example:
     ```yaml
@@ -86,7 +94,7 @@ class TextCSVDataset(CSVDataset):
     ```
     """
 
-    # Python 3.11 puts those characters of a text in quotes that end a line, and no others
+    # Python 3.11 quotes a text only if it holds a character of the line terminator
     DEFAULT_SAVE_ARGS = CSVDataset.DEFAULT_SAVE_ARGS | {"lineterminator": "\r\n"}
 
     def load(self) -> pd.DataFrame:
@@ -97,10 +105,10 @@ class TextCSVDataset(CSVDataset):
 
 
 class GrowingCSVDataset(TextCSVDataset):
-    """A CSV file to which each save of a run adds rows: what a generator node yields.
+    """A CSV file to which each save of a run adds the rows that a generator node yields.
 
-    Texts are saved as `TextCSVDataset` does. The first save of a run makes the file, or a new
-    version of it; a run that is interrupted leaves the rows saved so far.
+    Saves texts as `TextCSVDataset` does. The first save of a run makes the file, or a new version
+    of it. An interrupted run leaves the rows that it has saved.
 
     Example:
     ```yaml

@@ -1,32 +1,60 @@
-"""What Kedro says of a dataset that cannot be read, in a sentence."""
+"""Reading a dataset, and one sentence for one that cannot be read."""
 
 from typing import Any
 
 from kedro.io import AbstractDataset, DatasetError
+from kedro.io.core import Version
 
 from flan_qa_pipeline.errors import InputError, in_one_line
+from flan_qa_pipeline.runtime.kedro_private import place_of
 
 
 def load(dataset: AbstractDataset[Any, Any]) -> Any:
     """Load a dataset.
 
     Raises:
-        InputError: it cannot be read.
+        InputError: the dataset cannot be read.
     """
     try:
         return dataset.load()
     except DatasetError as error:
-        raise in_a_sentence(error, dataset) from error
+        raise explained(error, dataset) from error
 
 
-def in_a_sentence(error: DatasetError, dataset: AbstractDataset[Any, Any] | None) -> InputError:
-    """The sentence of an InputError that Kedro has wrapped, else what Kedro itself says."""
+def load_version(catalog: Any, name: str, version: str | None) -> Any:
+    """Load a saved version of a dataset that a run makes.
+
+    Args:
+        catalog: the project's catalog.
+        name: the dataset's name in the catalog.
+        version: the time stamp of the version; None: the latest.
+
+    Raises:
+        InputError: there is no such version, or it cannot be read.
+    """
+    dataset = catalog.get(name, version=Version(version, None) if version else None)
+    if not dataset.exists():
+        saved = ", ".join(sorted(dataset.list_versions(full_path=False)))
+        raise InputError(
+            f"{name}: there is no {version or 'version'} in {place_of(dataset)}; make one with "
+            f"`kedro run` or name one of: {saved or 'none yet'}."
+        )
+    return load(dataset)
+
+
+def explained(error: DatasetError, dataset: AbstractDataset[Any, Any] | None) -> InputError:
+    """Return the InputError that Kedro wrapped, else one that quotes Kedro.
+
+    Args:
+        error: what loading or saving raised.
+        dataset: the dataset, if known; the sentence names its path instead of its description.
+    """
     cause: BaseException | None = error
     while cause is not None:
         if isinstance(cause, InputError):
             return cause
         cause = cause.__cause__
     message = str(error)
-    if path := getattr(dataset, "_filepath", None):
-        message = message.replace(str(dataset), str(path))
+    if (place := place_of(dataset)) is not None:
+        message = message.replace(str(dataset), str(place))
     return InputError(f"{in_one_line(message)}. Repair or replace the file, then run again.")

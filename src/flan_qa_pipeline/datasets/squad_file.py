@@ -1,4 +1,4 @@
-"""A Kedro dataset of training questions that are read as they are used."""
+"""A Kedro dataset that reads training questions as a node uses them."""
 
 from dataclasses import replace
 from pathlib import PurePosixPath
@@ -12,9 +12,9 @@ from flan_qa_pipeline.hub import PROTOCOL, DataFiles, fetch
 
 
 class SquadFileDataset(AbstractDataset[NoReturn, RowFiles]):
-    """Training questions that are read as they are used, from any place that `RowFiles` finds.
+    """Reads training questions, as a node uses them, from any place that `RowFiles` finds.
 
-    Of a place with files of several splits, `split` is read. Files on the Hugging Face hub
+    `split` chooses among files of several splits in one place. Files on the Hugging Face hub
     (`hf://`) are fetched into the hub's cache.
 
     Example:
@@ -42,6 +42,14 @@ class SquadFileDataset(AbstractDataset[NoReturn, RowFiles]):
     def read_from(self, path: str) -> None:
         """Read a local copy of the files from now on."""
         self.files = replace(self.files, url=path, credentials=None)
+
+    def require_readable(self) -> None:
+        """Check the files without reading their rows.
+
+        Raises:
+            InputError: there are no such files, or of no kind that can be read.
+        """
+        self.files.find()
 
     def load(self) -> RowFiles:
         self._fetch()

@@ -3,8 +3,8 @@
 This module computes all scores of the project; ``squad_v2_scores`` offers them to other programs
 as a module of ``evaluate``.
 
-The scores equal, to the last digit, those of the official ``evaluate-v2.0.py`` without no-answer
-probabilities (Rajpurkar, Jia and Liang 2018, arXiv:1806.03822). The empty string is an abstention.
+The scores equal the official ``evaluate-v2.0.py``'s scores without no-answer probabilities to the
+last digit (Rajpurkar, Jia and Liang 2018, arXiv:1806.03822). The empty string is an abstention.
 Scores of one question are fractions: exact match is 0 or 1, F1 lies in 0..1. Scores of a set of
 questions are means in percent.
 

@@ -3,8 +3,8 @@
 from typing import Any
 
 import torch
+from accelerate.utils import recursively_apply
 from torch.distributed.tensor import DTensor, distribute_tensor
-from torch.utils._pytree import tree_map_only
 
 
 def whole(value: Any) -> Any:
@@ -12,7 +12,9 @@ def whole(value: Any) -> Any:
 
     All processes must call this. Values that are no sharded tensors stay as they are.
     """
-    return tree_map_only(DTensor, DTensor.full_tensor, value)
+    return recursively_apply(
+        DTensor.full_tensor, value, test_type=lambda part: isinstance(part, DTensor)
+    )
 
 
 def sharded_like(value: torch.Tensor, like: torch.Tensor) -> torch.Tensor:

@@ -45,7 +45,6 @@ def shard(model: PreTrainedModel | PeftModel) -> PreTrainedModel | PeftModel:
             )
     for part in outside:
         part.to(PartialState().device)
-    model._is_accelerate_prepared = True  # keeps the Trainer's accelerator from wrapping it
     return model
 
 

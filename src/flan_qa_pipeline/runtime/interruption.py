@@ -1,6 +1,6 @@
-"""Ctrl+C: it ends a command with one line, whenever it comes and however often.
+"""Ctrl+C ends a command with one line, at any moment and however often it is pressed.
 
-This module imports nothing of weight, so that it can be at work before everything else is imported.
+This module imports only the standard library, so it works before anything else is imported.
 """
 
 import os
@@ -13,17 +13,17 @@ from pathlib import Path
 from types import FrameType
 
 COMMANDS = {"kedro", "flan_qa_pipeline", "flan-qa-pipeline"}
-GRACE = 5  # seconds, in which a second Ctrl+C does not disturb what cleans up after the first
+GRACE = 5  # seconds in which a second Ctrl+C does not disturb the clean-up after the first
 STATUS = 128 + signal.SIGINT
 
 _last = -float("inf")
 
 
 def end_at_once() -> None:
-    """Let Ctrl+C end this process while it imports, if it is a command that does not ignore it.
+    """Make Ctrl+C end this process during imports, if it is a command that handles Ctrl+C.
 
-    An import that is interrupted may turn that into another error, or go on.
-    A notebook or a program that uses the project keeps its own ways.
+    An interrupted import may raise another error instead, or go on. In a notebook, or in a program
+    that uses the project, Ctrl+C keeps its meaning.
     """
     program = Path(sys.argv[0].split()[-1])  # kedro names itself "python -m kedro"
     name = program.parent.name if program.name == "__main__.py" else program.stem
@@ -33,7 +33,7 @@ def end_at_once() -> None:
 
 @contextmanager
 def raised() -> Iterator[None]:
-    """Raise KeyboardInterrupt on Ctrl+C inside the block, but not while the first is dealt with."""
+    """Raise KeyboardInterrupt on Ctrl+C inside the block, but only once within `GRACE` seconds."""
     outside = signal.getsignal(signal.SIGINT)
     if outside not in (_end, signal.default_int_handler):
         yield
@@ -46,7 +46,7 @@ def raised() -> Iterator[None]:
 
 
 def came() -> bool:
-    """Whether Ctrl+C has come inside of `raised`; a library may make another error of it."""
+    """Return whether Ctrl+C came inside `raised`; a library may have raised another error."""
     return _last > -float("inf")
 
 

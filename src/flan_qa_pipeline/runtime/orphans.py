@@ -1,6 +1,6 @@
-"""Processes and folders that are left when the launcher of a run in several is killed.
+"""Processes and folders that remain when the launcher of a run in several processes is killed.
 
-This module imports nothing of weight, so that it can be at work before everything else is imported.
+This module imports little, so it works before anything else is imported.
 """
 
 import os
@@ -14,15 +14,15 @@ from pathlib import Path
 
 from filelock import FileLock, Timeout
 
-LAUNCHER = "FLAN_QA_PIPELINE_LAUNCHER"  # its process's id, in the environment of those it starts
+LAUNCHER = "FLAN_QA_PIPELINE_LAUNCHER"  # variable that gives the processes their launcher's id
 PREFIX = "flan_qa_pipeline_"
 LOCK = "launcher.lock"
 NOTICED_WITHIN = 1  # seconds
-YOUNG = 60  # seconds, in which a folder may not be locked yet
+YOUNG = 60  # seconds in which a new folder may not be locked yet
 
 
 def end_with_launcher() -> None:
-    """End this process soon after the one that launched it, however that ended."""
+    """End this process within `NOTICED_WITHIN` seconds after its launcher ends, even if killed."""
     if LAUNCHER not in os.environ:
         return
     launcher = int(os.environ.pop(LAUNCHER))
@@ -37,7 +37,7 @@ def end_with_launcher() -> None:
 
 @contextmanager
 def launcher_folder() -> Iterator[Path]:
-    """Give a temporary folder; remove those that killed launchers have left."""
+    """Yield a temporary folder; first remove the folders that killed launchers left behind."""
     for folder in Path(tempfile.gettempdir()).glob(f"{PREFIX}*"):
         lock = folder / LOCK
         if lock.is_file() and lock.stat().st_mtime < time.time() - YOUNG:

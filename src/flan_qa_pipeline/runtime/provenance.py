@@ -1,4 +1,4 @@
-"""What a run was made of: content hashes of data and models, versions, the code's commit."""
+"""The provenance of a run: hashes of its data and model, package versions, the code's commit."""
 
 import hashlib
 import json
@@ -34,7 +34,7 @@ WEIGHTS_HASHED = 256
 
 
 def fingerprint_rows(dataset: Dataset) -> str:
-    """SHA-256 of a dataset's rows in their order, as Arrow IPC: the same however it was saved."""
+    """Return the SHA-256 of a dataset's rows, in order, as Arrow IPC, however it is stored."""
     digest = hashlib.sha256()
     arrow = dataset.with_format("arrow")
     for start in range(0, len(dataset), BATCH_ROWS):
@@ -52,7 +52,10 @@ def fingerprint_splits(splits: DatasetDict) -> dict[str, str]:
 
 
 def fingerprint_weights(model: nn.Module) -> str:
-    """SHA-256 of the names, shapes and first values of all of a model's weights."""
+    """Return the SHA-256 of the names, shapes, dtypes and first values of a model's weights.
+
+    The first `WEIGHTS_HASHED` values of each weight tell trained models apart.
+    """
     digest = hashlib.sha256()
     for name, weights in model.named_parameters():
         digest.update(f"{name} {tuple(weights.shape)} {weights.dtype}".encode())
@@ -62,19 +65,19 @@ def fingerprint_weights(model: nn.Module) -> str:
 
 
 def fingerprint_json(content: Any) -> str:
-    """SHA-256 of a JSON value; the order of keys does not matter, sets are sorted."""
+    """Return the SHA-256 of a JSON value, whatever the order of its keys; sets are sorted."""
     text = json.dumps(content, sort_keys=True, default=sorted)
     return hashlib.sha256(text.encode()).hexdigest()
 
 
 def package_versions() -> dict[str, str]:
-    """Versions of Python, of this package and of those that decide what a training comes to."""
+    """Return the versions of Python, this package and all packages that can change a training."""
     own = {"python": platform.python_version(), "flan_qa_pipeline": flan_qa_pipeline.__version__}
     return own | {name: version(name) for name in PACKAGES}
 
 
 def git_commit(folder: Path) -> dict[str, Any] | None:
-    """The commit that a folder is at and whether its files differ from it; None outside git."""
+    """Return a folder's commit, and whether its files differ from it; None outside git."""
     try:
         head, changes = (
             subprocess.run(  # noqa: S603

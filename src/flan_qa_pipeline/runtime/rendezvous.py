@@ -1,4 +1,4 @@
-"""Where the processes of a run on this machine meet: a store that listens on loopback alone."""
+"""The meeting point of a run's processes on this machine: a store that listens on loopback only."""
 
 import socket
 
@@ -16,9 +16,9 @@ HOST = "127.0.0.1"
 
 
 class LoopbackRendezvous(RendezvousHandler):
-    """A meeting of one launcher, whose processes use its store.
+    """A rendezvous of one launcher, whose processes use its store.
 
-    (The store of torch's own rendezvous listens on all addresses of the machine.)
+    The stores of torch's own rendezvous listen on all addresses of the machine.
     """
 
     def __init__(self, run_id: str):
@@ -48,7 +48,7 @@ class LoopbackRendezvous(RendezvousHandler):
         return False
 
     def set_closed(self) -> None:
-        """Nobody else could join."""
+        """Do nothing: no other launcher can join."""
 
     def num_nodes_waiting(self) -> int:
         return 0
@@ -61,7 +61,7 @@ class LoopbackRendezvous(RendezvousHandler):
 
 
 def register() -> None:
-    """Let a launch name this rendezvous by its backend."""
+    """Make this rendezvous known to torch under the name `BACKEND`."""
 
     def create(parameters: RendezvousParameters) -> RendezvousHandler:
         return LoopbackRendezvous(parameters.run_id)

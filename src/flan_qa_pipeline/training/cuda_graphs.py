@@ -1,23 +1,82 @@
 """Forward and backward pass of a training step as one CUDA graph.
 
 A step of FLAN-T5 with LoRA launches thousands of small kernels, which takes longer than a GPU
-computes them. A graph is launched at once.
+computes them. A graph launches them all at once.
 
-Captured is what torch calls the whole network:
+torch calls this whole-network capture:
 https://docs.pytorch.org/docs/stable/notes/cuda.html#whole-network-capture
 """
 
+import logging
+
 import torch
+from peft import PeftModel
 from torch import nn
+
+from flan_qa_pipeline.config.parameters import TrainingParameters
+from flan_qa_pipeline.errors import InputError
+from flan_qa_pipeline.training.arguments import uses_dora
+
+logger = logging.getLogger(__name__)
+
+
+def captures_graphs(model: PeftModel, training: TrainingParameters, processes: int) -> bool:
+    """Return whether steps are captured as CUDA graphs, and log why or why not.
+
+    `training.cuda_graphs` decides; with `auto`, they are captured wherever they can be.
+
+    Raises:
+        InputError: `training.cuda_graphs` is true where steps cannot be captured.
+    """
+    if training.cuda_graphs is False:
+        return False
+    obstacles = graph_obstacles(
+        training,
+        processes=processes,
+        use_dora=uses_dora(model),
+        keeps_activations=model.get_base_model().keeps_activations,
+    )
+    if training.cuda_graphs is True:
+        require_capturable(obstacles)
+    if torch.cuda.is_available():
+        outcome = f"not captured: {'; '.join(obstacles)}" if obstacles else "captured"
+        logger.info("training.cuda_graphs: steps are %s.", outcome)
+    return not obstacles
+
+
+def graph_obstacles(
+    training: TrainingParameters, *, processes: int, use_dora: bool, keeps_activations: bool
+) -> list[str]:
+    """List what prevents steps from being captured as CUDA graphs."""
+    obstacles = {
+        "there is no GPU": not torch.cuda.is_available(),
+        "several processes train": processes > 1,
+        "training.gradient_checkpointing is on": training.gradient_checkpointing,
+        "lora.use_dora is on": use_dora,
+        "activations are computed again (see model.dequantize)": not keeps_activations,
+    }
+    return [obstacle for obstacle, stands in obstacles.items() if stands]
+
+
+def require_capturable(obstacles: list[str]) -> None:
+    """Raise InputError if anything prevents CUDA graphs."""
+    if obstacles:
+        raise InputError(
+            f"training.cuda_graphs: steps cannot be captured: {'; '.join(obstacles)}; set it to "
+            "auto or false."
+        )
 
 
 class GraphedPasses:
-    """Forward and backward pass of a model, captured once for every shape of its batches.
+    """Captures a model's forward and backward pass once for each shape of its batches.
 
-    Gradients are added up in one place, to which `.grad` of the trained weights points. Graphs take
-    turns in the memory of their activations, as much as the largest needs, and hold it until they
-    are cleared; beside it the driver keeps a little for each. The trained weights must stay where
-    they are, as optimizers leave them.
+    All gradients lie in one tensor, into which `.grad` of each trained weight points. The graphs
+    share one pool of memory for their activations, as large as the largest graph needs, and hold
+    it until `clear`; the driver keeps a little more for each graph. The trained weights must keep
+    their addresses, as optimizers let them.
+
+    Args:
+        model: takes a batch as keyword arguments and returns an output with a `loss`.
     """
 
     def __init__(self, model: nn.Module):
@@ -32,7 +91,7 @@ class GraphedPasses:
         self.clear()
 
     def clear(self) -> None:
-        """Give the graphs' memory back; shapes are captured again when they come again."""
+        """Free the memory of all graphs; the next batch of each shape is captured again."""
         self._captured: dict[
             tuple[torch.Size, ...],
             tuple[torch.cuda.CUDAGraph, dict[str, torch.Tensor], torch.Tensor],
@@ -40,9 +99,9 @@ class GraphedPasses:
         self._pool = torch.cuda.graph_pool_handle()
 
     def __call__(self, batch: dict[str, torch.Tensor]) -> torch.Tensor:
-        """Add the gradients of the loss of a batch, which the model takes as keywords; return it.
+        """Add the gradients of a batch's loss to `.grad`, and return the loss, a scalar.
 
-        `.grad` of all trained weights must be None, for no gradients yet, or what was set here.
+        `.grad` of all trained weights must be None, for no gradients yet, or as set here before.
         """
         if not self._captured:
             self._warm_up(batch)
@@ -62,14 +121,17 @@ class GraphedPasses:
     def _capture(
         self, batch: dict[str, torch.Tensor]
     ) -> tuple[torch.cuda.CUDAGraph, dict[str, torch.Tensor], torch.Tensor]:
-        """Record what a batch launches, without computing it; return where inputs and loss lie.
+        """Record what a batch launches, without computing it.
 
-        Other threads may use the GPU meanwhile, as with Kedro's ThreadRunner.
+        Other threads may use the GPU during the capture, as Kedro's ThreadRunner does.
+
+        Returns:
+            The graph, the tensors that it reads its inputs from, and the one it writes the loss to.
         """
         inputs = {name: part.clone() for name, part in batch.items()}
         graph = torch.cuda.CUDAGraph()
         with (
-            torch.cuda.stream(torch.cuda.current_stream()),  # put back also if capturing fails
+            torch.cuda.stream(torch.cuda.current_stream()),  # restores it if the capture fails
             torch.cuda.graph(graph, pool=self._pool, capture_error_mode="thread_local"),
         ):
             loss = self._model(**inputs).loss
@@ -77,7 +139,7 @@ class GraphedPasses:
         return graph, inputs, loss.detach()
 
     def _warm_up(self, batch: dict[str, torch.Tensor]) -> None:
-        """Let libraries allocate what they need, which a capture must not; draw nothing."""
+        """Let libraries allocate what a capture must not, and leave the random state as it is."""
         few = {name: part[:2] if part.ndim else part for name, part in batch.items()}
         with torch.random.fork_rng([self._gradients.device]):
             torch.autograd.grad(self._model(**few).loss, self._weights)

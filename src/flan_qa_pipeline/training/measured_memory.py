@@ -1,7 +1,7 @@
-"""What training takes in memory with the base in several formats, measured by training.
+"""The memory that a training step takes with the base in several formats, measured by training.
 
-The steps are taken in a process of their own: a process cannot take back its peak, which the run
-reports, and ends with all its memory freed.
+Every format is measured in a separate process: a process cannot reset its peak memory, which the
+run reports, and only its end is sure to free all its memory.
 """
 
 import gc
@@ -11,7 +11,6 @@ import signal
 from collections.abc import Sequence
 from concurrent.futures import ProcessPoolExecutor
 from concurrent.futures.process import BrokenProcessPool
-from itertools import accumulate
 from multiprocessing import get_context
 from typing import Any
 
@@ -19,13 +18,14 @@ import torch
 import transformers
 from accelerate.utils.memory import clear_device_cache, should_reduce_batch_size
 from bitsandbytes.nn import Linear4bit
-from peft import LoraConfig, get_peft_model, prepare_model_for_kbit_training
+from peft import LoraConfig, PeftModel, get_peft_model, prepare_model_for_kbit_training
 from torch.profiler import ProfilerActivity, profile
 from tqdm.auto import tqdm
 from transformers import (
     BitsAndBytesConfig,
     DataCollatorForSeq2Seq,
     PreTrainedModel,
+    PreTrainedTokenizerBase,
     Seq2SeqTrainer,
     Seq2SeqTrainingArguments,
     T5ForConditionalGeneration,
@@ -42,9 +42,12 @@ from flan_qa_pipeline.models.loading import (
     load_base_model,
     load_tokenizer,
 )
+from flan_qa_pipeline.training.torch_private import peak_of_profile
+from flan_qa_pipeline.training.transformers_private import use_one_gpu
 
 logger = logging.getLogger(__name__)
 
+Batch = list[dict[str, list[int]]]
 OF_SEVERAL_PROCESSES = ("RANK", "LOCAL_RANK", "WORLD_SIZE")
 
 
@@ -53,17 +56,24 @@ def training_peaks(
     model: ModelParameters,
     lora: LoraConfig,
     training: TrainingParameters,
-    batch: list[dict[str, list[int]]],
+    batch: Batch,
 ) -> dict[Format, int | None]:
-    """Map each format to the largest memory in bytes that torch allocates in a training step.
+    """Measure the peak memory of a training step in each format, after a step on one window.
 
-    On a GPU that of the GPU, else that of the CPU. None where it does not suffice. A step on one
-    window goes before, since the optimizer's state is there from its end.
+    The first step lets the optimizer allocate its state. The peak counts what torch allocates on
+    the GPU, or on the CPU where there is no GPU.
 
     Args:
-        batch: input_ids and labels of the step's windows.
+        formats: the formats of the base to measure.
+        model: the parameters of the base.
+        lora: the configuration of the adapter.
+        training: decides optimizer and gradient checkpointing.
+        batch: `input_ids` and `labels` of the step's windows.
+
+    Returns:
+        The peak in bytes by format; None for a format that does not fit in memory.
     """
-    clear_device_cache(garbage_collection=True)  # of the training before it
+    clear_device_cache(garbage_collection=True)  # a training ran in this process before
     peaks: dict[Format, int | None] = {}
     while waiting := [form for form in formats if form not in peaks]:
         with (
@@ -79,9 +89,9 @@ def training_peaks(
                     if not (killed or should_reduce_batch_size(error)):
                         raise
                     logger.warning(
-                        "Memory does not suffice for a training step in %s%s.",
+                        "A training step in %s does not fit in memory%s.",
                         form,
-                        ", it seems: its process was killed" if killed else "",
+                        ", or so it seems: its process was killed" if killed else "",
                     )
                     peaks[form] = None
                     if killed:
@@ -90,7 +100,7 @@ def training_peaks(
 
 
 def _quietly() -> None:
-    """Leave warnings to the run's own process, and end without a traceback on Ctrl+C."""
+    """Leave warnings to the run's main process, and end without a traceback on Ctrl+C."""
     logging.disable(logging.WARNING)
     if signal.getsignal(signal.SIGINT) is signal.default_int_handler:  # else the run ignores it
         signal.signal(signal.SIGINT, signal.SIG_DFL)
@@ -144,24 +154,49 @@ def _training_peak(
     model: ModelParameters,
     lora: LoraConfig,
     training: TrainingParameters,
-    batch: list[dict[str, list[int]]],
+    batch: Batch,
 ) -> int:
+    """Train two steps, on one window and on the batch; return the peak memory in bytes."""
     for name in OF_SEVERAL_PROCESSES:
         os.environ.pop(name, None)
-    os.environ["KINETO_LOG_LEVEL"] = "99"  # the profiler tells that it starts and stops
+    os.environ["KINETO_LOG_LEVEL"] = "99"  # the profiler logs that it starts and stops
     transformers.logging.disable_progress_bar()
-    gc.collect()  # what an earlier format has left
+    gc.collect()  # an earlier format leaves garbage
     torch.cuda.empty_cache()
+    peft_model, autocasts = _build_model(form, model, lora, training)
+    trainer = _build_trainer(peft_model, load_tokenizer(model), training, batch, autocasts)
+    gc.collect()
+    if torch.cuda.is_available():
+        torch.cuda.reset_peak_memory_stats()
+        trainer.train()
+        return torch.cuda.max_memory_allocated()
+    held = held_bytes(peft_model)
+    with profile(activities=[ProfilerActivity.CPU], profile_memory=True) as profiler:
+        trainer.train()
+    return held + peak_of_profile(profiler)
+
+
+def _build_model(
+    form: Format, model: ModelParameters, lora: LoraConfig, training: TrainingParameters
+) -> tuple[PeftModel, bool]:
+    """Build the model with its adapter; also return whether training it needs autocast."""
     if form == "NF4 here":
         packed = model.model_copy(update={"load_in_4bit": True, "dequantize": False})
         peft_model = get_peft_model(load_base_model(packed), lora)
-        autocasts = not fuse(peft_model)
-    else:
-        base = prepare_by_libraries(load_by_libraries(form, model), training)
-        peft_model = get_peft_model(base, lora)
-        autocasts = True
+        return peft_model, not fuse(peft_model)
+    base = prepare_by_libraries(load_by_libraries(form, model), training)
+    return get_peft_model(base, lora), True
+
+
+def _build_trainer(
+    peft_model: PeftModel,
+    tokenizer: PreTrainedTokenizerBase,
+    training: TrainingParameters,
+    batch: Batch,
+    autocasts: bool,
+) -> Seq2SeqTrainer:
+    """Build a plain Trainer whose two examples are batches: of the first window, and of all."""
     on_gpu = torch.cuda.is_available()
-    tokenizer = load_tokenizer(model)
     collate = DataCollatorForSeq2Seq(tokenizer, model=peft_model, pad_to_multiple_of=8)
     arguments = Seq2SeqTrainingArguments(
         output_dir=training.output_dir,
@@ -178,7 +213,7 @@ def _training_peak(
         report_to="none",
         disable_tqdm=True,
     )
-    arguments._n_gpu = min(arguments.n_gpu, 1)  # else the batch is split among all GPUs
+    use_one_gpu(arguments)
     trainer = Seq2SeqTrainer(
         model=peft_model,
         args=arguments,
@@ -186,21 +221,11 @@ def _training_peak(
         data_collator=lambda batches: collate(batches[0]),
     )
     trainer.remove_callback(PrinterCallback)
-    gc.collect()
-    if on_gpu:
-        torch.cuda.reset_peak_memory_stats()
-        trainer.train()
-        return torch.cuda.max_memory_allocated()
-    held = held_bytes(peft_model)
-    with profile(activities=[ProfilerActivity.CPU], profile_memory=True) as profiler:
-        trainer.train()
-    events = profiler.profiler.kineto_results.events()
-    changes = sorted((e.start_ns(), e.nbytes()) for e in events if e.name() == "[memory]")
-    return held + max(accumulate(size for _, size in changes))
+    return trainer
 
 
 def held_bytes(model: torch.nn.Module) -> int:
-    """Bytes of parameters, buffers and the scales of 4-bit blocks."""
+    """Return the bytes of parameters, buffers and the scales of 4-bit blocks."""
     tensors = [*model.parameters(), *model.buffers()]
     for module in model.modules():
         if isinstance(module, Linear4bit):

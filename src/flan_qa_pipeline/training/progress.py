@@ -1,4 +1,4 @@
-"""How training shows itself: on the terminal and in TensorBoard."""
+"""Progress of a training: a bar on the terminal, and a log in TensorBoard."""
 
 import logging
 from dataclasses import replace
@@ -14,11 +14,19 @@ logger = logging.getLogger(__name__)
 
 
 class LastingTensorBoard(TensorBoardCallback):
-    """TensorBoard's log of a training: whole, though it was resumed or its folder is removed.
+    """Logs a training to TensorBoard, whole even if it is resumed or its folder is removed.
 
-    A resumed training begins its log with what was logged before. Where the folder is missing,
-    TensorBoard's thread would print a traceback and end the training.
+    A resumed training first logs what was logged before it was interrupted. If the folder
+    disappears, the log starts again in a new one; TensorBoard's own thread would print a traceback
+    and end the training.
+
+    Args:
+        folder: where the log is written, whatever TENSORBOARD_LOGGING_DIR says.
     """
+
+    def __init__(self, folder: Path):
+        super().__init__()
+        self.logging_dir = str(folder)
 
     def on_train_begin(
         self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
@@ -45,16 +53,19 @@ class LastingTensorBoard(TensorBoardCallback):
         if self.tb_writer is None or Path(self.tb_writer.log_dir).is_dir():
             return
         logger.warning(
-            "%s was removed during the training, which goes on; its log begins here.",
+            "%s was removed during training; training continues, and its log starts again there.",
             self.tb_writer.log_dir,
         )
         Path(self.tb_writer.log_dir).mkdir(parents=True)
 
 
 class LossInProgressBar(ProgressCallback):
-    """The Trainer's progress bar, described, with the newest loss in it instead of printed lines.
+    """Shows the newest loss in the Trainer's progress bar, where transformers prints lines.
 
-    It leaves the terminal when training ends or begins anew with a smaller batch.
+    The bar leaves the terminal when training ends, or restarts with a smaller batch.
+
+    Args:
+        description: the text in front of the bar.
     """
 
     training_bar: tqdm | None
@@ -77,7 +88,7 @@ class LossInProgressBar(ProgressCallback):
     def on_prediction_step(
         self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
     ) -> None:
-        """Draw no second bar for the evaluation inside training."""
+        """Draw no second bar for an evaluation during training."""
 
     def on_log(
         self,

@@ -71,7 +71,7 @@ MEMORY_NOTE = (
 
 
 def load_baseline_model(model: ModelParameters, fsdp: bool = False) -> PreTrainedModel:
-    """Load the untouched base model, quantized as for training."""
+    """Load the base model without an adapter, quantized as for training."""
     base = load_base_model(model, to_shard=fsdp)
     return shard(base) if fsdp else base
 
@@ -83,13 +83,16 @@ def load_finetuned_model(
     questions: DatasetDict,
     fsdp: bool = False,
 ) -> PeftModel:
-    """Load the base again with the trained adapter, added to weights that are not packed."""
+    """Load the base and attach the trained adapter.
+
+    The adapter is merged where the weights are neither packed in 4 bits nor sharded.
+    """
     trained_on = adapter.training["run"]["fingerprints"]["questions"]["train"]
     if fingerprint_rows(questions["train"]) != trained_on:
         logger.warning(
-            "The adapter was trained on other questions than those saved last; it may have seen "
-            "what it is scored on. --load-versions=questions:…,tokenized_questions:… names those "
-            "of its own run."
+            "The adapter was trained on other questions than the version loaded; it may have seen "
+            "the questions that score it. Name the versions of its run with "
+            "--load-versions=questions:…,tokenized_questions:…."
         )
     base = load_base_model(model, to_shard=fsdp)
     qa_model = attach_adapter(base, adapter, provenance_of(model, prompt))
@@ -108,14 +111,16 @@ def predict(
     prompt: PromptParameters,
     generation: GenerationParameters,
 ) -> tuple[pd.DataFrame, pd.DataFrame]:
-    """Answer the validation and the calibration questions greedily, each with a no-answer score.
+    """Answer the validation and the calibration questions greedily.
 
-    Columns: id, prediction_text ("" abstains), score (its log-probability), answer_text (the best
-    answer, also where the model abstains) and no_answer_score (log-probability of the abstention
-    minus that of answer_text).
+    Returns:
+        Two tables, of the validation and the calibration questions, with the columns `id`,
+        `prediction_text` ("" abstains), `score` (the log-probability of the prediction),
+        `answer_text` (the best answer, also where the model abstains) and `no_answer_score` (the
+        log-odds of abstaining against `answer_text`, in nats).
 
     Raises:
-        InputError: the tokenized questions are not those of `questions`.
+        InputError: the tokenized questions were not made of `questions`.
     """
     scored = {split: fingerprint_rows(questions[split]) for split in ("validation", "calibration")}
     require_made_of(tokenized_questions, scored)
@@ -146,7 +151,7 @@ def predict(
 
 
 def score(questions: DatasetDict, predictions: pd.DataFrame) -> dict[str, Any]:
-    """Score the answers by SQuAD 2.0's EM and F1, in percent: overall, HasAns and NoAns."""
+    """Score the answers with SQuAD 2.0's EM and F1, in percent: overall, HasAns and NoAns."""
     return score_predictions(_texts(predictions), gold_texts(questions["validation"]))
 
 
@@ -155,7 +160,7 @@ def tabulate_questions(
     baseline_predictions: pd.DataFrame,
     finetuned_predictions: pd.DataFrame,
 ) -> pd.DataFrame:
-    """List every validation question with gold answers, both models' answers, EM and F1."""
+    """List every validation question with its gold answers and each model's answer, EM and F1."""
     frame = questions["validation"].to_pandas()
     golds = gold_texts(questions["validation"])
     answers = [golds[id_] for id_ in frame["id"]]
@@ -187,7 +192,7 @@ def tabulate_questions(
 def tabulate_breakdown(
     question_table: pd.DataFrame, reporting: ReportingParameters
 ) -> tuple[pd.DataFrame, str]:
-    """Break EM and F1 down by kind of question, each gain with its paired bootstrap interval."""
+    """Break EM and F1 down by kind of question, with a paired bootstrap interval of each gain."""
     table = breakdown(
         question_table,
         MODELS,
@@ -201,7 +206,7 @@ def tabulate_breakdown(
 def tabulate_scores(
     breakdown_table: pd.DataFrame, reporting: ReportingParameters
 ) -> tuple[pd.DataFrame, str]:
-    """Take the scores of all, answerable and unanswerable questions out of the breakdown."""
+    """Select the scores of all, answerable and unanswerable questions from the breakdown."""
     groups = breakdown_table["group"]
     table = breakdown_table[groups.isin(["all", "answerable"])].drop(columns="group")
     return table, scores_markdown(table, MODELS, reporting.confidence)
@@ -214,14 +219,15 @@ def tabulate_abstention(
     baseline_calibration_predictions: pd.DataFrame,
     finetuned_calibration_predictions: pd.DataFrame,
 ) -> tuple[pd.DataFrame, str, pd.DataFrame]:
-    """Compare abstaining greedily, by a threshold chosen on train articles, and by the oracle's.
+    """Compare greedy abstention with thresholds chosen on train articles and on the validation set.
 
-    The last output is the precision of the answers given at every threshold, by model; its columns
-    are those of `thresholds.PrecisionRecall`.
+    Returns:
+        The table, the table as Markdown, and the precision of the answers given at every threshold
+        by model, with the columns of `thresholds.PrecisionRecall`.
     """
     calibration = questions["calibration"]
     if not len(calibration):
-        logger.info("No threshold is calibrated: the calibration articles hold no question.")
+        logger.info("No threshold is calibrated: the calibration articles contain no questions.")
     rows, curves = [], []
     for label, predictions, calibrating in zip(
         MODELS,
@@ -243,7 +249,7 @@ def tabulate_abstention(
 
 
 def sample_questions(question_table: pd.DataFrame, reporting: ReportingParameters) -> pd.DataFrame:
-    """Show a random sample of questions with gold answers and both models' answers and F1."""
+    """Draw a random sample of questions with gold answers and each model's answer and F1."""
     size = min(reporting.sample_answers, len(question_table))
     sample = question_table.sample(size, random_state=reporting.seed)
     sample["gold"] = sample["answers"].map(one_line)
@@ -257,7 +263,7 @@ def tabulate_costs(
     questions: DatasetDict,
     node_costs: dict[str, dict[str, Any]],
 ) -> tuple[pd.DataFrame, str]:
-    """List parameters, memory, speed and the wall time of the nodes run so far."""
+    """List parameters, memory, speed and the wall time of the nodes that have ended."""
     table = pd.DataFrame(
         cost_rows(
             adapter.training,
@@ -270,7 +276,7 @@ def tabulate_costs(
 
 
 def tabulate_memory(adapter: Adapter, training_memory: dict[str, Any]) -> tuple[pd.DataFrame, str]:
-    """List what weights and a training step take in memory with the base in several formats."""
+    """List the memory of the weights and of a training step with the base in several formats."""
     table = memory_sizes(adapter.training["base_weights"], training_memory)
     return table, f"{memory_markdown(table)}\n{MEMORY_NOTE}\n"
 

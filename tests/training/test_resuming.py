@@ -1,31 +1,26 @@
-"""Trainings that are stopped and resumed, against one that was not: the same to the last bit."""
+"""A training that is stopped and resumed ends like one that was not, to the last bit."""
 
 import json
 import logging
 import math
-import random
 import shutil
 from pathlib import Path
 from time import sleep
 from types import SimpleNamespace
 from uuid import uuid4
 
-import numpy as np
 import pytest
 import torch
+from conftest import RUN
 from safetensors.torch import load_file
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
 import flan_qa_pipeline.training.checkpoints
 from flan_qa_pipeline.errors import InputError
-from flan_qa_pipeline.training.checkpoints import (
-    discard_checkpoints,
-    pack,
-    random_state,
-    set_random_state,
-    unpack,
-)
-from flan_qa_pipeline.training.trainer import AnsweringTrainer, BestAdapter
+from flan_qa_pipeline.training.best_adapter import BestAdapter
+from flan_qa_pipeline.training.checkpoints import discard_checkpoints
+from flan_qa_pipeline.training.trainer import AnsweringTrainer
+from flan_qa_pipeline.training.training_state import unpack
 
 VARIES = ("train_runtime", "_per_second", "peak_memory", "eval_runtime")
 STEPS = {"eval_strategy": "steps", "eval_steps": 7, "save_strategy": "steps", "save_steps": 4}
@@ -112,13 +107,41 @@ def test_a_stopped_training_ends_as_one_that_was_not(train, fresh, caplog, optio
         assert saved(training) == checkpoints
     with caplog.at_level(logging.INFO, logger="flan_qa_pipeline"):
         _, resumed = train(training)
-    assert f"goes on from {training.output_dir}" in caplog.text
+    assert f"resumes from the checkpoint {training.output_dir}" in caplog.text
     assert not [record for record in caplog.records if record.levelno >= logging.WARNING]
     for name, tensor in whole.state_dict.items():
         assert torch.equal(tensor, resumed.state_dict[name]), name
     assert log_of(resumed) == log_of(whole)
     for key in ("best_step", "steps", "samples", "fingerprint"):
         assert resumed.training[key] == whole.training[key]
+
+
+def test_a_resumed_training_stops_early_where_it_would_have(train, fresh, monkeypatch):
+    """The evaluation that did not improve before the interruption counts after it."""
+    scores = {2: 10.0, 4: 9.0, 6: 10.5, 8: 30.0}  # by step; 10.5 is no better by the threshold
+    monkeypatch.setattr(
+        "flan_qa_pipeline.pipelines.modeling.nodes.answer_sample",
+        lambda *args, **kwargs: {"f1": scores[step[-1]]},
+    )
+    step = []
+
+    def count(self, args, state, control, **kwargs):
+        step.append(state.global_step)
+
+    monkeypatch.setattr(BestAdapter, "on_step_end", count)
+    stopping = {"early_stopping_patience": 2, "early_stopping_threshold": 1.0, "eval_steps": 2}
+    training = fresh(**STEPS | stopping)
+    train_until(5, train, training)
+    assert saved(training) == ["checkpoint-4"]
+    _, resumed = train(training)
+    assert resumed.training["steps"] == 6
+
+
+def test_a_checkpoint_without_the_state_of_a_callback_is_refused(train, stopped):
+    (path,) = Path(stopped.output_dir).glob("*/checkpoint-4/training_state.json")
+    path.write_text(path.read_text().replace('"StepTimer"', '"Unknown"'))
+    with pytest.raises(InputError, match="checkpoint-4 cannot be read: it has no state of StepTi"):
+        train(stopped)
 
 
 @pytest.fixture
@@ -139,10 +162,11 @@ def memory(monkeypatch):
 
 
 def test_the_log_of_a_resumed_training_is_that_of_the_whole(train, fresh, tmp_path):
-    """In the adapter and in TensorBoard, nothing missing and nothing twice; its time is all."""
+    """Nothing is missing or logged twice, in the adapter or TensorBoard; times add up."""
 
     def logged(name):
-        events = EventAccumulator(str(tmp_path / name), size_guidance={"scalars": 0, "tensors": 0})
+        folder = tmp_path / name / RUN
+        events = EventAccumulator(str(folder), size_guidance={"scalars": 0, "tensors": 0})
         events.Reload()
         varies = ("runtime", *VARIES)
         tags = [tag for tag in events.Tags()["scalars"] if not any(v in tag for v in varies)]
@@ -155,16 +179,15 @@ def test_the_log_of_a_resumed_training_is_that_of_the_whole(train, fresh, tmp_pa
         if state.global_step == 9:
             raise Killed
 
+    def logging_to(name, training):
+        return training.model_copy(update={"logging_dir": str(tmp_path / name)})
+
     training = fresh(**STEPS)
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setenv("TENSORBOARD_LOGGING_DIR", str(tmp_path / "whole"))
-        _, whole = train(fresh(**STEPS))
-        patch.setenv("TENSORBOARD_LOGGING_DIR", str(tmp_path / "stopped"))
-        with pytest.MonkeyPatch.context() as stopping, pytest.raises(Killed):
-            stopping.setattr(BestAdapter, "on_step_begin", stop)
-            train(training)
-        patch.setenv("TENSORBOARD_LOGGING_DIR", str(tmp_path / "resumed"))
-        _, resumed = train(training)
+    _, whole = train(logging_to("whole", fresh(**STEPS)))
+    with pytest.MonkeyPatch.context() as stopping, pytest.raises(Killed):
+        stopping.setattr(BestAdapter, "on_step_begin", stop)
+        train(logging_to("stopped", training))
+    _, resumed = train(logging_to("resumed", training))
     assert logged("resumed") == logged("whole")
     logs = [adapter.training["log"] for adapter in (whole, resumed)]
     assert [sorted(entry) for entry in logs[1]] == [sorted(entry) for entry in logs[0]]
@@ -250,7 +273,7 @@ def test_discarded_checkpoints_leave_nothing_behind(stopped):
 def test_another_training_does_not_go_on_from_a_checkpoint(train, stopped, caplog, change):
     with caplog.at_level(logging.INFO, logger="flan_qa_pipeline"):
         train_until(0, train, stopped.model_copy(update=change))
-    assert "goes on from" not in caplog.text
+    assert "resumes from" not in caplog.text
     assert saved(stopped) == ([] if "resume" in change else ["checkpoint-4"])
 
 
@@ -259,7 +282,7 @@ def test_other_data_do_not_go_on_from_a_checkpoint(train, stopped, windows, capl
     with pytest.MonkeyPatch.context() as patch, caplog.at_level(logging.INFO):
         patch.setitem(windows, "train", questions.select(reversed(range(len(questions)))))
         train_until(0, train, stopped)
-    assert "goes on from" not in caplog.text
+    assert "resumes from" not in caplog.text
 
 
 def test_a_checkpoint_with_a_pickle_is_refused(train, stopped):
@@ -363,13 +386,13 @@ def test_a_training_that_diverges_stops_at_that_step(train, fresh, value):
         with pytest.raises(InputError) as stopped:
             train(training)
     checkpoint = folder_of(training) / "checkpoint-4"
-    assert "diverged: the loss of step 6 is no finite number; the last" in str(stopped.value)
+    assert "diverged: the loss of step 6 is not a finite number; the last" in str(stopped.value)
     assert f"before it is {checkpoint}. Lower training.learning_rate (0.02)" in str(stopped.value)
     assert saved(training) == ["checkpoint-4"]
 
 
-@pytest.mark.parametrize(("step", "told"), [(8, "in step 8: .* no checkpoint"), (12, "last step")])
-def test_weights_that_are_no_numbers_are_not_saved(train, fresh, step, told):
+@pytest.mark.parametrize(("step", "words"), [(8, "in step 8: .* no checkpoint"), (12, "last step")])
+def test_weights_that_are_no_numbers_are_not_saved(train, fresh, step, words):
     """They may have become so in the very step that is saved, whose loss was still a number."""
 
     def damage(self, args, state, control, model=None, **kwargs):
@@ -380,7 +403,7 @@ def test_weights_that_are_no_numbers_are_not_saved(train, fresh, step, told):
     training = fresh(**STEPS | {"load_best_model_at_end": False, "eval_strategy": "no"})
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(BestAdapter, "on_step_end", damage)
-        with pytest.raises(InputError, match=f"diverged .*{told}"):
+        with pytest.raises(InputError, match=f"diverged .*{words}"):
             train(training)
     assert ("checkpoint-8" in saved(training)) is (step == 12)
 
@@ -391,48 +414,3 @@ def test_a_learning_rate_that_is_far_too_high_stops_the_training(train, fresh, v
     training = fresh(**STEPS | {"save_strategy": "no"}, learning_rate=value, warmup_steps=0)
     with pytest.raises(InputError, match=r"the loss of step [23] .*; none was saved. Lower train"):
         train(training)
-
-
-def test_random_state_passes_through_a_checkpoint():
-    def draw():
-        return random.random(), np.random.rand(), torch.rand(3).tolist(), torch.randperm(9).tolist()
-
-    tensors = {}
-    state = json.loads(json.dumps(pack(random_state(), tensors)))
-    first = draw()
-    assert draw() != first
-    set_random_state(unpack(state, tensors))
-    assert draw() == first
-
-
-@pytest.mark.parametrize("name", ["adamw_torch", "adafactor", "sgd", "rmsprop", "adagrad"])
-def test_optimizer_state_passes_through_a_checkpoint(name, tmp_path):
-    from transformers import Trainer, TrainingArguments
-
-    def steps(model, optimizer, n):
-        for i in range(n):
-            model(torch.full((2, 8), 0.1 * i + 0.1)).square().sum().backward()
-            optimizer.step()
-            optimizer.zero_grad()
-
-    def fresh_optimizer():
-        model = torch.nn.Linear(8, 8)
-        arguments = TrainingArguments(optim=name, output_dir=str(tmp_path), report_to="none")
-        kind, options = Trainer.get_optimizer_cls_and_kwargs(arguments)
-        return model, kind(model.parameters(), **options)
-
-    model, optimizer = fresh_optimizer()
-    steps(model, optimizer, 3)
-    tensors = {}
-    packed = json.loads(json.dumps(pack(optimizer.state_dict(), tensors)))
-    again, other = fresh_optimizer()
-    again.load_state_dict(model.state_dict())
-    other.load_state_dict(unpack(packed, tensors))
-    steps(model, optimizer, 2)
-    steps(again, other, 2)
-    assert torch.equal(model.weight, again.weight)
-
-
-def test_what_json_cannot_hold_is_named():
-    with pytest.raises(TypeError, match="/a/1 is a object, which JSON cannot hold"):
-        pack({"a": [1, object()]}, {})

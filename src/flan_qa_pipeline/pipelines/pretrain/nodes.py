@@ -1,0 +1,274 @@
+"""An English base model, pretrained from scratch on text and annotated questions."""
+
+import logging
+from collections.abc import Iterable
+from pathlib import Path
+from typing import Any
+
+import pandas as pd
+from accelerate import PartialState
+from accelerate.utils import set_seed
+from datasets import Dataset, DatasetDict, DatasetInfo, Features, List, Value
+from transformers import PreTrainedTokenizerBase, T5ForConditionalGeneration, T5Tokenizer
+
+import flan_qa_pipeline.pretraining.question_generation as question_generation
+from flan_qa_pipeline.config.parameters import DataParameters, PhaseParameters, PretrainParameters
+from flan_qa_pipeline.data.arrow_files import in_batches, on_disk
+from flan_qa_pipeline.data.splits import distinct_values, hold_out
+from flan_qa_pipeline.errors import InputError
+from flan_qa_pipeline.pretraining.batches import BatchSource
+from flan_qa_pipeline.pretraining.encoding import (
+    SENTINELS,
+    EncodedQuestions,
+    EncodedText,
+    encode_paragraphs,
+    encode_questions,
+    plain_title,
+    read_articles,
+    sample_lines,
+    train_sentencepiece,
+)
+from flan_qa_pipeline.pretraining.greedy_answers import score_answers
+from flan_qa_pipeline.pretraining.packing import pack_nf4
+from flan_qa_pipeline.pretraining.random_t5 import build_random_t5
+from flan_qa_pipeline.pretraining.reading_tasks import ReadingTasks
+from flan_qa_pipeline.pretraining.training_steps import Phase
+from flan_qa_pipeline.runtime.provenance import (
+    fingerprint_json,
+    fingerprint_rows,
+    fingerprint_splits,
+    fingerprint_weights,
+)
+
+logger = logging.getLogger(__name__)
+
+IDS = List(Value("int32"))
+TEXT_FEATURES = Features({"article": Value("int32"), "ids": IDS})
+SPAN_FEATURES = {"ids": IDS, "answer": IDS, "start": Value("int32"), "end": Value("int32")}
+QUESTION_FEATURES = Features(
+    {"paragraph": Value("int32"), **SPAN_FEATURES, "gold": List(Value("string"))}
+)
+GENERATED_FEATURES = Features({"context": IDS, **SPAN_FEATURES})
+
+
+def hold_out_articles(questions: Dataset, data: DataParameters) -> DatasetDict:
+    """Hold out the articles that a later fine-tuning holds out of this file, dev and calibration.
+
+    Raises:
+        InputError: `data.validation_fraction` is set, so that a fine-tuning splits other articles.
+    """
+    if data.validation_fraction is not None:
+        raise InputError(
+            "data.validation_fraction pools two files, of which pretraining reads one; set it to "
+            "null."
+        )
+    train, dev = hold_out(questions, data.dev_fraction, data.seed)
+    train, calibration = hold_out(train, data.calibration_fraction, data.seed)
+    if not len(train):
+        raise InputError(
+            f"{data.train_file} has no article left to pretrain on; give more articles, or lower "
+            "data.dev_fraction and data.calibration_fraction."
+        )
+    return DatasetDict(train=train, dev=dev, calibration=calibration)
+
+
+def train_tokenizer(
+    text: dict[str, Any], splits: DatasetDict, pretrain: PretrainParameters
+) -> T5Tokenizer:
+    """Train the tokenizer on a share of the text and on the questions that are not held out."""
+    lines = sample_lines(read_articles(text), pretrain.text_share, pretrain.seed)
+
+    def all_lines() -> Any:
+        yield from lines
+        yield from (context.replace("\n", " ") for context in _texts(splits, "context"))
+        yield from (question.strip() for question in _texts(splits, "question"))
+
+    return train_sentencepiece(all_lines(), pretrain.architecture.vocab_size)
+
+
+def _texts(splits: DatasetDict, column: str) -> Any:
+    return distinct_values(splits["train"], column)
+
+
+def encode_text(
+    text: dict[str, Any], tokenizer: PreTrainedTokenizerBase, splits: DatasetDict
+) -> Dataset:
+    """Encode the text once, without the articles that are held out."""
+    held_out = {plain_title(t) for name in ("dev", "calibration") for t in splits[name]["title"]}
+    dropped = 0
+
+    def kept() -> Any:
+        nonlocal dropped
+        for title, paragraphs in read_articles(text):
+            if plain_title(title) in held_out:
+                dropped += 1
+            else:
+                yield title, paragraphs
+
+    rows = as_table(encode_paragraphs(kept(), tokenizer), TEXT_FEATURES)
+    logger.info(
+        "The text has %d paragraphs; %d articles with the title of a held-out one were left out.",
+        len(rows),
+        dropped,
+    )
+    return rows
+
+
+def encode_splits(splits: DatasetDict, tokenizer: PreTrainedTokenizerBase) -> DatasetDict:
+    """Encode paragraphs and questions; `held_out` joins dev and calibration."""
+    numbers: dict[str, int] = {}
+    paragraphs: list[dict[str, Any]] = []
+    titles: dict[str, int] = {}
+    for split in splits.values():
+        for title, context in zip(split["title"], split["context"], strict=True):
+            if context not in numbers:
+                numbers[context] = len(numbers)
+                article = titles.setdefault(title, len(titles))
+                ids = tokenizer(context, add_special_tokens=False)["input_ids"]
+                paragraphs.append({"article": article, "ids": ids})
+
+    def encoded(*names: str) -> Dataset:
+        rows = (row for n in names for row in encode_questions(splits[n], tokenizer, numbers))
+        return as_table(rows, QUESTION_FEATURES)
+
+    return DatasetDict(
+        paragraphs=as_table(paragraphs, TEXT_FEATURES),
+        train=encoded("train"),
+        held_out=encoded("dev", "calibration"),
+    )
+
+
+def pretrain_reader(
+    tokenizer: PreTrainedTokenizerBase,
+    text: Dataset,
+    questions: DatasetDict,
+    pretrain: PretrainParameters,
+) -> tuple[T5ForConditionalGeneration, pd.DataFrame]:
+    """Train the reader from random weights through the stages of the first phase."""
+    set_seed(pretrain.seed)
+    model = build_random_t5(pretrain.architecture, dropout=pretrain.dropout)
+    return _train(model, pretrain.reader, tokenizer, text, questions, None, pretrain)
+
+
+def generate_questions(
+    reader: T5ForConditionalGeneration,
+    tokenizer: PreTrainedTokenizerBase,
+    text: Dataset,
+    pretrain: PretrainParameters,
+) -> pd.DataFrame:
+    """Let the reader ask about the text, and keep the questions that it answers as expected."""
+    rows = question_generation.generate_questions(
+        reader.to(PartialState().device).eval(),
+        tokenizer,
+        _tasks(tokenizer, pretrain),
+        EncodedText.of(text),
+        pretrain.generation,
+        pretrain.seed,
+    )
+    return pd.DataFrame(rows, columns=list(GENERATED_FEATURES))
+
+
+def pretrain_base(
+    reader: T5ForConditionalGeneration,
+    tokenizer: PreTrainedTokenizerBase,
+    text: Dataset,
+    questions: DatasetDict,
+    generated: pd.DataFrame,
+    pretrain: PretrainParameters,
+) -> tuple[T5ForConditionalGeneration, pd.DataFrame]:
+    """Train the reader's weights on through the second phase; return them in bfloat16."""
+    made = as_table(generated.to_dict("records"), GENERATED_FEATURES) if len(generated) else None
+    model, log = _train(reader.float(), pretrain.base, tokenizer, text, questions, made, pretrain)
+    return model.bfloat16(), log
+
+
+def _train(
+    model: T5ForConditionalGeneration,
+    phase: PhaseParameters,
+    tokenizer: PreTrainedTokenizerBase,
+    text: Dataset,
+    questions: DatasetDict,
+    generated: Dataset | None,
+    pretrain: PretrainParameters,
+) -> tuple[T5ForConditionalGeneration, pd.DataFrame]:
+    tasks = _tasks(tokenizer, pretrain)
+    encoded = EncodedText.of(text)
+    asked = EncodedQuestions.of(questions, tasks, generated)
+    sources = [
+        BatchSource(
+            encoded,
+            asked,
+            tasks,
+            pretrain.batches,
+            stage.mixture,
+            sentinels=tokenizer.convert_tokens_to_ids(
+                [f"<extra_id_{i}>" for i in range(SENTINELS)]
+            ),
+            seed=pretrain.seed + number,
+            rank=PartialState().process_index,
+        )
+        for number, stage in enumerate(phase.stages)
+    ]
+    made_with = {
+        "phase": phase.model_dump(),
+        "settings": pretrain.model_dump(
+            include={"prompts", "asking_prompts", "batches", "dropout", "seed"}
+        ),
+        "processes": PartialState().num_processes,
+        "start": fingerprint_weights(model),
+        "tokenizer": tokenizer.get_vocab(),
+        "text": fingerprint_rows(text),
+        "questions": fingerprint_splits(questions),
+        "generated": fingerprint_rows(generated) if generated is not None else None,
+    }
+    folder = Path(pretrain.checkpoint_dir) / fingerprint_json(made_with)[:16]
+    training = Phase(model.to(PartialState().device), phase, pretrain, sources, folder)
+    rows = training.run()
+    return model.to("cpu"), pd.DataFrame(rows)
+
+
+def evaluate_base(
+    base: T5ForConditionalGeneration,
+    tokenizer: PreTrainedTokenizerBase,
+    questions: DatasetDict,
+    pretrain: PretrainParameters,
+) -> dict[str, Any]:
+    """Score the base on held-out articles, also when it may not abstain, and on trained ones."""
+    model = base.to(PartialState().device).eval()
+    tasks = _tasks(tokenizer, pretrain)
+
+    def scores(split: str, *, forced: bool = False) -> dict[str, Any]:
+        return score_answers(
+            model,
+            tokenizer,
+            tasks,
+            questions[split],
+            questions["paragraphs"],
+            limit=pretrain.evaluation.questions,
+            batch_size=pretrain.evaluation.batch_size,
+            forced=forced,
+        )
+
+    return {
+        "held_out": scores("held_out"),
+        "held_out_forced": scores("held_out", forced=True),
+        "trained_on": scores("train"),
+    }
+
+
+def pack_base(
+    base: T5ForConditionalGeneration, tokenizer: PreTrainedTokenizerBase
+) -> tuple[T5ForConditionalGeneration, PreTrainedTokenizerBase]:
+    """Pack the base to NF4, to be saved beside its tokenizer."""
+    return pack_nf4(base), tokenizer
+
+
+def _tasks(tokenizer: PreTrainedTokenizerBase, pretrain: PretrainParameters) -> ReadingTasks:
+    longest = pretrain.batches.long
+    return ReadingTasks(
+        tokenizer, pretrain.prompts, pretrain.asking_prompts, longest.source, longest.target
+    )
+
+
+def as_table(rows: Iterable[Any], features: Features) -> Dataset:
+    return on_disk(in_batches(rows, features), DatasetInfo(features=features))

@@ -1,0 +1,19 @@
+"""What the hooks of one run share."""
+
+from dataclasses import dataclass, field
+from pathlib import Path
+
+from flan_qa_pipeline.config.parameters import Parameters
+
+
+@dataclass
+class CurrentRun:
+    """The project and the parameters of the run that the hooks serve.
+
+    Attributes:
+        project_path: the folder of the Kedro project.
+        parameters: the checked parameters. `HubInputHooks` pins the commits of hub files in them.
+    """
+
+    project_path: Path = field(init=False)
+    parameters: Parameters = field(init=False)

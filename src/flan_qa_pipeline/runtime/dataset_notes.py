@@ -1,0 +1,45 @@
+"""What a catalog entry notes for the project's hooks, under `metadata: flan_qa_pipeline:`."""
+
+from typing import Any, Literal
+
+from kedro.io import AbstractDataset
+from pydantic import BaseModel, ConfigDict, ValidationError
+
+from flan_qa_pipeline.errors import InputError, in_one_line
+
+KEY = "flan_qa_pipeline"
+
+
+class DatasetNotes(BaseModel):
+    """Notes of one dataset.
+
+    Attributes:
+        remedy: how a user gives the dataset, if it does not exist.
+        versions_of: a versioned dataset whose saved versions the remedy lists.
+        shown: how a run that made the dataset presents it at the end: as the table of its `scores`
+            or of a `comparison`, as the `report` with the next steps, or by its `path`.
+        filled_in: whether a hook saves the dataset before a node loads it.
+    """
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+    remedy: str = "make it with `kedro run` or name an existing version with --load-versions"
+    versions_of: str | None = None
+    shown: Literal["scores", "comparison", "report", "path"] | None = None
+    filled_in: bool = False
+
+
+def notes_of(name: str, dataset: AbstractDataset[Any, Any] | None) -> DatasetNotes:
+    """Read the notes of a dataset, given its name in the catalog.
+
+    Raises:
+        InputError: names what is wrong with them.
+    """
+    metadata: Any = getattr(dataset, "metadata", None)
+    noted = metadata.get(KEY, {}) if isinstance(metadata, dict) else {}
+    try:
+        return DatasetNotes.model_validate(noted)
+    except ValidationError as error:
+        raise InputError(
+            f"{name}: metadata.{KEY} in the catalog is wrong: {in_one_line(error)}; correct it."
+        ) from error

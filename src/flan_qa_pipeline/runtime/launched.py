@@ -1,0 +1,18 @@
+"""Whether this process is one of several, asked without importing torch."""
+
+import os
+
+LAUNCHED_HERE = "flan_qa_pipeline"  # the launch's id, in the environment of its processes
+
+
+def is_one_of_several() -> bool:
+    """Return whether `torchrun`, or a run with `distributed.num_processes`, started this process.
+
+    Both set `RANK` (torch.distributed, "Environment variable initialization").
+    """
+    return "RANK" in os.environ
+
+
+def is_launched_here() -> bool:
+    """Return whether a run with `distributed.num_processes` started this process."""
+    return os.environ.get("TORCHELASTIC_RUN_ID") == LAUNCHED_HERE

@@ -1,0 +1,45 @@
+"""Checks, before a run starts, that its processes on this machine can train."""
+
+from typing import get_args
+
+import torch
+
+from flan_qa_pipeline.config.parameters import OfBitsandbytes, Parameters
+from flan_qa_pipeline.errors import InputError
+from flan_qa_pipeline.training.cuda_graphs import graph_obstacles, require_capturable
+
+NOT_FOR_SHARDS = {*get_args(OfBitsandbytes), "adafactor"}
+
+
+def require_trainable(parameters: Parameters, processes: int) -> None:
+    """Check that this many processes can train with these parameters on this machine.
+
+    Raises:
+        InputError: names the parameter that rules it out, and a remedy.
+    """
+    training = parameters.training
+    if parameters.distributed.fsdp and training.optim in NOT_FOR_SHARDS:
+        raise InputError(
+            f"training.optim: {training.optim} does not support the sharded weights of "
+            "distributed.fsdp; choose adamw_torch."
+        )
+    if training.optim.startswith("paged") and not torch.cuda.is_available():
+        raise InputError(
+            f"training.optim: {training.optim} pages its state between GPU and CPU, and there is "
+            "no GPU; choose adamw_8bit or adamw_torch."
+        )
+    if training.auto_find_batch_size and processes > 1:
+        raise InputError(
+            f"training.auto_find_batch_size: {processes} processes cannot search for a batch size, "
+            "because one may run out of memory alone; set it to false and lower "
+            "training.per_device_train_batch_size."
+        )
+    if training.cuda_graphs is True:
+        require_capturable(
+            graph_obstacles(
+                training,
+                processes=processes,
+                use_dora=parameters.lora.use_dora,
+                keeps_activations=parameters.model.dequantize is not False,
+            )
+        )

@@ -1,0 +1,59 @@
+"""Real English at a small size, for tests of pretraining."""
+
+import json
+
+from conftest import REPOSITORY
+from transformers import T5Tokenizer
+
+from flan_qa_pipeline.config.parameters import PretrainParameters
+from flan_qa_pipeline.pretraining.encoding import train_sentencepiece
+
+ENGLISH = REPOSITORY / "data/01_raw/english_train.json"
+
+
+def read_english(articles: int) -> list[dict]:
+    """The first articles of the English corpus, in SQuAD's schema."""
+    return json.loads(ENGLISH.read_text(encoding="utf-8"))["data"][:articles]
+
+
+def train_small_tokenizer(articles: list[dict], vocab_size: int = 1500) -> T5Tokenizer:
+    paragraphs = [p for article in articles for p in article["paragraphs"]]
+    lines = [p["context"] for p in paragraphs]
+    lines += [qa["question"] for p in paragraphs for qa in p["qas"]]
+    return train_sentencepiece(lines, vocab_size)
+
+
+def small(pretrain: dict, **changes) -> PretrainParameters:
+    """The configured pretraining with a tiny model, few steps and small batches."""
+    mixture = pretrain["base"]["stages"][0]["mixture"] | {"generated": 0}
+    stage = {"steps": 4, "warmup_steps": 1, "decay_steps": 2, "mixture": mixture}
+    phase = pretrain["reader"] | {"stages": [stage, stage]}
+    sizes = {
+        "vocab_size": 1500,
+        "d_model": 32,
+        "d_kv": 16,
+        "d_ff": 64,
+        "num_layers": 1,
+        "num_decoder_layers": 1,
+        "num_heads": 2,
+    }
+    return PretrainParameters.model_validate(
+        pretrain
+        | {
+            "architecture": sizes,
+            "text_share": 1.0,
+            "batches": pretrain["batches"]
+            | {
+                "denoising": {"rows": 4, "source": 64, "target": 32},
+                "short": {"rows": 4, "source": 256, "target": 40},
+                "long": {"rows": 2, "source": 384, "target": 40},
+            },
+            "reader": phase,
+            "base": phase,
+            "generation": pretrain["generation"] | {"answers": 8, "batch_size": 4, "min_f1": 0.0},
+            "evaluation": {"questions": 6, "batch_size": 4},
+            "logging_steps": 2,
+            "save_steps": 3,
+        }
+        | changes
+    )

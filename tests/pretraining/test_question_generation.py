@@ -1,0 +1,120 @@
+"""Generated questions: which stay, and that training reads them."""
+
+import numpy as np
+import pandas as pd
+import pytest
+from datasets import Dataset, DatasetDict
+from english import read_english, small, train_small_tokenizer
+
+from flan_qa_pipeline.pipelines.pretrain.nodes import (
+    GENERATED_FEATURES,
+    QUESTION_FEATURES,
+    TEXT_FEATURES,
+    as_table,
+)
+from flan_qa_pipeline.pretraining import question_generation
+from flan_qa_pipeline.pretraining.altered_questions import contains
+from flan_qa_pipeline.pretraining.batches import BatchSource
+from flan_qa_pipeline.pretraining.encoding import (
+    EncodedQuestions,
+    EncodedText,
+    encode_paragraphs,
+)
+from flan_qa_pipeline.pretraining.prompts import encode
+from flan_qa_pipeline.pretraining.question_generation import generate_questions
+from flan_qa_pipeline.pretraining.reading_tasks import ReadingTasks
+
+
+@pytest.fixture(scope="module")
+def articles():
+    return read_english(20)
+
+
+@pytest.fixture(scope="module")
+def tokenizer(articles):
+    return train_small_tokenizer(articles)
+
+
+@pytest.fixture
+def pretrain(raw_parameters):
+    return small(raw_parameters["pretrain"])
+
+
+@pytest.fixture
+def tasks(tokenizer, pretrain):
+    return ReadingTasks(tokenizer, pretrain.prompts, pretrain.asking_prompts, 384, 40)
+
+
+@pytest.fixture
+def text(articles, tokenizer):
+    paragraphs = ((a["title"], [p["context"] for p in a["paragraphs"]]) for a in articles)
+    rows = list(encode_paragraphs(paragraphs, tokenizer))
+    return EncodedText.of(Dataset.from_list(rows, features=TEXT_FEATURES))
+
+
+@pytest.fixture
+def generated(tasks, tokenizer, text, pretrain, monkeypatch):
+    """Generate with a writer in place of the model: good questions, every other reply right."""
+    question = encode(tokenizer, "What is it that they made?")
+
+    def write(model, rows, batch_size, **options):
+        if options["do_sample"]:
+            return [question[:-1] if row % 4 == 3 else question for row in range(len(rows))]
+        return [answers[n] if n % 2 else encode(tokenizer, "xyz") for n in range(len(rows))]
+
+    answers = []
+    ask = question_generation._ask
+
+    def noting(model, tokenizer, tasks, asked, *rest):
+        spans = [passage[a:b].tolist() for passage, (a, b) in asked]
+        answers[:] = [span for row, span in enumerate(spans) if row % 4 != 3]
+        return ask(model, tokenizer, tasks, asked, *rest)
+
+    monkeypatch.setattr(question_generation, "write", write)
+    monkeypatch.setattr(question_generation, "_ask", noting)
+    settings = pretrain.generation.model_copy(
+        update={"answers": 32, "batch_size": 16, "min_f1": 0.6}
+    )
+    return generate_questions(None, tokenizer, tasks, text, settings, seed=3)
+
+
+def test_only_questions_that_lead_back_to_their_answer_stay(generated):
+    assert len(generated) == 12  # of 32: 24 end with a question mark, half of their replies agree
+    for row in generated:
+        assert row["context"][row["start"] : row["end"]] == row["answer"]
+        assert 0 < len(row["answer"]) <= 12
+
+
+def test_generation_repeats_itself(generated, tasks, tokenizer, text, pretrain):
+    settings = pretrain.generation.model_copy(
+        update={"answers": 32, "batch_size": 16, "min_f1": 0.6}
+    )
+    assert generate_questions(None, tokenizer, tasks, text, settings, seed=3) == generated
+    other = generate_questions(None, tokenizer, tasks, text, settings, seed=4)
+    assert [row["context"] for row in other] != [row["context"] for row in generated]
+
+
+def test_generated_questions_are_trained_on(generated, tasks, tokenizer, text, pretrain, tmp_path):
+    none = DatasetDict(
+        paragraphs=Dataset.from_dict({n: [] for n in TEXT_FEATURES}, TEXT_FEATURES),
+        train=Dataset.from_dict({n: [] for n in QUESTION_FEATURES}, QUESTION_FEATURES),
+    )
+    pd.DataFrame(generated).to_parquet(tmp_path / "generated.parquet")  # as the catalog keeps them
+    made = as_table(
+        pd.read_parquet(tmp_path / "generated.parquet").to_dict("records"), GENERATED_FEATURES
+    )
+    questions = EncodedQuestions.of(none, tasks, made)
+    mixture = pretrain.base.stages[0].mixture.model_copy(
+        update=dict.fromkeys(("cloze", "answerable", "unanswerable", "asking", "denoising"), 0.0)
+        | {"generated": 1.0, "edited": 0.0}
+    )
+    source = BatchSource(
+        text, questions, tasks, pretrain.batches, mixture, sentinels=[], seed=1, rank=0
+    )
+    step = next(step for step in range(50) if source.kind(step) == "short")
+    batch = source.batch(step)
+    question = encode(tokenizer, "What is it that they made?")
+    for ids, labels in zip(batch["input_ids"].numpy(), batch["labels"].tolist(), strict=True):
+        answer = labels[: labels.index(1)]
+        assert contains(ids, question) and contains(ids, answer)
+        assert any(np.array_equal(answer, row["answer"]) for row in generated)

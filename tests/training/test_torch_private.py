@@ -1,0 +1,21 @@
+"""The private part of torch that training relies on is in the installed version."""
+
+import torch
+from torch.profiler import ProfilerActivity, profile
+
+from flan_qa_pipeline.training.torch_private import peak_of_profile
+
+MIB = 2**20
+
+
+def test_a_profile_gives_the_peak_of_memory():
+    with profile(activities=[ProfilerActivity.CPU], profile_memory=True) as profiler:
+        for _ in range(3):  # one after the other; the largest moment holds two tensors
+            first = torch.empty(5 * MIB, dtype=torch.uint8)
+            second = torch.empty(3 * MIB, dtype=torch.uint8)
+            del first, second
+    peak = peak_of_profile(profiler)
+    assert 8 * MIB <= peak < 9 * MIB, (
+        f"torch {torch.__version__}: profile().profiler.kineto_results gives a peak of {peak} "
+        "bytes where tensors of 8 MiB were held"
+    )
