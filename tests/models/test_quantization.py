@@ -7,7 +7,6 @@ import shutil
 import pytest
 import torch
 from bitsandbytes.nn import Linear4bit
-from flan_qa_pipeline.evaluation.costs import base_weights
 from safetensors.torch import load_file, save_file
 from transformers import (
     AutoModelForSeq2SeqLM,
@@ -18,6 +17,7 @@ from transformers import (
 from flan_qa_pipeline.answering.answerer import QuestionAnswerer
 from flan_qa_pipeline.datasets.adapter import load_adapter, save_adapter
 from flan_qa_pipeline.errors import InputError
+from flan_qa_pipeline.evaluation.weight_memory import base_weights
 from flan_qa_pipeline.models.adapter import attach_adapter, provenance_of
 from flan_qa_pipeline.models.loading import check_base, load_base_model
 from flan_qa_pipeline.models.t5 import QuantizableT5
