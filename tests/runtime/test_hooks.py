@@ -1,7 +1,6 @@
 """The hooks apart from whole runs: their order, held log records, costs, notes and results."""
 
 import logging
-from pathlib import Path
 from types import SimpleNamespace
 
 import pandas as pd
@@ -179,11 +178,12 @@ def test_results_are_shown_as_the_catalog_says_in_one_order(tmp_path, capsys, ra
 
 def test_parameters_say_which_dataset_reads_their_file(raw_parameters):
     files = named_files(check_parameters(raw_parameters))
-    assert set(files) == {"raw_train", "raw_validation", "new_questions"}
+    assert set(files) == {"raw_train", "raw_validation", "new_questions", "pretraining_text"}
     path = raw_parameters["data"]["train_file"]
     assert files["raw_train"] == NamedFile("data.train_file", path)
     assert files["raw_train"].global_name == "train_file"
     catalog = yaml.safe_load((CONF / "catalog.yml").read_text(encoding="utf-8"))
     for name, file in files.items():
-        assert f"globals:{file.global_name}" in catalog[name]["filepath"]
-        assert Path(file.file).suffix
+        entry = catalog[name]
+        place = entry.get("filepath") or entry["path"]
+        assert f"globals:{file.global_name}" in place and file.parameter in place
