@@ -67,7 +67,7 @@ def explained(error: ChildFailedError) -> InputError | ProcessFailedError:
             cause += ", as the system does when memory is short"
         return InputError(
             f"Process {rank} of the run (PID {failure.pid}) {cause}, and the others were stopped. "
-            "Give the same command again: a training goes on from its last checkpoint."
+            "Give the same command again: training resumes from its last checkpoint."
         )
     message: Any = failure.message
     if not isinstance(message, dict):
