@@ -519,7 +519,9 @@ class PretrainPromptParameters(_Section):
     """A prompt of pretraining, and how it wants the model to abstain."""
 
     template: str
+    """The input, with one {question} and one {context}."""
     abstention: Annotated[str, Field(min_length=1)]
+    """The target where the context does not answer the question."""
 
     @field_validator("template")
     @classmethod
@@ -531,41 +533,47 @@ class ShapeParameters(_Section):
     """A batch's rows in each process, and the lengths in tokens that they are padded to."""
 
     rows: Positive
+    """Rows of a batch in each process."""
     source: Annotated[int, Field(ge=8, le=65536)]
+    """Tokens of an input, `</s>` included."""
     target: Annotated[int, Field(ge=3, le=65536)]
+    """Tokens of a target, `</s>` included."""
 
 
 class PretrainBatchesParameters(_Section):
-    """Shapes of the three kinds of batches, and how span corruption removes tokens.
-
-    `short` and `long` hold questions; the longest input and target of a question are those of
-    `long`.
-    """
+    """Shapes of the three kinds of batches, and how span corruption removes tokens."""
 
     denoising: ShapeParameters
+    """The shape of batches with span corruption."""
     short: ShapeParameters
+    """The shape of batches with short questions and contexts."""
     long: ShapeParameters
+    """The shape of batches with long ones; it bounds every input and target."""
     noise_density: Annotated[float, Field(gt=0, lt=1)]
+    """The share of tokens that span corruption removes."""
     mean_span_length: Annotated[float, Field(ge=1, le=1000)]
+    """The mean length of a removed span in tokens."""
 
 
 class MixtureParameters(_Section):
-    """Shares of the kinds of batches and rows in a stage.
-
-    `denoising` is the share of batches with span corruption. `cloze`, `answerable`,
-    `unanswerable`, `asking` and `generated` are weights of rows in the other batches. Of the
-    answerable questions `edited` are made unanswerable, and `substituted` of the others get another
-    answer, in the context too.
-    """
+    """Shares of the kinds of batches and rows in a stage."""
 
     denoising: Fraction
+    """The share of batches with span corruption."""
     cloze: Weight
+    """The weight of questions made from a text's sentences."""
     answerable: Weight
+    """The weight of answerable questions."""
     unanswerable: Weight
+    """The weight of unanswerable questions."""
     asking: Weight
+    """The weight of rows that ask for a question."""
     generated: Weight
+    """The weight of questions that the reader generated."""
     edited: Fraction
+    """The share of answerable questions that are made unanswerable."""
     substituted: Fraction
+    """The share of the other answerable questions that get another answer, in the context, too."""
 
     @model_validator(mode="after")
     def _has_rows(self) -> Self:
@@ -578,75 +586,103 @@ class StageParameters(_Section):
     """Steps with one mixture: a linear warm-up, a constant rate, a linear decay at the end."""
 
     steps: Positive
+    """Steps of the stage."""
     warmup_steps: Annotated[int, Field(ge=0, lt=2**31)]
+    """Steps until the highest learning rates."""
     decay_steps: Annotated[int, Field(ge=0, lt=2**31)]
+    """Steps of the linear decay at the stage's end."""
     mixture: MixtureParameters
+    """What the batches hold."""
 
 
 class PretrainOptimizerParameters(_Section):
     """Largest learning rates: Muon's for the layers' matrices, AdamW's for the rest."""
 
     matrix_lr: LearningRate
+    """Muon's learning rate, for the layers' matrices."""
     embedding_lr: LearningRate
+    """AdamW's learning rate for the embeddings."""
     head_lr: LearningRate
+    """AdamW's learning rate for the head."""
     other_lr: LearningRate
+    """AdamW's learning rate for norms and position biases."""
     weight_decay: Annotated[float, Field(ge=0, le=1)]
+    """The matrices' decoupled weight decay."""
     max_grad_norm: Annotated[float, Field(gt=0, le=1_000_000)]
+    """Gradients are scaled down to this norm."""
 
 
 class PhaseParameters(_Section):
     """Stages that share an optimizer; the next phase begins with a new one."""
 
     optimizer: PretrainOptimizerParameters
+    """Learning rates and limits."""
     stages: Annotated[list[StageParameters], Field(min_length=1)]
+    """The stages, in their order."""
 
 
 class QuestionGenerationParameters(_Section):
-    """Answers to ask about, how questions are sampled, and the round-trip filter.
-
-    A question stays if the model's own answer to it reaches an F1 of `min_f1` (0 to 1).
-    """
+    """Answers to ask about, how questions are sampled, and the round-trip filter."""
 
     answers: Positive
+    """Answers to ask about."""
     batch_size: Positive
+    """Answers asked about at a time."""
     temperature: Annotated[float, Field(gt=0, le=10)]
+    """The temperature of sampling."""
     top_k: Positive
+    """Each token is one of this many most probable ones."""
     min_f1: Annotated[float, Field(ge=0, le=1)]
+    """A question stays if the model's own answer to it reaches this F1 (0 to 1)."""
 
 
 class PretrainEvaluationParameters(_Section):
     """Questions of each kind to answer at most, and how many at a time."""
 
     questions: Positive
+    """At most this many held-out questions of each kind."""
     batch_size: Positive
+    """Questions answered at a time."""
 
 
 class PretrainParameters(_Section):
-    """An English base model from scratch: `kedro run --pipelines=pretrain`.
-
-    The first phase trains the reader, which generates questions; the second goes on from its
-    weights and makes the base. `text_share` of the articles train the tokenizer. The first of the
-    prompts is used to evaluate and to filter. `compile: auto` compiles on a GPU. A run stops after
-    `max_minutes` of a phase with a checkpoint, from which the same command resumes.
-    """
+    """An English base model from scratch: `kedro run --pipelines=pretrain`."""
 
     text_folder: Annotated[Place, ReadAs("pretraining_text")]
+    """The folder of `.jsonl` files with title, id and text."""
     architecture: ArchitectureParameters
+    """The base model's layers."""
     text_share: Annotated[float, Field(gt=0, le=1)]
+    """The share of the articles that train the tokenizer."""
     prompts: Annotated[list[PretrainPromptParameters], Field(min_length=1)]
+    """Prompts of reading; the first one evaluates and filters."""
     asking_prompts: Annotated[list[str], Field(min_length=1)]
+    """Prompts that ask for a question, with {answer} and {context}."""
     batches: PretrainBatchesParameters
+    """Shapes of batches."""
     dropout: Fraction
+    """The model's dropout."""
     reader: PhaseParameters
+    """The phase that trains the reader, which generates questions."""
     generation: QuestionGenerationParameters
+    """How the reader generates questions."""
     base: PhaseParameters
+    """The phase that makes the base from the reader's weights."""
     evaluation: PretrainEvaluationParameters
+    """How much is evaluated."""
     compile: Literal["auto"] | bool
+    """Whether to compile the model; `auto` compiles on a GPU."""
     checkpoint_dir: Place
+    """The folder for checkpoints."""
     save_steps: Positive
+    """Steps between checkpoints."""
     logging_steps: Positive
+    """Steps between rows of the log."""
     max_minutes: Annotated[float, Field(gt=0, le=1_000_000)] | None
+    """A phase stops after this time with a checkpoint, from which the same command resumes;
+    `null` sets no limit."""
     seed: Seed
+    """Seeds weights, batches and sampling."""
 
     @field_validator("asking_prompts")
     @classmethod

@@ -66,17 +66,18 @@ class RowFiles:
             InputError: there is no file, or the files are not one split of one kind.
         """
         filesystem, path = filesystem_of(self.url, **self.credentials or {})
-        found = [path]
-        if "*" in path:
-            found = sorted(name for name in filesystem.glob(path) if not filesystem.isdir(name))
-        elif filesystem.isdir(path):
-            if saved := _saved_folder(filesystem, path, self.url, self.split):
-                return [SourceFile(saved, filesystem)]
-            found = sorted(_files_below(filesystem, path, self.url, self.split))
-        if not found:
-            raise InputError(f"{self.url} holds no file of questions; {KINDS_READ}")
-        for name in found:
-            _require_file(filesystem, name)
+        with readable(self.url):
+            found = [path]
+            if "*" in path:
+                found = sorted(name for name in filesystem.glob(path) if not filesystem.isdir(name))
+            elif filesystem.isdir(path):
+                if saved := _saved_folder(filesystem, path, self.url, self.split):
+                    return [SourceFile(saved, filesystem)]
+                found = sorted(_files_below(filesystem, path, self.url, self.split))
+            if not found:
+                raise InputError(f"{self.url} holds no file of questions; {KINDS_READ}")
+            for name in found:
+                _require_file(filesystem, name)
         kinds = set()
         for name in found:
             kind = kind_of(name)
