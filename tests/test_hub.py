@@ -117,7 +117,7 @@ def test_a_moving_revision_is_pinned_and_told(hub, caplog):
     assert not caplog.records
     hub.stop()
     assert fetch(ModelFiles(BASE, "main")) == [model]
-    assert "taken to be the commit that it was" in caplog.text
+    assert "this run takes the last known one" in caplog.text
 
 
 def test_all_that_cannot_be_reached_is_one_error_with_two_ways_on(hub):
