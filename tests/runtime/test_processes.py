@@ -436,7 +436,7 @@ def test_a_session_does_not_pass_over_the_number_of_processes(project, options):
 @pytest.mark.parametrize(
     ("changes", "complaint"),
     [
-        ({"auto_find_batch_size": True}, "auto_find_batch_size: 2 processes cannot look"),
+        ({"auto_find_batch_size": True}, "auto_find_batch_size: 2 processes cannot search"),
         ({"optim": "ademamix"}, "ademamix does not support the sharded weights"),
         ({"optim": "adafactor"}, "adafactor does not support the sharded weights"),
         ({"cuda_graphs": True}, "steps cannot be captured: .*several processes train"),
