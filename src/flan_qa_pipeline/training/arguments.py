@@ -65,7 +65,7 @@ def build_arguments(
         logging_nan_inf_filter=False,  # `Divergence` looks for NaN without waiting for the GPU
         ddp_find_unused_parameters=False,
         report_to="none",
-        disable_tqdm=False,  # else transformers prints every row of the log, if it is set to be quiet
+        disable_tqdm=False,  # else a quiet transformers prints every row of the log
     )
     use_one_gpu(arguments)
     return arguments
