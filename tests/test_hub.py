@@ -7,11 +7,15 @@ import resource
 import socket
 import time
 from contextlib import contextmanager
+from pathlib import Path
 
+import pandas as pd
 import pytest
 from hub_server import BASE, COMMIT, ROWS, ROWS_FILE, SQUAD, SQUAD_COMMIT, read_repository
 from huggingface_hub import constants, hf_hub_download
 
+from flan_qa_pipeline.datasets.question_file import QuestionFileDataset
+from flan_qa_pipeline.datasets.squad_file import SquadFileDataset
 from flan_qa_pipeline.errors import InputError
 from flan_qa_pipeline.hub import DataFiles, ModelFiles, fetch, missing_model_file
 
@@ -191,3 +195,25 @@ def test_a_disk_without_room_is_told_before_the_download(hub):
     assert f"needs 1000000000.00 GB in {constants.HF_HUB_CACHE}, where" in text
     assert "set HF_HOME" in text
     assert not hub.sent
+
+
+def test_questions_and_folders_on_the_hub_are_read_from_the_cache(hub, tmp_path):
+    rows = tmp_path / "rows.parquet"
+    asked_about = {"context": ["Ada was born in London."], "question": ["Where was Ada born?"]}
+    pd.DataFrame(asked_about | {"answers": [["London"]]}).to_parquet(rows)
+    files = {f"plain/{split}-0.parquet": rows.read_bytes() for split in ("train", "validation")}
+    hub.add("ada/questions", files, "c" * 40, kind="datasets")
+    place = f"hf://datasets/ada/questions@{'c' * 40}"
+    new = QuestionFileDataset(filepath=f"{place}/plain/train-0.parquet")
+    training = [
+        SquadFileDataset(filepath=url, split="validation") for url in (place, f"{place}/plain")
+    ]
+    for _ in ("with the hub", "without it"):
+        assert new.exists()
+        [chunk] = new.load().chunks(8)
+        assert chunk["question"].tolist() == asked_about["question"]
+        for dataset in training:
+            assert [Path(file.path).name for file in dataset.load().find()] == [
+                "validation-0.parquet"
+            ]
+        hub.stop()
