@@ -372,7 +372,7 @@ def test_nothing_but_checkpoints_is_removed_from_their_folders(train, stopped):
 
 
 @pytest.mark.parametrize("value", [math.nan, math.inf])
-def test_a_training_that_diverges_stops_at_that_step(train, fresh, value):
+def test_a_training_that_diverges_stops_at_that_step(train, fresh, value, capsys):
     """A weight that is no number from step 6 on; it is neither logged nor saved until step 9."""
     training = fresh(**STEPS | {"save_steps": 4})
 
@@ -389,6 +389,8 @@ def test_a_training_that_diverges_stops_at_that_step(train, fresh, value):
     assert "diverged: the loss of step 6 is not a finite number; the last" in str(stopped.value)
     assert f"before it is {checkpoint}. Lower training.learning_rate (0.02)" in str(stopped.value)
     assert saved(training) == ["checkpoint-4"]
+    shown = capsys.readouterr().err
+    assert "Train the adapter:" in shown and not shown.split("\r")[-1].strip()  # the bar is gone
 
 
 @pytest.mark.parametrize(("step", "words"), [(8, "in step 8: .* no checkpoint"), (12, "last step")])

@@ -74,11 +74,16 @@ class LossInProgressBar(ProgressCallback):
         super().__init__()
         self._description = description
 
+    def close(self) -> None:
+        """Remove the bar from the terminal, whether training has ended or stopped at an error."""
+        if self.training_bar is not None:
+            self.training_bar.close()
+        self.training_bar = None
+
     def on_train_begin(
         self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
     ) -> None:
-        if self.training_bar is not None:
-            self.training_bar.close()
+        self.close()
         if state.is_world_process_zero:
             self.training_bar = tqdm(
                 total=state.max_steps, desc=self._description, dynamic_ncols=True, leave=False

@@ -25,6 +25,7 @@ from flan_qa_pipeline.training.checkpoints import (
     unreadable,
     write_checkpoint,
 )
+from flan_qa_pipeline.training.progress import LossInProgressBar
 from flan_qa_pipeline.training.training_state import (
     pack,
     random_state,
@@ -84,6 +85,10 @@ class ResumableTrainer(OpenTrainer):
                 "place readable and writable, then run again; training resumes from its last "
                 "checkpoint."
             ) from error
+        finally:
+            for callback in self.callback_handler.callbacks:
+                if isinstance(callback, LossInProgressBar):
+                    callback.close()
 
     def save_checkpoint(self) -> None:
         """Save a checkpoint of this step, unless training ends with it.
