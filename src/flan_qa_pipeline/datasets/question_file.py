@@ -1,18 +1,15 @@
 """Kedro datasets for new questions, for tables with texts, and for answers that grow."""
 
 import re
-from pathlib import PurePosixPath
-from typing import Any, NoReturn
+from typing import Any
 
 import pandas as pd
-from kedro.io import AbstractDataset
 from kedro.io.core import get_filepath_str
 from kedro_datasets.pandas import CSVDataset
 
-from flan_qa_pipeline.data.filesystems import filesystem_of
 from flan_qa_pipeline.data.question_files import QuestionFile
 from flan_qa_pipeline.data.row_files import RowFiles
-from flan_qa_pipeline.hub import PROTOCOL, DataFiles, fetch
+from flan_qa_pipeline.datasets.row_files import RowFilesDataset
 
 FORMULA = re.compile(
     r"'*[=+\-@\t\r\n＝＋－＠]"
@@ -20,7 +17,7 @@ FORMULA = re.compile(
 NUMBER = re.compile(r"[+-]?\d+([.,]\d+)*%?")
 
 
-class QuestionFileDataset(AbstractDataset[NoReturn, QuestionFile]):
+class QuestionFileDataset(RowFilesDataset[QuestionFile]):
     """Reads a file of new questions in chunks (see `QuestionFile`).
 
     Example:
@@ -38,45 +35,11 @@ class QuestionFileDataset(AbstractDataset[NoReturn, QuestionFile]):
         credentials: dict[str, Any] | None = None,
         metadata: dict[str, Any] | None = None,
     ):
-        self._questions = QuestionFile(filepath, credentials=credentials)
-        _, path = filesystem_of(filepath, **credentials or {})
-        self._filepath = PurePosixPath(path)
-        self.metadata = metadata
-
-    @property
-    def files(self) -> RowFiles:
-        return self._questions.files
-
-    def read_from(self, path: str) -> None:
-        """Read a local copy of the file from now on."""
-        self._questions = QuestionFile(path)
-
-    def require_readable(self) -> None:
-        """Check the file without reading its rows.
-
-        Raises:
-            InputError: there is no such file, or of no kind that can be read.
-        """
-        self.files.find()
+        super().__init__(RowFiles(filepath, credentials=credentials), metadata)
 
     def load(self) -> QuestionFile:
-        self._fetch()
-        return self._questions
-
-    def _fetch(self) -> None:
-        if self.files.url.startswith(PROTOCOL):
-            [fetched] = fetch(DataFiles.of(self.files.url))
-            self.read_from(str(fetched.path))
-
-    def save(self, data: NoReturn) -> None:
-        raise NotImplementedError("A file of new questions is only read.")
-
-    def _exists(self) -> bool:
-        self._fetch()
-        return self.files.exist()
-
-    def _describe(self) -> dict[str, Any]:
-        return {"filepath": self.files.url}
+        files = self.fetched()
+        return QuestionFile(files.url, credentials=files.credentials)
 
 
 class TextCSVDataset(CSVDataset):
