@@ -41,6 +41,7 @@ from flan_qa_pipeline.models.quantization import (
     shape_of,
 )
 from flan_qa_pipeline.models.t5 import QuantizableT5
+from flan_qa_pipeline.models.transformers_private import set_attention
 
 LFS_POINTER = b"version https://git-lfs.github.com/spec/"
 
@@ -285,7 +286,7 @@ def as_transformers_t5(model: PreTrainedModel) -> T5ForConditionalGeneration:
     """
     config = deepcopy(model.config)
     config.tie_word_embeddings = True  # embeddings of encoder and decoder; the head is not
-    config._attn_implementation = "eager"
+    set_attention(config, "eager")
     with torch.device("meta"):
         plain = T5ForConditionalGeneration(config)
     plain.config.tie_word_embeddings = False  # transformers 4 would tie the head, too
