@@ -45,6 +45,8 @@ QUESTIONS = ["Which club was defeated in the Final?", "Who was the referee?", "W
 RUN = "run"  # the id of all trainings
 ANSWERS = ["Vera Dormore", "no answer", "27 July 1998"]
 
+# bitsandbytes imports torch's compiler, a second of each process that tests start; none compiles.
+os.environ["TORCHDYNAMO_DISABLE"] = "1"
 disable_caching()  # as the project does: its files would be left in the temporary folder
 hypothesis.settings.register_profile("untimed", deadline=None)  # a busy machine is no failure
 hypothesis.settings.load_profile("untimed")
