@@ -1,5 +1,6 @@
 """What several test files share: the real configuration and a tiny, really saved T5."""
 
+import gc
 import json
 import os
 import re
@@ -56,6 +57,12 @@ def pytest_collection_modifyitems(items):
     """Start files with slow tests first, so that no parallel process ends long after the others."""
     slow = {item.path for item in items if item.get_closest_marker("slow")}
     items.sort(key=lambda item: item.path not in slow)
+
+
+def pytest_collection_finish(session):
+    """Keep what is imported out of garbage collection, which every training begins with."""
+    gc.collect()
+    gc.freeze()
 
 
 def copy_project(root):
