@@ -15,7 +15,8 @@ import pandas as pd
 import psutil
 import pytest
 import torch
-from conftest import make_project
+from conftest import make_project, read_conf
+from english import short_pretraining, write_english
 from kedro.framework.session import KedroSession
 from kedro.framework.startup import bootstrap_project
 from kedro.io import DatasetError
@@ -56,6 +57,7 @@ def project(tmp_path_factory, corpus):
     """A copy of the project; this process computes in one thread, as two of two cores do."""
     root = tmp_path_factory.mktemp("project")
     make_project(root, corpus)
+    write_english(root, 30)
     rows = [
         (paragraph["context"], paragraph["qas"][0]["question"])
         for article in corpus["data"][24:]
@@ -289,14 +291,15 @@ def several_runs(project, in_two, drawing, options, tiny_base):
     short = options | {"model.skip_modules": ["wo"], "distributed.fsdp": True}
     short |= {"training.max_steps": 2, "distributed.num_processes": 2}
     runs = {
-        "whole": (drawing, TRAIN, False),
-        "interrupted": (sharded, TRAIN, True),
-        "sharded": (sharded, TRAIN | {"to_nodes": ["predict_finetuned"]}, False),
-        "packed at load": (short, TRAIN, False),
-        "of a stored base": (short | {"model.name": str(stored)}, TRAIN, False),
+        "whole": (nested(drawing), TRAIN, False),
+        "interrupted": (nested(sharded), TRAIN, True),
+        "sharded": (nested(sharded), TRAIN | {"to_nodes": ["predict_finetuned"]}, False),
+        "packed at load": (nested(short), TRAIN, False),
+        "pretrained": (short_pretraining(read_conf()), {"pipeline_names": ["pretrain"]}, False),
+        "of a stored base": (nested(short | {"model.name": str(stored)}), TRAIN, False),
     }
     plan, made = project / "runs.json", project / "versions.json"
-    plan.write_text(json.dumps([(nested(parameters), *how) for parameters, *how in runs.values()]))
+    plan.write_text(json.dumps(list(runs.values())))
     (project / "several_runs.py").write_text(SEVERAL_RUNS, encoding="utf-8")
     done = run_in_two(*TORCHRUN, "several_runs.py", str(plan), str(made))
     assert made.exists(), done.stderr
@@ -353,6 +356,13 @@ def test_a_base_stored_in_4_bits_is_sharded_like_one_packed_at_load(several_runs
     )
     for name, tensor in expected.items():
         assert torch.equal(found[name], tensor), name
+
+
+@pytest.mark.slow
+def test_two_processes_pretrain_together(several_runs):
+    path = Path("data/08_reporting/pretraining_base_log.csv")
+    log = pd.read_csv(path / several_runs[1]["pretrained"] / path.name)
+    assert log["step"].tolist() == [2, 4, 6, 8]
 
 
 @pytest.mark.slow
