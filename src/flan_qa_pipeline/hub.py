@@ -327,13 +327,13 @@ def fetch(*wanted: HubFiles) -> list[Fetched]:
         except _FAILURES as error:
             failures[str(files)] = _why(error, files)
     if failures:
-        raise _not_to_be_had(failures)
+        raise _cannot_fetch(failures)
     fetched = []
     for files in found:
         try:
             folder = files.cached() or _retried(files.download)
         except _FAILURES as error:
-            raise _not_to_be_had({str(files): _why(error, files)}) from error
+            raise _cannot_fetch({str(files): _why(error, files)}) from error
         fetched.append(Fetched(files, folder))
     return fetched
 
@@ -466,9 +466,9 @@ def _why(error: BaseException, files: HubFiles) -> str:
     return _first_line(error)
 
 
-def _not_to_be_had(failures: dict[str, str]) -> InputError:
+def _cannot_fetch(failures: dict[str, str]) -> InputError:
     return InputError(
-        f"Not to be had from the Hugging Face hub: {', '.join(failures)} "
+        f"Cannot fetch from the Hugging Face hub: {', '.join(failures)} "
         f"({'; '.join(dict.fromkeys(failures.values()))}); name a local snapshot with "
         "--params=model.name=/path/to/snapshot,data.train_file=/path/to/train.parquet,"
         "data.validation_file=/path/to/validation.parquet, or run the embedded default, which "

@@ -74,7 +74,7 @@ def pool(train: Dataset, validation: Dataset) -> Dataset:
         elif known[row["id"]] != _digest(json.dumps(row)):
             raise InputError(
                 f"Question id {row['id']!r} stands for different questions in the two files; "
-                "give every question an id of its own."
+                "give every question a unique id."
             )
     return concatenate_datasets([train, validation.select(new)])
 
