@@ -1,6 +1,6 @@
 """The private parts of transformers' models that this project relies on, under public names.
 
-`tests/models/test_transformers_private.py` checks each of them against the installed version.
+`tests/models/test_models_transformers_private.py` checks each against the installed version.
 `training/transformers_private.py` holds the private parts of the Trainer.
 """
 
