@@ -15,6 +15,7 @@ from flan_qa_pipeline.runtime.configuration import ProjectConfigLoader
 from flan_qa_pipeline.runtime.current_run import CurrentRun
 from flan_qa_pipeline.runtime.hooks.checkpoints import CheckpointHooks
 from flan_qa_pipeline.runtime.hooks.costs import NodeCostHooks, RunRecordHooks
+from flan_qa_pipeline.runtime.hooks.evaluations import EvaluationHooks
 from flan_qa_pipeline.runtime.hooks.failures import FailureHooks
 from flan_qa_pipeline.runtime.hooks.hub_inputs import HubInputHooks
 from flan_qa_pipeline.runtime.hooks.inputs import InputHooks
@@ -33,6 +34,7 @@ in_order = (
     InputHooks(run),
     HubInputHooks(run),
     SavedInputHooks(run),
+    EvaluationHooks(),
     RunRecordHooks(run),
     NodeCostHooks(),
     DeviceChoiceHooks(run),

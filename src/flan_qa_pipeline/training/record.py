@@ -46,3 +46,22 @@ def training_record(
             for entry in trainer.state.log_history
         ],
     }
+
+
+def kept_evaluation(training: dict[str, Any]) -> dict[str, Any] | None:
+    """Find the evaluation of the saved adapter on dev questions in a record of training.
+
+    Args:
+        training: a record by `training_record`.
+
+    Returns:
+        The entry of the log, with `eval_f1` and `eval_exact` in percent; None if the training did
+        not answer dev questions at the step of the adapter.
+    """
+    step = training.get("best_step") or training.get("steps")
+    found = (
+        entry
+        for entry in reversed(training.get("log", []))
+        if "eval_f1" in entry and entry.get("step") == step
+    )
+    return next(found, None)
