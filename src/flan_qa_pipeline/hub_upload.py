@@ -41,15 +41,16 @@ def open_repository(name: str, *, private: bool) -> str:
         )
     try:
         url = retried(lambda: HfApi().create_repo(name, private=private or None, exist_ok=True))
-        is_private = not private or retried(lambda: HfApi().model_info(url.repo_id)).private
+        repo_id: str = url.repo_id
+        is_private = not private or retried(lambda: HfApi().model_info(repo_id)).private
     except FAILURES as error:
         raise _refused(name, error) from error
     if not is_private:
         raise InputError(
-            f"{url.repo_id} is public and nothing was uploaded; make it private in "
-            f"{_page(url.repo_id)}/settings, name another repository, or leave out --private."
+            f"{repo_id} is public and nothing was uploaded; make it private in "
+            f"{_page(repo_id)}/settings, name another repository, or leave out --private."
         )
-    return url.repo_id
+    return repo_id
 
 
 def commit_files(repo_id: str, files: Mapping[str, Path | bytes], message: str) -> str:

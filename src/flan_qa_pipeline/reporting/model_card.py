@@ -53,7 +53,7 @@ ASK = """
 prompt = {template!r}
 prompt = prompt.replace("{{question}}", "Where was Ada born?")
 prompt = prompt.replace("{{context}}", "Ada was born in London.")
-output = model.generate(**tokenizer(prompt, return_tensors="pt"), max_new_tokens={max_new_tokens})
+output = model.generate(**tokenizer(prompt, return_tensors="pt"){options})
 print(tokenizer.decode(output[0], skip_special_tokens=True))"""
 OWN_FOLDER = f'folder = "{HERE}"'
 FETCHED_FOLDER = """\
@@ -134,8 +134,9 @@ def completed(card: str, evaluation: Mapping[str, Any], repo_id: str | None = No
     parsed = _parsed(card)
     if evaluation and SCORES_HERE in parsed.text:
         parsed.text = parsed.text.replace(SCORES_HERE, _scores(evaluation))
-        parsed.data.model_name = repo_id or "flan_qa_pipeline"
-        parsed.data.eval_results = _eval_results(evaluation)
+        data: Any = parsed.data
+        data.model_name = repo_id or "flan_qa_pipeline"
+        data.eval_results = _eval_results(evaluation)
     if repo_id:
         for here, there in (
             (OWN_FOLDER, FETCHED_FOLDER),
@@ -152,7 +153,8 @@ def adapter_version(card: str) -> str | None:
     Raises:
         InputError: the card's metadata cannot be read.
     """
-    return _parsed(card).data.get("adapter_version")
+    version: str | None = _parsed(card).data.get("adapter_version")
+    return version
 
 
 def _parsed(card: str) -> ModelCard:
@@ -167,50 +169,67 @@ def _parsed(card: str) -> ModelCard:
 def _render(
     adapter: Adapter, *, library_name: str, plain_code: str, limit: str, **texts: str
 ) -> str:
-    base, base_id = _base(adapter)
-    run, provenance = adapter.training.get("run", {}), adapter.provenance
-    trained_on = _data_files(run)
-    parts = {("base", base): _base_licence(provenance["model"])}
-    parts |= {("data", corpus_name(file)): _data_licence(file) for file in trained_on}
-    parts["code", "flan_qa_pipeline"] = APACHE
-    licences = set(parts.values())
-    limits = [
-        limit,
-        f"It read at most {provenance['tokenization']['max_source_length']} tokens at a time. "
-        "flan_qa_pipeline reads longer contexts in windows; plain transformers does not.",
-        "It knows no other prompt than the one above.",
-    ]
-    if any(file.startswith(OWN_DATA[0]) for file in trained_on):
-        limits.append("The starter corpus is made of templates, and nothing in it is true.")
+    provenance, training = adapter.provenance, adapter.training
+    generation = provenance.get("generation")
+    example = ASK.format(
+        template=provenance["prompt"]["template"],
+        options=f", max_new_tokens={generation['max_new_tokens']}" if generation else "",
+    )
+    licences = _licences(adapter)
     card = ModelCard.from_template(
-        ModelCardData(
-            base_model=base_id,
-            datasets=[corpus_name(file) for file in trained_on if file.startswith(PROTOCOL)]
-            or None,
-            library_name=library_name,
-            license=licences.pop() if len(licences) == 1 else None,
-            metrics=list(METRICS.values()),
-            pipeline_tag=TASK,
-            tags=["lora", "t5"],
-            adapter_version=run.get("run_id"),
-        ),
+        _metadata(adapter, library_name, set(licences.values())),
         template_str=TEMPLATE.read_text(encoding="utf-8"),
-        dev_scores=_dev_scores(adapter.training),
+        dev_scores=_dev_scores(training),
         scores_here=SCORES_HERE,
         facts=_table(("", ""), _facts(adapter).items()),
-        plain_code=plain_code
-        + ASK.format(
-            template=provenance["prompt"]["template"],
-            max_new_tokens=provenance["generation"]["max_new_tokens"],
-        ),
-        limits="\n".join(f"- {limit}" for limit in limits),
+        plain_code=plain_code + example,
+        limits="\n".join(f"- {text}" for text in [limit, *_limits(adapter, library_name)]),
         licences=_table(
             ("part", "name", "licence"),
-            ((*part, licence or "not known here") for part, licence in parts.items()),
+            ((*part, licence or "not known here") for part, licence in licences.items()),
         ),
         **texts,
     )
     return str(card)
+
+
+def _metadata(adapter: Adapter, library_name: str, licences: set[str | None]) -> ModelCardData:
+    """Make what the hub reads: it takes bases and data sets by their ids only."""
+    run = adapter.training.get("run", {})
+    on_hub = [corpus_name(file) for file in _data_files(run) if file.startswith(PROTOCOL)]
+    return ModelCardData(
+        base_model=_base(adapter)[1],
+        datasets=list(dict.fromkeys(on_hub)) or None,
+        library_name=library_name,
+        license=licences.pop() if len(licences) == 1 else None,
+        metrics=list(METRICS.values()),
+        pipeline_tag=TASK,
+        tags=["lora", "t5"],
+        adapter_version=run.get("run_id"),
+    )
+
+
+def _licences(adapter: Adapter) -> dict[tuple[str, str], str | None]:
+    """Map the parts, by kind and name, to their licences; None where it is not known."""
+    trained_on = _data_files(adapter.training.get("run", {}))
+    return {
+        ("base", _base(adapter)[0]): _base_licence(adapter.provenance["model"]),
+        **{("data", corpus_name(file)): _data_licence(file) for file in trained_on},
+        **({} if trained_on else {("data", "not recorded"): None}),
+        ("code", "flan_qa_pipeline"): APACHE,
+    }
+
+
+def _limits(adapter: Adapter, library_name: str) -> list[str]:
+    limits = ["It knows no other prompt than the one above."]
+    if lengths := adapter.provenance.get("tokenization"):
+        limits.append(
+            f"It has read at most {lengths['max_source_length']} tokens at a time. "
+            f"flan_qa_pipeline reads longer contexts in windows; {library_name} does not."
+        )
+    if any(file.startswith(OWN_DATA[0]) for file in _data_files(adapter.training.get("run", {}))):
+        limits.append("The starter corpus is made of templates, and nothing in it is true.")
+    return limits
 
 
 def _base(adapter: Adapter) -> tuple[str, str | None]:
@@ -243,7 +262,8 @@ def _base_licence(model: Mapping[str, Any]) -> str | None:
         return APACHE
     card = Path(model["name"]) / CARD
     try:
-        return ModelCard(card.read_text(encoding="utf-8")).data.license
+        licence: str | None = ModelCard(card.read_text(encoding="utf-8")).data.get("license")
+        return licence
     except (OSError, ValueError, TypeError, yaml.YAMLError):
         return None
 

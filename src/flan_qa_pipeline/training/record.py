@@ -1,5 +1,6 @@
 """The record of a training that is saved beside its adapter: sizes, speed, memory, log, origin."""
 
+from collections.abc import Mapping
 from typing import Any
 
 from flan_qa_pipeline.config.parameters import ModelParameters
@@ -48,7 +49,7 @@ def training_record(
     }
 
 
-def kept_evaluation(training: dict[str, Any]) -> dict[str, Any] | None:
+def kept_evaluation(training: Mapping[str, Any]) -> dict[str, Any] | None:
     """Find the evaluation of the saved adapter on dev questions in a record of training.
 
     Args:
