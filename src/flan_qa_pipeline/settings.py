@@ -1,10 +1,12 @@
 """Project settings; see https://docs.kedro.org/en/stable/configure/configuration_basics/."""
-# ruff: noqa: E402, Ctrl+C and the launcher's death end a command while these imports run, too
+# ruff: noqa: E402, Ctrl+C and the launcher's death end a command while these imports run, too,
+# and torch reads the environment when it is imported
 
-from flan_qa_pipeline.runtime import interruption, orphans
+from flan_qa_pipeline.runtime import interruption, orphans, threads
 
 interruption.end_at_once()
 orphans.end_with_launcher()
+threads.choose()
 
 from pathlib import Path
 
@@ -25,6 +27,7 @@ from flan_qa_pipeline.runtime.hooks.parameters import ParameterHooks
 from flan_qa_pipeline.runtime.hooks.processes import ProcessHooks
 from flan_qa_pipeline.runtime.hooks.results import ResultHooks
 from flan_qa_pipeline.runtime.hooks.saved_inputs import SavedInputHooks
+from flan_qa_pipeline.runtime.hooks.threads import ThreadHooks
 
 run = CurrentRun()
 in_order = (
@@ -37,6 +40,7 @@ in_order = (
     EvaluationHooks(),
     RunRecordHooks(run),
     NodeCostHooks(),
+    ThreadHooks(),
     DeviceChoiceHooks(run),
     OutputHooks(run),
     CheckpointHooks(run),
