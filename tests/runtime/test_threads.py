@@ -1,13 +1,17 @@
 """The number of CPU threads and how they wait: chosen from affinity, quotas and the environment."""
 
+import logging
 import os
 import subprocess
 import sys
 
 import pytest
+import torch
 from conftest import REPOSITORY
+from kedro.pipeline import Pipeline, node
 
 from flan_qa_pipeline.runtime import threads
+from flan_qa_pipeline.runtime.hooks.threads import ThreadHooks
 from flan_qa_pipeline.runtime.threads import CHOSEN, NUMBER, WAITING, chosen, cpu_quotas
 
 V2, V1 = "0::/docker/abc\n", "12:cpuset:/docker/abc\n4:cpu,cpuacct:/docker/abc\n"
@@ -99,3 +103,17 @@ def test_the_environment_is_set_before_torch_is_imported():
         [sys.executable, "-c", code], env=unset, cwd=REPOSITORY, capture_output=True, text=True
     )
     assert done.stdout == f"{list(WAITING.values())}\n", done.stderr
+
+
+def test_a_run_with_a_model_logs_the_choice_in_one_line(caplog, monkeypatch):
+    for name in (NUMBER, *WAITING):
+        monkeypatch.delenv(name, raising=False)
+    monkeypatch.setenv("GOMP_SPINCOUNT", "1000")
+    with caplog.at_level(logging.INFO, logger="flan_qa_pipeline"):
+        for tag in ("report", "train"):
+            computes = Pipeline([node(lambda: 1, None, "a", name="a", tags=[tag])])
+            ThreadHooks().before_pipeline_run(computes)
+    cores = threads.available_cores()
+    assert caplog.messages == [
+        f"CPU threads: {torch.get_num_threads()} on {cores} usable cores (GOMP_SPINCOUNT=1000)."
+    ]

@@ -39,7 +39,7 @@ def chosen(environment: Mapping[str, str], usable: int, known: int) -> dict[str,
     Returns:
         The variables to set.
     """
-    values = {}
+    values: dict[str, str] = {}
     number = max(1, usable // int(environment.get("LOCAL_WORLD_SIZE", 1)))
     given = NUMBER in environment and environment.get(CHOSEN) != environment[NUMBER]
     if number < known and not given:
