@@ -362,7 +362,8 @@ for kind in ("mt5", "umt5", "longt5", "t5gemma", "bart"):
 def documented():
     """The rows of the table in docs/hub.md: what happens, and the message."""
     text = (REPOSITORY / "docs/hub.md").read_text(encoding="utf-8")
-    rows = re.findall(r"^\| (.+?) \| (.+) \|$", text.partition("## What goes wrong")[2], re.M)
+    section = text.partition("## What goes wrong\n")[2].partition("\n## ")[0]
+    rows = re.findall(r"^\| (.+?) \| (.+) \|$", section, re.M)
     return dict(row for row in rows if row[0] != "what happens")
 
 
