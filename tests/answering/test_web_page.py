@@ -429,6 +429,17 @@ def test_kedro_serve_refuses_in_one_line(project, monkeypatch, options, complain
     assert complaint in refused.output
 
 
+def test_kedro_serve_reads_the_credentials_of_the_project_before_the_model(project, monkeypatch):
+    monkeypatch.chdir(project)
+    stored = project / "conf/local/credentials.yml"
+    stored.parent.mkdir(exist_ok=True)
+    stored.write_text("serving:\n  username: ann\n", encoding="utf-8")
+    refused = CliRunner().invoke(serve, ["--host=0.0.0.0"], obj=bootstrap_project(project))
+    stored.unlink()
+    assert refused.exit_code == 1
+    assert "credentials of the web page lack a valid password" in refused.output
+
+
 def test_kedro_serve_says_what_to_install(monkeypatch):
     monkeypatch.setitem(sys.modules, "gradio", None)
     for module in ("web_page", "web_server"):

@@ -4,13 +4,14 @@ import json
 import os
 import tempfile
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from pathlib import Path
 
 import httpx
 import pytest
 from test_web_page import free_port, like
 
+from flan_qa_pipeline.answering.served_model import ServedModel
 from flan_qa_pipeline.answering.web_access import Credentials
 from flan_qa_pipeline.answering.web_server import WebServer
 
@@ -69,6 +70,16 @@ def test_32_requests_at_a_time_come_back_right(client, pairs, expected):
 def test_health_names_what_answers(client, answerer):
     health = client.get("health").json()
     assert health == {"status": "ok", "base": "starter_t5", "adapter": None, "corpus": None}
+
+
+def test_what_the_adapter_records_is_named(answerer):
+    run = {
+        "run_id": "2026",
+        "parameters": {"data": {"train_file": "data/01_raw/starter_train.json"}},
+    }
+    model = ServedModel.of(replace(answerer.adapter, training={"run": run}))
+    assert model == ServedModel("starter_t5", "2026", "the embedded starter corpus")
+    assert model.learned_from_embedded_corpus
 
 
 def test_the_description_is_complete_and_needs_no_other_machine(client):
