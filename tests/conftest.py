@@ -282,8 +282,9 @@ def pairs(corpus):
 @pytest.fixture(scope="session")
 def adapter(starter, parameters, lora, pairs):
     """LoRA on the starter model whose most frequent answer to the pairs stands for abstaining."""
-    model = attach_lora(load_base_model(starter), lora, parameters.training)
-    with torch.no_grad():
+    with torch.random.fork_rng(devices=[]), torch.no_grad():
+        torch.manual_seed(1)
+        model = attach_lora(load_base_model(starter), lora, parameters.training)
         for name, weight in model.named_parameters():
             if "lora_B" in name:
                 weight.normal_(std=0.04)
