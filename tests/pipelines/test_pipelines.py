@@ -187,7 +187,8 @@ def commands(project, full_run, tiny_base, tiny_run, tmp_path_factory):
         [*unshare, sys.executable, "-c", COMMANDS, json.dumps(given), json.dumps(tiny_run)],
         cwd=project,
         env=os.environ
-        | {"HF_HUB_OFFLINE": "1", "HF_HOME": str(tmp_path_factory.mktemp("empty_cache"))},
+        | {"HF_HUB_OFFLINE": "1", "HF_HOME": str(tmp_path_factory.mktemp("no_cache"))}
+        | {"COLUMNS": "1000"},
         stdout=subprocess.PIPE,
         stderr=subprocess.STDOUT,
         text=True,
@@ -646,8 +647,9 @@ def test_a_bad_file_is_told_once_on_the_command_line(
     project, commands, tiny_base, number, complaint
 ):
     path = project / f"data/01_raw/bad_{number}.json"
-    (line,) = refusal(commands, f"--params=model.name={tiny_base},data.train_file={path}")
+    *logged, line = refusal(commands, f"--params=model.name={tiny_base},data.train_file={path}")
     assert line.startswith(f"Error: {path} {complaint}")
+    assert not [other for other in logged if "INFO  " not in other]  # the automatic choices
 
 
 def test_other_errors_keep_what_kedro_says_of_them(project, full_run, tiny_run, caplog):
