@@ -447,7 +447,7 @@ def test_a_session_does_not_pass_over_the_number_of_processes(project, options):
         ({"auto_find_batch_size": True}, "auto_find_batch_size: 2 processes cannot search"),
         ({"optim": "ademamix"}, "ademamix does not support the sharded weights"),
         ({"optim": "adafactor"}, "adafactor does not support the sharded weights"),
-        ({"cuda_graphs": True}, "steps cannot be captured: .*several processes train"),
+        ({"cuda_graphs": True}, "steps cannot be captured: .*distributed.fsdp spreads the weights"),
     ],
 )
 def test_what_several_processes_cannot_train_with_is_refused(raw_parameters, changes, complaint):

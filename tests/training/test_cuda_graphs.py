@@ -11,6 +11,7 @@ from flan_qa_pipeline.models.batching import collate
 from flan_qa_pipeline.models.loading import load_base_model
 from flan_qa_pipeline.pipelines.modeling.nodes import attach_lora
 from flan_qa_pipeline.training.cuda_graphs import GraphedPasses
+from flan_qa_pipeline.training.flat_gradients import FlatGradients
 
 needs_gpu = pytest.mark.skipif(not torch.cuda.is_available(), reason="only a GPU has CUDA graphs")
 
@@ -36,8 +37,8 @@ def batches(windows, tokenizer):
     ]
 
 
-def pass_both_ways(model, batch):
-    loss = model(**batch).loss
+def pass_both_ways(model, batch, scale=1):
+    loss = model(**batch).loss * scale
     loss.backward()
     return loss.detach()
 
@@ -47,7 +48,7 @@ def test_a_graph_gives_loss_and_gradients_of_the_model(model, batches):
     assert batches[0]["input_ids"].shape == batches[2]["input_ids"].shape
     assert batches[0]["input_ids"].shape != batches[1]["input_ids"].shape
     weights = [weight for weight in model.parameters() if weight.requires_grad]
-    passes = GraphedPasses(model)
+    passes = GraphedPasses(model, FlatGradients(model))
     for accumulated in (batches, batches[1:], batches[2:], batches[:1]):
         model.zero_grad()
         losses = [passes(batch) for batch in accumulated]
@@ -71,7 +72,7 @@ def drop_out(model):
 @needs_gpu
 def test_a_graph_draws_new_dropout_each_time(model, batches):
     drop_out(model)
-    passes = GraphedPasses(model)
+    passes = GraphedPasses(model, FlatGradients(model))
     losses = {passes(batches[0]).item() for _ in range(4)}
     assert len(losses) == 4
 
@@ -90,7 +91,7 @@ def test_training_on_graphs_has_the_same_losses(train, training, float32):
 @needs_gpu
 def test_capturing_draws_nothing(model, batches):
     drop_out(model)
-    passes, states = GraphedPasses(model), []
+    passes, states = GraphedPasses(model, FlatGradients(model)), []
     for clears in (False, True):
         torch.cuda.manual_seed(0)
         for _ in range(2):
@@ -107,13 +108,13 @@ class EagerPasses:
     lengths: ClassVar[set[int]] = set()
     n_cleared = 0
 
-    def __init__(self, model):
-        self._model = model
+    def __init__(self, model, gradients, scale):
+        self._model, self._scale = model, scale
 
     def __call__(self, batch):
         assert all(part.training for part in self._model.modules())
         self.lengths.add(batch["input_ids"].shape[1])
-        return pass_both_ways(self._model, batch)
+        return pass_both_ways(self._model, batch, self._scale)
 
     def clear(self):
         type(self).n_cleared += 1
@@ -127,7 +128,7 @@ def captures_eagerly(monkeypatch):
     monkeypatch.setattr("flan_qa_pipeline.training.trainer.GraphedPasses", EagerPasses)
     monkeypatch.setattr(
         "flan_qa_pipeline.pipelines.modeling.nodes.captures_graphs",
-        lambda model, training, processes: training.cuda_graphs is not False,
+        lambda model, training, fsdp: training.cuda_graphs is not False,
     )
 
 
