@@ -7,6 +7,7 @@ from datasets import Dataset
 from peft import PeftModel
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
+from flan_qa_pipeline.answering.batch_tokens import resolve_batch_tokens
 from flan_qa_pipeline.answering.generation import (
     GeneratedAnswer,
     generate_answers,
@@ -50,7 +51,7 @@ def answer_windows(
         tokenizer,
         windows["input_ids"][:],
         abstention=prompt.abstention,
-        batch_tokens=generation.batch_tokens,
+        batch_tokens=resolve_batch_tokens(generation.batch_tokens, model),
         max_new_tokens=generation.max_new_tokens,
         description=description,
     )
