@@ -142,7 +142,8 @@ def work(options: argparse.Namespace) -> None:
 
 def run_in(count: int, options: argparse.Namespace) -> dict[str, Any]:
     """Measure in so many processes; return what the first one wrote, with the seconds of it all."""
-    launcher = ["-m", "torch.distributed.run", "--standalone", f"--nproc-per-node={count}"]
+    launcher = ["-m", "torch.distributed.run", "--standalone", "--local-addr=127.0.0.1"]
+    launcher.append(f"--nproc-per-node={count}")
     command = [sys.executable, *(launcher if count > 1 else []), *sys.argv]
     threads = str(max(1, (os.cpu_count() or 1) // count))
     environment = os.environ | {"OMP_NUM_THREADS": threads}

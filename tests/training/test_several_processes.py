@@ -50,7 +50,8 @@ def in_two(specification, tmp_path_factory):
     folder = tmp_path_factory.mktemp("in_two")
     shares = {"per_device_train_batch_size": 2, "gradient_accumulation_steps": 2}
     changed = specification | {"training": specification["training"] | shares}
-    launcher = ["-m", "torch.distributed.run", "--standalone", "--nproc-per-node=2"]
+    launcher = ["-m", "torch.distributed.run", "--standalone", "--local-addr=127.0.0.1"]
+    launcher.append("--nproc-per-node=2")
     command = [sys.executable, *launcher, steps.__file__, json.dumps(changed), str(folder)]
     paths = os.pathsep.join(filter(None, sys.path))
     done = subprocess.run(  # noqa: S603

@@ -21,6 +21,7 @@ OVERRIDDEN = {
     "_load_from_checkpoint": ["self", "resume_from_checkpoint", "model"],
     "_load_optimizer_and_scheduler": ["self", "checkpoint"],
     "_load_rng_state": ["self", "checkpoint"],
+    "_clip_grad_norm": ["self", "model"],
     "_finalize_training": ["self", "trial", "num_train_samples", "start_time"],
     "_get_train_sampler": ["self", "train_dataset"],
 }

@@ -5,6 +5,7 @@ module only, and `tests/training/test_transformers_private.py` checks each of th
 installed version. To raise the upper bound on transformers in pyproject.toml, run that file first.
 """
 
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
@@ -30,7 +31,8 @@ class OpenTrainer(Seq2SeqTrainer):
     Subclasses implement `save_checkpoint`, `load_checkpoint`, `load_optimizer_and_scheduler` and
     `load_random_state`, which replace transformers' pickled files.
 
-    Two values differ from transformers. The last log counts the loss of all processes, not of the
+    Gradients are clipped without a search of all modules for weights in every step. Two values
+    differ from transformers. The last log counts the loss of all processes, not of the
     first alone, and the seconds in `earlier_seconds`. Batches of similar lengths are drawn from
     the effective batch of all processes, as one process draws them.
     """
@@ -101,6 +103,13 @@ class OpenTrainer(Seq2SeqTrainer):
     def _load_rng_state(self, checkpoint: str | None) -> None:
         if checkpoint is not None:
             self.load_random_state()
+
+    @cached_property
+    def _trained_weights(self) -> list[torch.nn.Parameter]:
+        return [weight for weight in self.model.parameters() if weight.requires_grad]
+
+    def _clip_grad_norm(self, model: Any) -> torch.Tensor:
+        return self.accelerator.clip_grad_norm_(self._trained_weights, self.args.max_grad_norm)
 
     def _finalize_training(
         self, trial: Any, num_train_samples: int, start_time: float
