@@ -10,7 +10,8 @@ with the capture of CUDA graphs; the node of evaluation, the second time. `ratio
 one process. By Amdahl's law the ratio of n processes is 1 / (s + (1 - s) / n); `share that does
 not scale` is s. An all-reduce of as many bytes as the gradients, and one of 256 MiB, are timed
 alone; `bus GB/s` is of the large one, 2 (n - 1) / n times its bytes by its time, as NCCL's tests
-count. `limit` is the ratio of steps that take as long as one process's, plus that all-reduce.
+count. The JSON also has the ratios of more processes by that law. `limit` is the ratio of steps
+that take as long as one process's, plus that all-reduce.
 """
 
 import argparse
@@ -46,6 +47,7 @@ from flan_qa_pipeline.runtime.provenance import package_versions
 MIB = 2**20
 LARGE = 256 * MIB
 REPEATED = 20  # all-reduces timed
+CALCULATED = (4, 8, 16)  # processes that Amdahl's law gives a ratio for
 
 
 def parameters_for(options: argparse.Namespace) -> Parameters:
@@ -180,6 +182,19 @@ def rows_of(
     return rows
 
 
+def expected(results: list[dict[str, Any]]) -> dict[str, dict[int, float]]:
+    """Calculate the ratios of more processes from the last shares that do not scale."""
+    shares = {
+        row["part"]: row["share that does not scale"]
+        for row in results
+        if "share that does not scale" in row
+    }
+    return {
+        part: {n: 1 / (share + (1 - share) / n) for n in CALCULATED}
+        for part, share in shares.items()
+    }
+
+
 def parse_options() -> argparse.Namespace:
     """Parse the command line."""
     parser = argparse.ArgumentParser(description=__doc__.partition("\n")[0])
@@ -226,6 +241,7 @@ def main() -> None:
                 "batch size of a process": options.batch_size,
                 "LoRA targets": options.target_modules,
                 "measured": found,
+                "ratios by Amdahl's law": expected(results),
             }
             for row in results[-4:]:
                 print(json.dumps(row), flush=True)

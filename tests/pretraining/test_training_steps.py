@@ -5,6 +5,7 @@ import json
 import pytest
 import torch
 from accelerate.utils import set_seed
+from conftest import DEVICE
 from datasets import Dataset, DatasetDict
 from english import read_english, small, train_small_tokenizer
 from transformers import AutoModelForSeq2SeqLM
@@ -81,6 +82,7 @@ def train(make_source, pretrain, tmp_path):
     def run(model=None, folder=tmp_path / "whole", **changes):
         set_seed(3)
         model = model or build_random_t5(pretrain.architecture, dropout=pretrain.dropout)
+        model.to(DEVICE)
         settings = pretrain.model_copy(update=changes)
         phase = Phase(model, settings.reader, settings, [make_source(), make_source()], folder)
         return model, phase

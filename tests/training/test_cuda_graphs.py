@@ -9,10 +9,10 @@ from conftest import DEVICE, on_gpu
 
 from flan_qa_pipeline.errors import InputError
 from flan_qa_pipeline.models.batching import collate
+from flan_qa_pipeline.models.flat_gradients import FlatGradients
 from flan_qa_pipeline.models.loading import load_base_model
 from flan_qa_pipeline.pipelines.modeling.nodes import attach_lora
 from flan_qa_pipeline.training.cuda_graphs import GraphedPasses
-from flan_qa_pipeline.training.flat_gradients import FlatGradients
 
 
 @pytest.fixture

@@ -179,6 +179,7 @@ def test_similar_lengths_are_drawn_from_the_batch_of_all_processes(tmp_path, mon
     [sampler] = samplers
     assert isinstance(sampler, LengthGroupedSampler), TRANSFORMERS
     assert sampler.batch_size == 4, TRANSFORMERS
+    assert sampler.lengths == [LENGTHS[n % 2] for n in range(N_EXAMPLES)], TRANSFORMERS
 
 
 def test_batches_are_not_multiplied_by_the_gpus_seen(tmp_path, monkeypatch):

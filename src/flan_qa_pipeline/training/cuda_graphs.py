@@ -15,8 +15,8 @@ from torch import nn
 
 from flan_qa_pipeline.config.parameters import TrainingParameters
 from flan_qa_pipeline.errors import InputError
+from flan_qa_pipeline.models.flat_gradients import FlatGradients
 from flan_qa_pipeline.training.arguments import uses_dora
-from flan_qa_pipeline.training.flat_gradients import FlatGradients
 
 logger = logging.getLogger(__name__)
 

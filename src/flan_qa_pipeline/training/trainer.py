@@ -26,11 +26,11 @@ from flan_qa_pipeline.config.parameters import TrainingParameters
 from flan_qa_pipeline.models.adapter import adapter_weights, set_adapter_weights
 from flan_qa_pipeline.models.batching import coarse_length, collate, round_up
 from flan_qa_pipeline.models.device import MIB, free_memory, peak_memory
+from flan_qa_pipeline.models.flat_gradients import FlatGradients
 from flan_qa_pipeline.training.best_adapter import BestAdapter, EarlyStopping
 from flan_qa_pipeline.training.common_lengths import CommonLengths
 from flan_qa_pipeline.training.cuda_graphs import GraphedPasses
 from flan_qa_pipeline.training.divergence import Divergence
-from flan_qa_pipeline.training.flat_gradients import FlatGradients
 from flan_qa_pipeline.training.progress import LastingTensorBoard, LossInProgressBar
 from flan_qa_pipeline.training.resuming import ResumableTrainer
 from flan_qa_pipeline.training.step_timer import StepTimer

@@ -9,7 +9,9 @@ from functools import cached_property
 from pathlib import Path
 from typing import Any
 
+import pyarrow.compute as pc
 import torch
+from datasets import Dataset
 from torch.utils.data import Sampler
 from transformers import Seq2SeqTrainer, TrainingArguments
 from transformers.trainer_pt_utils import LengthGroupedSampler
@@ -119,8 +121,14 @@ class OpenTrainer(Seq2SeqTrainer):
             trial, num_train_samples, start_time - self.earlier_seconds
         )
 
-    def _get_train_sampler(self, *args: Any, **kwargs: Any) -> Sampler[int] | None:
-        sampler = super()._get_train_sampler(*args, **kwargs)
+    def _get_train_sampler(self, train_dataset: Any = None) -> Sampler[int] | None:
+        dataset = self.train_dataset if train_dataset is None else train_dataset
+        if isinstance(dataset, Dataset) and "input_ids" in dataset.column_names:
+            # The sampler reads lengths alone; from the dataset it would read row by row.
+            column = dataset.with_format("arrow")[:]["input_ids"]
+            lengths = pc.list_value_length(column).to_pylist()
+            dataset = [{"input_ids": range(length)} for length in lengths]
+        sampler = super()._get_train_sampler(dataset)
         if isinstance(sampler, LengthGroupedSampler):
             sampler.batch_size *= self.args.world_size
         return sampler

@@ -33,8 +33,20 @@ class FlatGradients:
             for weight, part in zip(self.weights, self._parts, strict=True):
                 weight.grad = part
 
-    def average(self) -> None:
-        """Average the gradients over all processes, which must call this together."""
+    def average(self, dtype: torch.dtype | None = None) -> None:
+        """Average the gradients over all processes, which must call this together.
+
+        Args:
+            dtype: of the numbers that the processes exchange; by default the gradients' own.
+        """
         if (processes := PartialState().num_processes) > 1:
-            torch.distributed.all_reduce(self.whole)  # a sum, since gloo computes no mean
-            self.whole /= processes
+            sent = self.whole.to(dtype or self.whole.dtype)
+            torch.distributed.all_reduce(sent)  # a sum, since gloo computes no mean
+            sent /= processes
+            self.whole.copy_(sent)
+
+    def clip(self, largest: float) -> torch.Tensor:
+        """Scale the gradients to a norm of at most `largest`; return the norm before."""
+        norm = self.whole.norm()
+        self.whole.mul_((largest / (norm + 1e-6)).clamp(max=1.0))
+        return norm
