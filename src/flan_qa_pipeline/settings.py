@@ -14,6 +14,7 @@ from flan_qa_pipeline.runtime.atomic_catalog import AtomicCatalog
 from flan_qa_pipeline.runtime.configuration import ProjectConfigLoader
 from flan_qa_pipeline.runtime.current_run import CurrentRun
 from flan_qa_pipeline.runtime.hooks.checkpoints import CheckpointHooks
+from flan_qa_pipeline.runtime.hooks.compared_runs import ComparedRunHooks
 from flan_qa_pipeline.runtime.hooks.costs import NodeCostHooks, RunRecordHooks
 from flan_qa_pipeline.runtime.hooks.failures import FailureHooks
 from flan_qa_pipeline.runtime.hooks.hub_inputs import HubInputHooks
@@ -34,6 +35,7 @@ in_order = (
     HubInputHooks(run),
     SavedInputHooks(run),
     RunRecordHooks(run),
+    ComparedRunHooks(run),
     NodeCostHooks(),
     DeviceChoiceHooks(run),
     OutputHooks(run),

@@ -19,7 +19,7 @@ import gradio as gr
 from flan_qa_pipeline.answering.answerer import Answer, QuestionAnswerer
 from flan_qa_pipeline.config.parameters import ServingParameters
 from flan_qa_pipeline.errors import InputError
-from flan_qa_pipeline.evaluation.subject import base_name, corpus_name
+from flan_qa_pipeline.evaluation.subject import base_name, trained_on
 
 logger = logging.getLogger(__name__)
 
@@ -175,8 +175,8 @@ def build_page(answerer: QuestionAnswerer, serving: ServingParameters) -> gr.Blo
 def _introduction(answerer: QuestionAnswerer) -> str:
     adapter = answerer.adapter
     run = adapter.training.get("run", {})
-    parameters = run.get("parameters")
-    corpus = f" on {corpus_name(parameters['data']['train_file'])}" if parameters else ""
+    named = trained_on(run)
+    corpus = f" on {named}" if named else ""
     version = f" (adapter {run['run_id']})" if "run_id" in run else ""
     base = base_name(adapter.provenance["model"]["name"])
     models = f"The base model {base} and the same model fine-tuned{corpus}{version} answer."

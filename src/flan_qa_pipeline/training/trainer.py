@@ -65,10 +65,11 @@ def build_trainer(
     """
     callbacks = [
         LossInProgressBar("Train the adapter"),
-        LastingTensorBoard(log_folder),
         StepTimer(),
         BestAdapter(keep=training.load_best_model_at_end),
     ]
+    if training.report_to == "tensorboard":
+        callbacks.append(LastingTensorBoard(log_folder))
     if training.early_stopping_patience:
         callbacks.append(
             EarlyStopping(training.early_stopping_patience, training.early_stopping_threshold)
