@@ -20,11 +20,13 @@ from flan_qa_pipeline.runtime.hooks.failures import FailureHooks
 from flan_qa_pipeline.runtime.hooks.hub_inputs import HubInputHooks
 from flan_qa_pipeline.runtime.hooks.inputs import InputHooks
 from flan_qa_pipeline.runtime.hooks.logs import DeviceChoiceHooks, FailureLogHooks, QuietHooks
+from flan_qa_pipeline.runtime.hooks.mlflow_log import MlflowHooks
 from flan_qa_pipeline.runtime.hooks.outputs import OutputHooks
 from flan_qa_pipeline.runtime.hooks.parameters import ParameterHooks
 from flan_qa_pipeline.runtime.hooks.processes import ProcessHooks
 from flan_qa_pipeline.runtime.hooks.results import ResultHooks
 from flan_qa_pipeline.runtime.hooks.saved_inputs import SavedInputHooks
+from flan_qa_pipeline.runtime.launched import leads
 
 run = CurrentRun()
 in_order = (
@@ -40,6 +42,7 @@ in_order = (
     DeviceChoiceHooks(run),
     OutputHooks(run),
     CheckpointHooks(run),
+    MlflowHooks(run),
     ResultHooks(run),
     FailureLogHooks(),
     FailureHooks(),
@@ -60,3 +63,5 @@ DATA_CATALOG_CLASS = AtomicCatalog
 DISABLE_HOOKS_FOR_PLUGINS: tuple[str, ...] = ("kedro-telemetry",)
 if find_kedro_project(Path.cwd()) is None:
     DISABLE_HOOKS_FOR_PLUGINS += ("kedro-viz",)
+if not leads():  # of several processes, one logs
+    DISABLE_HOOKS_FOR_PLUGINS += ("kedro_mlflow",)

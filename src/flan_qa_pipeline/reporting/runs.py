@@ -59,12 +59,11 @@ class SavedRun:
         }
         return found.get(kept, list(found.values())[-1] if found else None)
 
-    def flat_parameters(self) -> dict[str, str]:
-        """Map the names of parameters, such as `lora.r`, to their values as texts."""
-        sections = {name: self.parameters.get(name, {}) for name in SECTIONS}
-        return {
-            name: _text(value) for name, value in _leaves(sections) if name not in WITHOUT_EFFECT
-        }
+
+def flat_parameters(parameters: Mapping[str, Any]) -> dict[str, str]:
+    """Map names such as `lora.r` to values as texts, of what decides the saved results."""
+    sections = {name: parameters.get(name, {}) for name in SECTIONS}
+    return {name: _text(value) for name, value in _leaves(sections) if name not in WITHOUT_EFFECT}
 
 
 def _leaves(values: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, Any]]:
@@ -86,7 +85,7 @@ def _text(value: Any) -> str:
 
 def differing_parameters(runs: Sequence[SavedRun]) -> dict[str, list[str]]:
     """Map each parameter whose value differs between runs to its values, "" where it is unknown."""
-    flat = [run.flat_parameters() for run in runs]
+    flat = [flat_parameters(run.parameters) for run in runs]
     names = dict.fromkeys(name for parameters in flat for name in parameters)
     known = [parameters for parameters in flat if parameters]
     return {

@@ -34,8 +34,6 @@ SHARED_WITH_TRANSFORMERS = {  # same name, same meaning in Seq2SeqTrainingArgume
     "seed",
 }
 
-OF_TRANSFORMERS = {"wandb", "mlflow"}  # trackers whose callbacks the Trainer adds itself
-
 
 def build_arguments(
     training: TrainingParameters, model: PeftModel, *, checkpoints: Path, n_eval_windows: int
@@ -66,7 +64,7 @@ def build_arguments(
         accelerator_config={"non_blocking": on_gpu},
         logging_nan_inf_filter=False,  # `Divergence` looks for NaN without waiting for the GPU
         ddp_find_unused_parameters=False,
-        report_to=training.report_to if training.report_to in OF_TRANSFORMERS else "none",
+        report_to="wandb" if training.report_to == "wandb" else "none",  # others: build_trainer
         disable_tqdm=False,  # else a quiet transformers prints every row of the log
     )
     use_one_gpu(arguments)

@@ -28,7 +28,11 @@ from flan_qa_pipeline.models.device import MIB, free_memory, peak_memory
 from flan_qa_pipeline.training.best_adapter import BestAdapter, EarlyStopping
 from flan_qa_pipeline.training.cuda_graphs import GraphedPasses
 from flan_qa_pipeline.training.divergence import Divergence
-from flan_qa_pipeline.training.progress import LastingTensorBoard, LossInProgressBar
+from flan_qa_pipeline.training.progress import (
+    LastingTensorBoard,
+    LossInProgressBar,
+    NumbersInMlflow,
+)
 from flan_qa_pipeline.training.resuming import ResumableTrainer
 from flan_qa_pipeline.training.step_timer import StepTimer
 
@@ -70,6 +74,8 @@ def build_trainer(
     ]
     if training.report_to == "tensorboard":
         callbacks.append(LastingTensorBoard(log_folder))
+    elif training.report_to == "mlflow":
+        callbacks.append(NumbersInMlflow())
     if training.early_stopping_patience:
         callbacks.append(
             EarlyStopping(training.early_stopping_patience, training.early_stopping_threshold)
