@@ -283,11 +283,13 @@ def test_runs_lists_saved_versions_in_the_terminal_and_as_a_page(
     )
     assert listed.exit_code == 0, listed.output
     assert max(map(len, listed.output.splitlines()[:-1])) <= 80
-    first, second = (listed.output.index(version) for version in (again, full_run))
-    assert first < second
-    assert f"adapter {full_run}" in " ".join(listed.output[first:second].split())
-    assert "generation.max_new_" in listed.output[first:second]
-    assert "dev" in listed.output and "MiB" in listed.output
+    head, *entries = re.split(r"\n(?=\S+ +EM )", listed.output)
+    assert "dev" in head and "MiB" in head
+    newest, *_, oldest = (entry.split() for entry in entries)
+    assert (newest[0], oldest[0]) == (again, full_run)
+    assert newest[newest.index("adapter") + 1] == full_run
+    assert "adapter" not in oldest
+    assert "generation.max_new_" in " ".join(newest)
     page = (project / "data/08_reporting/runs.html").read_text(encoding="utf-8")
     assert "generation.max_new_tokens" in page
     overall = load(project, "score_table", full_run)["F1 fine-tuned"].iloc[0]
