@@ -278,11 +278,12 @@ def list_runs(metadata: "ProjectMetadata", env: str | None, params: dict[str, An
     from flan_qa_pipeline.reporting.run_summary import print_runs
     from flan_qa_pipeline.reporting.runs import runs_page
     from flan_qa_pipeline.runtime import kedro_private
+    from flan_qa_pipeline.runtime.atomic_catalog import AtomicCatalog
     from flan_qa_pipeline.runtime.saved_runs import read_runs, scored_versions
 
     session = KedroSession.create(metadata.project_path, env=env, runtime_params=params)
     with session:
-        catalog = session.load_context().catalog
+        catalog = cast(AtomicCatalog, session.load_context().catalog)
     runs = read_runs(catalog, scored_versions(catalog))
     if not runs:
         place = kedro_private.place_of(catalog["score_table"])

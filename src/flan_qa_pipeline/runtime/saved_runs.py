@@ -7,7 +7,6 @@ from pathlib import Path
 from typing import Any
 
 import pandas as pd
-from kedro.io import CatalogProtocol
 from kedro.io.core import Version, VersionNotFoundError
 
 from flan_qa_pipeline.datasets.reading import load
@@ -16,21 +15,21 @@ from flan_qa_pipeline.models.adapter import TRAINING
 from flan_qa_pipeline.reporting.figures import MODELS
 from flan_qa_pipeline.reporting.runs import SavedRun
 from flan_qa_pipeline.runtime import kedro_private
+from flan_qa_pipeline.runtime.atomic_catalog import AtomicCatalog
 from flan_qa_pipeline.runtime.hooks.costs import RUN_DETAILS
 
 OF_THE_TRAINING = ("data", "model", "prompt", "tokenization", "lora", "training")
-Catalog = CatalogProtocol[Any, Any]
 
 
-def scored_versions(catalog: Catalog) -> list[str]:
+def scored_versions(catalog: AtomicCatalog) -> list[str]:
     """List the versions that saved scores, newest first."""
     with suppress(VersionNotFoundError):
-        versions: list[str] = catalog["score_table"].list_versions(full_path=False)
-        return versions
+        table: Any = catalog["score_table"]
+        return list(table.list_versions(full_path=False))
     return []
 
 
-def read_runs(catalog: Catalog, versions: Iterable[str]) -> list[SavedRun]:
+def read_runs(catalog: AtomicCatalog, versions: Iterable[str]) -> list[SavedRun]:
     """Read what these versions saved; what a version did not save stays empty.
 
     Raises:
@@ -39,7 +38,7 @@ def read_runs(catalog: Catalog, versions: Iterable[str]) -> list[SavedRun]:
     return [_read_run(catalog, version) for version in versions]
 
 
-def _read_run(catalog: Catalog, version: str) -> SavedRun:
+def _read_run(catalog: AtomicCatalog, version: str) -> SavedRun:
     details = _saved(catalog, RUN_DETAILS, version) or {}
     adapter = details.get("loaded", {}).get("adapter", version)
     training = _training(catalog, adapter)
@@ -59,13 +58,13 @@ def _read_run(catalog: Catalog, version: str) -> SavedRun:
     )
 
 
-def _saved(catalog: Catalog, name: str, version: str) -> Any:
+def _saved(catalog: AtomicCatalog, name: str, version: str) -> Any:
     """Load a version of a dataset; None if there is none."""
     dataset = catalog.get(name, version=Version(version, None))
     return load(dataset) if dataset is not None and dataset.exists() else None
 
 
-def _training(catalog: Catalog, version: str) -> dict[str, Any] | None:
+def _training(catalog: AtomicCatalog, version: str) -> dict[str, Any] | None:
     """Read an adapter's record of its training, without its weights."""
     dataset = catalog.get("adapter", version=Version(version, None))
     path = Path(str(kedro_private.load_path(dataset)), TRAINING) if dataset is not None else None

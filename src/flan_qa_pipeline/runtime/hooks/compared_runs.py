@@ -1,11 +1,9 @@
 """Hooks that read what two compared versions were made with."""
 
-from typing import Any
-
 from kedro.framework.hooks import hook_impl
-from kedro.io import CatalogProtocol
 from kedro.pipeline import Pipeline
 
+from flan_qa_pipeline.runtime.atomic_catalog import AtomicCatalog
 from flan_qa_pipeline.runtime.current_run import CurrentRun
 
 COMPARED_RUNS = "compared_runs"
@@ -18,7 +16,7 @@ class ComparedRunHooks:
         self._run = run
 
     @hook_impl
-    def before_pipeline_run(self, pipeline: Pipeline, catalog: CatalogProtocol[Any, Any]) -> None:
+    def before_pipeline_run(self, pipeline: Pipeline, catalog: AtomicCatalog) -> None:
         if COMPARED_RUNS not in pipeline.inputs():
             return
         from flan_qa_pipeline.runtime.saved_runs import read_runs

@@ -2,7 +2,7 @@
 
 import re
 import sys
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -57,10 +57,9 @@ class MlflowHooks:
         for name, value in flat_parameters(self._run.parameters.model_dump()).items():
             if name not in logged:
                 client.log_param(self._id, name, value)
-        for name, to_metrics in {"score_table": score_metrics, "cost_table": cost_metrics}.items():
-            if name in made:
-                for metric, value in to_metrics(catalog.load(name)).items():
-                    client.log_metric(self._id, NOT_IN_METRICS.sub("", metric), value)
+        for name in METRICS_OF.keys() & made:
+            for metric, number in METRICS_OF[name](catalog.load(name)).items():
+                client.log_metric(self._id, NOT_IN_METRICS.sub("", metric), number)
         for path in _files(catalog, made):
             client.log_artifact(self._id, str(path), FOLDERS[path.suffix])
 
@@ -68,12 +67,12 @@ class MlflowHooks:
 def _files(catalog: Catalog, names: Iterable[str]) -> Iterable[Path]:
     for name in sorted(names):
         dataset = catalog.get(name)
-        place = kedro_private.place_of(dataset) if dataset is not None else None
-        if place is None or place.suffix not in FOLDERS or not catalog.exists(name):
-            continue
-        path = Path(str(kedro_private.load_path(dataset)))
-        if path.is_file():
-            yield path
+        place = kedro_private.place_of(dataset)
+        is_logged = dataset is not None and place is not None and place.suffix in FOLDERS
+        if is_logged and catalog.exists(name):
+            path = Path(str(kedro_private.load_path(catalog[name])))
+            if path.is_file():  # and not in an object store
+                yield path
 
 
 def score_metrics(table: "pd.DataFrame") -> Mapping[str, float]:
@@ -92,3 +91,9 @@ def cost_metrics(table: "pd.DataFrame") -> Mapping[str, float]:
         f"{row['kind']}/{row['quantity']} {row['unit']}": float(row["value"])
         for row in table.to_dict("records")
     }
+
+
+METRICS_OF: dict[str, Callable[["pd.DataFrame"], Mapping[str, float]]] = {
+    "score_table": score_metrics,
+    "cost_table": cost_metrics,
+}
