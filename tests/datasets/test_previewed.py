@@ -1,6 +1,7 @@
 """What Kedro-Viz previews: rounded tables, Markdown and pages with a link to their file."""
 
 import inspect
+import re
 
 import pandas as pd
 import pytest
@@ -21,10 +22,30 @@ def test_a_table_is_previewed_rounded_and_saved_in_full(tmp_path):
 
 
 def versioned(kind, tmp_path, text):
-    path = tmp_path / "a file"
+    path = tmp_path / "a_file"
     dataset = kind(filepath=str(path), version=Version(None, "v1"))
     dataset.save(text)
-    return dataset, f'<p><a href="{(path / "v1" / "a file").as_uri()}">{path}/v1/a file</a></p>'
+    uri = (path / "v1/a_file").as_uri().replace("_", "%5F")
+    return dataset, f"\n\n[Open the file]({uri})"
+
+
+def as_shown_by_kedro_viz(preview):
+    """Apply what Kedro-Viz 12 does to HTML that could change its text."""
+    for mark in (r"__", r"_", r"\*"):
+        preview = re.sub(rf"{mark}([^\n\r\u2028\u2029]*?){mark}", r"<em>\1</em>", preview)
+    preview = re.sub(r"`([^`]+)`", r"<code>\1</code>", preview)
+    preview = re.sub(r"\[([^\]]+)\]\(([^)]+)\)", r'<a href="\2">\1</a>', preview)
+    return preview.replace("\n", "<br>").replace("<span hidden>\u2028</span>", "")
+
+
+def test_kedro_viz_shows_texts_as_they_are(tmp_path):
+    text = "| a_b | c_d | *e* |\n|:---|:---|---:|\n| [x](javascript:alert) | __f__ | g_h |\n"
+    dataset, _ = versioned(MarkdownDataset, tmp_path, text.replace("*", "\\*").replace("_", "\\_"))
+    shown = as_shown_by_kedro_viz(dataset.preview())
+    for cell in ("a_b", "c_d", "*e*", "__f__", "g_h"):
+        assert f">{cell}</t" in shown
+    assert shown.count("<a ") == 1 and "<em>" not in shown
+    assert shown.endswith(">Open the file</a>")
 
 
 def test_markdown_is_previewed_as_a_page_with_a_link(tmp_path):

@@ -791,7 +791,7 @@ def test_viz_shows_layers_in_order_and_previews(project, full_run):
                 path = project / "build/api/nodes" / node["id"]
                 preview = json.loads(path.read_text(encoding="utf-8"))["preview"]
                 assert "<td" in preview
-                assert preview.endswith(f"/{file}</a></p>")
+                assert preview.endswith(f"/{file.replace('_', '%5F')})")
 
 
 def test_the_metric_module_gives_the_reported_scores(project, full_run, tmp_path):

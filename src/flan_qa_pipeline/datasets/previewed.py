@@ -1,7 +1,6 @@
 """Kedro datasets that Kedro-Viz previews for reading: rounded tables, Markdown, HTML pages."""
 
 import re
-from html import escape
 from pathlib import Path
 from typing import Any
 
@@ -14,6 +13,8 @@ from markdown_it import MarkdownIt
 from flan_qa_pipeline.runtime.kedro_private import load_path
 
 DIGITS = 4
+SEPARATOR = "<span hidden>\u2028</span>"
+SYNTAX = re.compile(r"[_*`\]](?![^<]*>)")  # of Markdown, outside tags
 HEAD = re.compile(
     r"(?P<title><h1>.*?</h1>).*?(?P<facts><p class=\"facts\">.*?</p>)"
     r".*?(?P<table><table.*?</table>)",
@@ -54,7 +55,7 @@ class MarkdownDataset(TextDataset):
     """
 
     def preview(self) -> HTMLPreview:
-        return HTMLPreview(MarkdownIt("js-default").render(self.load()) + _link(self))
+        return _previewed(self, MarkdownIt("js-default").render(self.load()))
 
 
 class PageDataset(TextDataset):
@@ -72,16 +73,24 @@ class PageDataset(TextDataset):
 
     def preview(self) -> HTMLPreview:
         head = HEAD.search(self.load())
-        return HTMLPreview("".join(head.groups() if head else ()) + _link(self))
+        return _previewed(self, "".join(head.groups()) if head else "")
+
+
+def _previewed(dataset: TextDataset, html: str) -> HTMLPreview:
+    """Add a link to the dataset's file; show the HTML as it is.
+
+    Kedro-Viz reads it as Markdown, too: it joins pairs of `_` and `*` on one line, turns `[a](b)`
+    into a link, whatever its scheme, and starts a new line at each line feed. A hidden line
+    separator after such a character prevents that.
+    """
+    one_line = " ".join(html.split()).replace("</span><span>", "</span> <span>")
+    path = Path(str(load_path(dataset)))
+    link = path.as_uri() if path.is_absolute() else str(path)
+    shown = SYNTAX.sub(rf"\g<0>{SEPARATOR}", one_line)
+    return HTMLPreview(f"{shown}\n\n[Open the file]({link.replace('_', '%5F')})")
 
 
 def _rounded(value: Any) -> Any:
     if pd.isna(value):
         return ""
     return float(f"{value:.{DIGITS}g}") if isinstance(value, float) else value
-
-
-def _link(dataset: TextDataset) -> str:
-    path = str(load_path(dataset))
-    href = Path(path).as_uri() if Path(path).is_absolute() else path
-    return f'<p><a href="{escape(href)}">{escape(path)}</a></p>'
