@@ -69,13 +69,10 @@ def build_trainer(
     """
     callbacks = [
         LossInProgressBar("Train the adapter"),
+        *_trackers(training, log_folder),
         StepTimer(),
         BestAdapter(keep=training.load_best_model_at_end),
     ]
-    if training.report_to == "tensorboard":
-        callbacks.append(LastingTensorBoard(log_folder))
-    elif training.report_to == "mlflow":
-        callbacks.append(NumbersInMlflow())
     if training.early_stopping_patience:
         callbacks.append(
             EarlyStopping(training.early_stopping_patience, training.early_stopping_threshold)
@@ -99,6 +96,13 @@ def build_trainer(
     for callback in callbacks:
         trainer.add_callback(callback)
     return trainer
+
+
+def _trackers(training: TrainingParameters, log_folder: Path) -> list[TrainerCallback]:
+    """Make the callback of the chosen tracker; the Trainer makes the one of wandb."""
+    if training.report_to == "tensorboard":
+        return [LastingTensorBoard(log_folder)]
+    return [NumbersInMlflow()] if training.report_to == "mlflow" else []
 
 
 class AnsweringTrainer(ResumableTrainer):
