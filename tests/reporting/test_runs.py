@@ -42,7 +42,7 @@ def runs():
             SECOND,
             adapter=FIRST,
             parameters=parameters(r=8, use_dora=True, folder="b"),
-            training={"best_step": None, "log": log},
+            training={"best_step": None, "steps": 9, "log": log},
             scores={"overall": scores["overall"]},
         ),
         SavedRun(THIRD),

@@ -9,6 +9,7 @@ import pandas as pd
 from flan_qa_pipeline.evaluation.breakdown import METRICS
 from flan_qa_pipeline.evaluation.subject import base_name
 from flan_qa_pipeline.reporting.html_report import render_table
+from flan_qa_pipeline.training.record import kept_evaluation
 
 SECTIONS = ("data", "model", "prompt", "tokenization", "lora", "training", "generation")
 WITHOUT_EFFECT = {  # on what a run saves
@@ -51,13 +52,8 @@ class SavedRun:
     @property
     def dev_f1(self) -> float | None:
         """The F1 on dev questions of the adapter that training kept."""
-        kept = self.training.get("best_step")
-        found = {
-            entry["step"]: float(entry["eval_f1"])
-            for entry in self.training.get("log", [])
-            if "eval_f1" in entry
-        }
-        return found.get(kept, list(found.values())[-1] if found else None)
+        kept = kept_evaluation(self.training)
+        return kept and kept["eval_f1"]
 
 
 def flat_parameters(parameters: Mapping[str, Any]) -> dict[str, str]:
