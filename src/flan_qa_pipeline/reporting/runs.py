@@ -53,7 +53,7 @@ class SavedRun:
     def dev_f1(self) -> float | None:
         """The F1 on dev questions of the adapter that training kept."""
         kept = kept_evaluation(self.training)
-        return kept and kept["eval_f1"]
+        return None if kept is None else float(kept["eval_f1"])
 
 
 def flat_parameters(parameters: Mapping[str, Any]) -> dict[str, str]:
