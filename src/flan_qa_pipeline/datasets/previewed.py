@@ -5,7 +5,7 @@ from pathlib import Path
 from typing import Any
 
 import pandas as pd
-from kedro_datasets._typing import HTMLPreview, TablePreview
+from kedro_datasets._typing import HTMLPreview, TablePreview  # as Kedro-Viz documents
 from kedro_datasets.pandas import CSVDataset
 from kedro_datasets.text import TextDataset
 from markdown_it import MarkdownIt
