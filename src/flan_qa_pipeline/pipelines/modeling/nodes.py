@@ -145,12 +145,8 @@ def train_adapter(
         cuda_graphs=cuda_graphs,
     )
     trainer.train_or_resume(training.resume)
-    record = training_record(
-        trainer,
-        model,
-        fingerprint=fingerprint,
-        run=run_record | {"fingerprints": inputs, "corpora": recognized(questions)},
-    )
+    run = run_record | {"fingerprints": inputs, "corpora": recognized(questions)}
+    record = training_record(trainer, model, fingerprint=fingerprint, run=run)
     provenance = provenance_of(model, prompt, tokenization=tokenization, generation=generation)
     return extract_adapter(lora_model, tokenizer, provenance, record)
 
