@@ -298,6 +298,9 @@ class TrainingParameters(_Section):
     """The order of the training windows; `group_by_length` makes batches of similar length."""
     logging_steps: Positive
     """Steps between two logs of the loss."""
+    report_to: Literal["tensorboard", "wandb", "mlflow", "none"]
+    """The tracker that gets the log. `tensorboard` writes into `logging_dir`; `wandb` and `mlflow`
+    must be installed and are set up by their own environment variables."""
     eval_strategy: Strategy
     """When to evaluate on the dev articles: never, every `eval_steps`, or after each epoch."""
     eval_steps: Steps
@@ -345,8 +348,10 @@ class DistributedParameters(_Section):
 class GenerationParameters(_Section):
     """Greedy decoding, the same for the base and the fine-tuned model."""
 
-    batch_tokens: Positive
-    """Input tokens in a batch of questions to answer, padding included."""
+    batch_tokens: Literal["auto"] | Positive
+    """Input tokens in a batch of questions to answer, padding included. `auto` is 8,192 on a CPU
+    and as many as fit in the free memory of a GPU, at most 262,144. A batch that does not fit is
+    halved."""
     max_new_tokens: Annotated[int, Field(ge=1, le=65536)]
     """The longest answer in tokens."""
 

@@ -28,6 +28,7 @@ from flan_qa_pipeline.config.parameters import (
 )
 from flan_qa_pipeline.data.tokenized import require_made_of
 from flan_qa_pipeline.errors import InputError
+from flan_qa_pipeline.evaluation.subject import recognized
 from flan_qa_pipeline.models.adapter import (
     Adapter,
     attach_adapter,
@@ -35,6 +36,7 @@ from flan_qa_pipeline.models.adapter import (
     lora_config,
     provenance_of,
 )
+from flan_qa_pipeline.models.device import device_name
 from flan_qa_pipeline.models.fused_lora import fuse
 from flan_qa_pipeline.models.loading import (
     as_transformers_t5,
@@ -50,7 +52,6 @@ from flan_qa_pipeline.runtime.provenance import (
     fingerprint_splits,
     fingerprint_weights,
 )
-from flan_qa_pipeline.training.accelerate_private import leave_unwrapped
 from flan_qa_pipeline.training.arguments import build_arguments
 from flan_qa_pipeline.training.cuda_graphs import captures_graphs
 from flan_qa_pipeline.training.measured_memory import training_peaks
@@ -59,7 +60,7 @@ from flan_qa_pipeline.training.trainer import build_trainer
 
 logger = logging.getLogger(__name__)
 
-NOT_IN_FINGERPRINT = {"output_dir", "logging_dir", "save_total_limit", "resume"}
+NOT_IN_FINGERPRINT = {"output_dir", "logging_dir", "report_to", "save_total_limit", "resume"}
 
 
 def quantize_base_model(model: ModelParameters, fsdp: bool = False) -> PreTrainedModel:
@@ -108,7 +109,7 @@ def train_adapter(
             `versions` of packages, and whatever else the adapter's record should hold.
         fsdp: spread the weights of the model over the processes.
     """
-    cuda_graphs = captures_graphs(lora_model, training, PartialState().num_processes)
+    cuda_graphs = captures_graphs(lora_model, training, fsdp)
     inputs = _fingerprint_inputs(lora_model, tokenized_questions, questions)
     require_made_of(tokenized_questions, inputs["questions"])
     fingerprint = _fingerprint_training(
@@ -116,7 +117,6 @@ def train_adapter(
     )
     if fsdp:
         shard(lora_model)
-        leave_unwrapped(lora_model)
     tokenizer = load_tokenizer(model)
     held_out = tokenized_questions["dev"].filter(bool, input_columns="labels")
     arguments = build_arguments(
@@ -143,9 +143,8 @@ def train_adapter(
         cuda_graphs=cuda_graphs,
     )
     trainer.train_or_resume(training.resume)
-    record = training_record(
-        trainer, model, fingerprint=fingerprint, run=run_record | {"fingerprints": inputs}
-    )
+    run = run_record | {"fingerprints": inputs, "corpora": recognized(questions)}
+    record = training_record(trainer, model, fingerprint=fingerprint, run=run)
     provenance = provenance_of(model, prompt, tokenization=tokenization, generation=generation)
     return extract_adapter(lora_model, tokenizer, provenance, record)
 
@@ -164,7 +163,7 @@ def measure_memory(
     batch = windows.select(longest).to_list()
     formats = reporting.memory_formats
     return {
-        "device": torch.cuda.get_device_name() if torch.cuda.is_available() else "CPU",
+        "device": device_name(),
         "batch_size": len(batch),
         "source_tokens": len(batch[0]["input_ids"]),
         "peaks": training_peaks(formats, model, adapter.config, training, batch) if formats else {},

@@ -41,7 +41,7 @@ def _show_scores(name: str, catalog: Catalog, given: Parameters) -> None:
     from flan_qa_pipeline.reporting.figures import MODELS
     from flan_qa_pipeline.reporting.run_summary import print_scores
 
-    title = subject(given.model, given.data)
+    title = subject(given.model, given.data, catalog.load("questions"))
     print_scores(catalog.load(name), MODELS, given.reporting.confidence, title)
 
 
@@ -51,6 +51,12 @@ def _show_comparison(name: str, catalog: Catalog, given: Parameters) -> None:
 
     title = f"first: {given.compare.first}, second: {given.compare.second}"
     print_scores(catalog.load(name), LABELS, given.reporting.confidence, title)
+
+
+def _show_differences(name: str, catalog: Catalog, given: Parameters) -> None:
+    from flan_qa_pipeline.reporting.run_summary import print_table
+
+    print_table(catalog.load(name), "Parameters that differ")
 
 
 def _show_report(name: str, catalog: Catalog, given: Parameters) -> None:
@@ -66,6 +72,7 @@ def _show_path(name: str, catalog: Catalog, given: Parameters) -> None:
 
 PRESENTATIONS: dict[str, Callable[[str, Catalog, Parameters], None]] = {
     "scores": _show_scores,
+    "differences": _show_differences,
     "comparison": _show_comparison,
     "report": _show_report,
     "path": _show_path,
