@@ -266,7 +266,10 @@ trainer.train_or_resume("never")
 assert trainer.state.log_history[-1]["train_loss"] == 4.5, trainer.state.log_history
 process.destroy_process_group()
 """
-TRAIN = {"from_nodes": ["quantize_base_model"], "to_nodes": ["train_adapter"]}
+TRAIN = {
+    "from_nodes": ["modeling.quantize_base_model"],
+    "to_nodes": ["modeling.train_adapter"],
+}
 
 
 @pytest.fixture(scope="module")
