@@ -29,8 +29,10 @@ finally:
 """
 
 
-@pytest.mark.parametrize("arguments", [["--help"], ["run", "--help"], ["ask", "--help"]])
-def test_help_imports_no_heavy_library(arguments):
+@pytest.mark.parametrize(
+    "arguments", [["--help"], ["run", "--help"], ["ask", "--help"], ["registry", "list"]]
+)
+def test_commands_that_run_nothing_import_no_heavy_library(arguments):
     done = subprocess.run(  # noqa: S603
         [sys.executable, "-c", MODULES, *arguments],
         cwd=REPOSITORY,

@@ -9,8 +9,10 @@ from functools import wraps
 from typing import TYPE_CHECKING, Any, TextIO, cast
 
 import click
+import yaml
 from kedro.framework.cli.catalog import catalog as kedro_catalog
 from kedro.framework.cli.project import run as kedro_run
+from kedro.framework.cli.registry import registry as kedro_registry
 from kedro.framework.cli.utils import CONTEXT_SETTINGS
 from kedro.io import DatasetError
 
@@ -126,6 +128,18 @@ cli.add_command(run)
 cli.add_command(
     GroupInWords(name="catalog", help=kedro_catalog.help, commands=kedro_catalog.commands)
 )
+registry = GroupInWords(
+    name="registry", help=kedro_registry.help, commands=dict(kedro_registry.commands)
+)
+cli.add_command(registry)
+
+
+@registry.command("list")
+def list_pipelines() -> None:
+    """List the registered pipelines."""
+    from flan_qa_pipeline.pipeline_registry import PIPELINES
+
+    click.echo(yaml.dump(sorted(PIPELINES)))
 
 
 @loads_adapter

@@ -9,8 +9,6 @@ from errno import EEXIST, ENOTEMPTY
 from pathlib import Path
 from uuid import uuid4
 
-from pydantic import TypeAdapter, ValidationError
-
 from flan_qa_pipeline.errors import InputError
 
 # .model: a SentencePiece tokenizer (protobuf); .jinja: a chat template; .md: a model card
@@ -121,6 +119,8 @@ def saved_digests(folder: Path) -> dict[str, str]:
     Raises:
         InputError: the file of digests is damaged.
     """
+    from pydantic import TypeAdapter, ValidationError
+
     path = folder / DIGESTS
     if not path.exists():
         return {}
