@@ -5,7 +5,7 @@ import sys
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from copy import copy
-from functools import wraps
+from functools import partial, wraps
 from typing import TYPE_CHECKING, Any, TextIO, cast
 
 import click
@@ -166,21 +166,12 @@ def ask(
     load_versions: dict[str, str],
     params: dict[str, Any],
 ) -> None:
-    """Answer questions about a text with the latest adapter."""
-    if context is not None and context_file is not None:
-        raise click.UsageError("Give --context or --context-file, not both.")
-    if context_file is not None:
-        try:
-            context = context_file.read()
-        except UnicodeDecodeError as error:
-            raise InputError(
-                f"{context_file.name} is not UTF-8 ({error.reason} at byte {error.start}); save it "
-                "as UTF-8."
-            ) from error
-    answerer = _load_answerer(metadata, env, load_versions, params)
+    """Answer questions about a text with the promoted adapter."""
     try:
-        if context is None:
-            context = click.prompt("Context")
+        context = _given_context(context, context_file)
+        for question in questions:
+            _require_text("question", question)
+        answerer = _load_answerer(metadata, env, load_versions, params)
         for question in questions:
             if problem := answerer.problem(context, question):
                 raise InputError(problem)
@@ -197,6 +188,32 @@ def ask(
         click.echo()
 
 
+def _given_context(context: str | None, file: TextIO | None) -> str:
+    """Return the context of the options, or ask for it."""
+    if context is not None and file is not None:
+        raise click.UsageError("Give --context or --context-file, not both.")
+    if file is not None:
+        try:
+            context = file.read()
+        except UnicodeDecodeError as error:
+            raise InputError(
+                f"{file.name} is not UTF-8 ({error.reason} at byte {error.start}); save it as "
+                "UTF-8."
+            ) from error
+    if context is None:
+        context = str(click.prompt("Context"))
+    _require_text("context", context)
+    return context
+
+
+def _require_text(name: str, value: str) -> None:
+    """Refuse, before a model is loaded, what no model can answer."""
+    from flan_qa_pipeline.data.texts import text_problem
+
+    if problem := text_problem(value, f"The {name}"):
+        raise InputError(problem)
+
+
 @loads_adapter
 @cli.command()
 @click.option("--host", help="Address to listen on, instead of serving.host.")
@@ -210,7 +227,7 @@ def serve(
     load_versions: dict[str, str],
     params: dict[str, Any],
 ) -> None:
-    """Serve a web page and an HTTP API that answer with the base and with the latest adapter."""
+    """Serve a web page and an HTTP API that answer with the base and with the promoted adapter."""
     try:
         from flan_qa_pipeline.answering import web_page as serving
     except ModuleNotFoundError as error:
@@ -234,6 +251,26 @@ def serve(
     page = serving.build_page(answerer, settings)
     click.echo(f"{serving.launch(page, settings)} answers until Ctrl+C.")
     page.block_thread()
+
+
+@cli.command()
+@click.argument("version")
+@click.pass_obj
+def promote(metadata: "ProjectMetadata", version: str, env: str | None) -> None:
+    """Make a saved VERSION of the adapter the one that answers."""
+    from kedro.framework.session import KedroSession
+
+    from flan_qa_pipeline.datasets.promotion import PROMOTED, load_answering_adapter
+
+    session = KedroSession.create(metadata.project_path, env=env)
+    with session:
+        catalog = session.load_context().catalog
+        promoted = load_answering_adapter(catalog, version, "promoted")
+        catalog.save(PROMOTED, version)
+    click.echo(promoted.origin)
+
+
+promote.params.append(copy(_run_option("env")))
 
 
 @configured
@@ -301,6 +338,7 @@ def _load_answerer(
         adapter_version=load_versions.get("adapter"),
         env=env,
         runtime_params=params,
+        tell=partial(click.echo, err=True),
     )
 
 

@@ -63,6 +63,17 @@ def remove_at_once(folder: Path, names: Iterable[str]) -> None:
             aside.rename(folder)
 
 
+def replace_text(path: Path, text: str) -> None:
+    """Write a text file; a reader finds the text that was there before or the new one, whole."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    aside = path.with_name(f".{path.name}.{uuid4().hex}")
+    try:
+        aside.write_text(text, encoding="utf-8")
+        aside.replace(path)
+    finally:
+        aside.unlink(missing_ok=True)
+
+
 def refuse_pickles(folder: Path) -> None:
     """Refuse a folder of weights with any file that is not safetensors, JSON or plain text.
 

@@ -17,7 +17,8 @@ class DatasetNotes(BaseModel):
         remedy: how a user gives the dataset, if it does not exist.
         versions_of: a versioned dataset whose saved versions the remedy lists.
         shown: how a run that made the dataset presents it at the end: as the table of its `scores`
-            or of a `comparison`, as the `report` with the next steps, or by its `path`.
+            or of a `comparison`, as the `report` with the next steps, or by the `path` of the
+            saved version in the list of what was saved.
         filled_in: whether a hook saves the dataset before a node loads it.
     """
 

@@ -25,6 +25,7 @@ from flan_qa_pipeline.data.row_files import RowFiles
 from flan_qa_pipeline.data.splits import (
     NEAR,
     SHINGLE,
+    describe_splits,
     hold_out,
     near_duplicates,
     pool,
@@ -205,7 +206,7 @@ def apply_unanswerable_policy(splits: DatasetDict, data: DataParameters) -> Data
         "calibration": data.max_calibration_questions,
         "validation": data.max_validation_questions,
     }
-    return DatasetDict(
+    selected = DatasetDict(
         {
             name: split.shuffle(seed=data.seed).select(range(limits[name])).flatten_indices()
             if limits[name] and limits[name] < len(split)
@@ -213,6 +214,8 @@ def apply_unanswerable_policy(splits: DatasetDict, data: DataParameters) -> Data
             for name, split in splits.items()
         }
     )
+    logger.info("Questions: %s.", describe_splits(selected))
+    return selected
 
 
 def tokenize_questions(
@@ -231,7 +234,7 @@ def tokenize_questions(
     tokenizer = load_tokenizer(model)
     info = DatasetInfo(
         description=describe(
-            made_with(tokenizer, prompt, tokenization, data), fingerprint_splits(questions)
+            made_with(tokenizer, prompt, tokenization, data), fingerprint_splits(questions), data
         ),
         features=WINDOW_FEATURES,
     )
