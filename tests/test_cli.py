@@ -46,6 +46,27 @@ def test_commands_that_run_nothing_import_no_heavy_library(arguments):
 
 
 @pytest.mark.parametrize(
+    ("options", "complaint"),
+    [
+        (["--context", " \u200b", "--question", "Who?"], "The context is empty"),
+        (["--context", "Ada.", "--question", "Who?", "--question", ""], "The question is empty"),
+        (["--context-file", "-"], "The context is empty"),
+    ],
+)
+def test_ask_refuses_an_empty_text_before_it_loads_a_model(options, complaint):
+    done = subprocess.run(  # noqa: S603
+        [sys.executable, "-c", MODULES, "ask", *options],
+        cwd=REPOSITORY,
+        capture_output=True,
+        text=True,
+        stdin=subprocess.DEVNULL,
+    )
+    assert done.returncode == 1
+    assert f"Error: {complaint}; give it as text.\n" in done.stderr
+    assert not set(done.stderr.splitlines()) & set(HEAVY)
+
+
+@pytest.mark.parametrize(
     ("error", "told"),
     [
         (InputError("data: mend it."), "Error: data: mend it.\n"),

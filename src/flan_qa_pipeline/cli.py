@@ -167,11 +167,14 @@ def ask(
     params: dict[str, Any],
 ) -> None:
     """Answer questions about a text with the promoted adapter."""
+    context = _given_context(context, context_file)
+    for question in questions:
+        _require_text("question", question)
+    answerer = _load_answerer(metadata, env, load_versions, params)
     try:
-        context = _given_context(context, context_file)
-        for question in questions:
-            _require_text("question", question)
-        answerer = _load_answerer(metadata, env, load_versions, params)
+        if context is None:
+            context = str(click.prompt("Context"))
+            _require_text("context", context)
         for question in questions:
             if problem := answerer.problem(context, question):
                 raise InputError(problem)
@@ -188,8 +191,12 @@ def ask(
         click.echo()
 
 
-def _given_context(context: str | None, file: TextIO | None) -> str:
-    """Return the context of the options, or ask for it."""
+def _given_context(context: str | None, file: TextIO | None) -> str | None:
+    """Return the context of the options, None if they give none.
+
+    Raises:
+        InputError: it is empty, or the file is not UTF-8.
+    """
     if context is not None and file is not None:
         raise click.UsageError("Give --context or --context-file, not both.")
     if file is not None:
@@ -200,9 +207,8 @@ def _given_context(context: str | None, file: TextIO | None) -> str:
                 f"{file.name} is not UTF-8 ({error.reason} at byte {error.start}); save it as "
                 "UTF-8."
             ) from error
-    if context is None:
-        context = str(click.prompt("Context"))
-    _require_text("context", context)
+    if context is not None:
+        _require_text("context", context)
     return context
 
 
