@@ -77,7 +77,7 @@ def test_a_run_without_gain_says_so_and_what_to_try(gain, low, high, said):
 def test_what_was_saved_fits_one_line_however_much_it_is():
     places = [f"data/08/{name}" for name in "abcd"]
     assert describe_saved([], [], None) == ""
-    assert describe_saved(["data/x/V/x"] * 2, [], None) == "data/x/V/x"
+    assert describe_saved(["data/x"], ["data/x"], None) == "data/x"
     assert describe_saved([], places, "V") == f"version V: {', '.join(places)}"
     many = describe_saved(["data/x/V/x"], [*places, "data/06/e"], "V")
     assert many == "data/x/V/x, version V: data/06/e, 4 in data/08"

@@ -70,7 +70,7 @@ def describe_saved(whole: Iterable[str], places: Iterable[str], version: str | N
         places: paths without a version.
         version: of `places`; None if they have none.
     """
-    kept = sorted(set(places))
+    kept = sorted(set(places) - set(whole))
     folders = Counter(str(PurePosixPath(place).parent) for place in kept)
     listed: dict[str, None] = {}
     for place in kept:
@@ -78,7 +78,7 @@ def describe_saved(whole: Iterable[str], places: Iterable[str], version: str | N
         alone = len(kept) <= LISTED or folders[folder] == 1
         listed[place if alone else f"{folders[folder]} in {folder}"] = None
     of_version = f"version {version}: " if listed and version else ""
-    return ", ".join(filter(None, (*dict.fromkeys(whole), of_version + ", ".join(listed))))
+    return ", ".join(filter(None, (*whole, of_version + ", ".join(listed))))
 
 
 def without_gain(table: pd.DataFrame) -> str | None:
