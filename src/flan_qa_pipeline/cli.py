@@ -326,17 +326,71 @@ def check_data(
         )
 
 
+@loads_adapter
+@cli.command()
+@click.argument("what", type=click.Choice(["adapter", "merged"]))
+@click.option(
+    "--repo",
+    help="The repository, as OWNER/NAME; without OWNER, your own.  [default: flan-qa-<what>]",
+)
+@click.option("--private", is_flag=True, help="Make a new repository private; refuse a public one.")
+@click.option("--dry-run", is_flag=True, help="List the files and ask nothing of the hub.")
+@click.pass_obj
+def push(
+    metadata: "ProjectMetadata",
+    what: str,
+    repo: str | None,
+    private: bool,
+    dry_run: bool,
+    env: str | None,
+    load_versions: dict[str, str],
+    params: dict[str, Any],
+) -> None:
+    """Upload the promoted adapter or a merged model to the Hugging Face hub, in one commit.
+
+    The token is HF_TOKEN or that of `hf auth login`.
+    """
+    from kedro.framework.session import KedroSession
+
+    from flan_qa_pipeline.datasets.promotion import promoted_version
+    from flan_qa_pipeline.hub_upload import commit_files, open_repository
+    from flan_qa_pipeline.runtime.sharing import DATASETS, find_shared
+
+    name = repo or f"flan-qa-{what}"
+    _require_loaded(load_versions, DATASETS[what])
+    session = KedroSession.create(metadata.project_path, env=env, runtime_params=params)
+    with session:
+        catalog = session.load_context().catalog
+        version = load_versions.get(DATASETS[what])
+        if version is None and what == "adapter":
+            version = promoted_version(catalog)
+        shared = find_shared(catalog, what, version)
+    for file, content in shared.files(name).items():
+        size = len(content) if isinstance(content, bytes) else content.stat().st_size
+        click.echo(f"{size:>13,}  {file}")
+    if dry_run:
+        click.echo(f"{what} {shared.version} would go to {name}; nothing was uploaded.")
+        return
+    repo_id = open_repository(name, private=private)
+    message = f"Upload {what} {shared.version} of flan_qa_pipeline"
+    page = commit_files(repo_id, shared.files(repo_id), message)
+    click.echo(f"{what} {shared.version} is at {page}.")
+
+
+def _require_loaded(load_versions: dict[str, str], name: str) -> None:
+    """Refuse versions of datasets that the command does not load."""
+    if unknown := sorted(load_versions.keys() - {name}):
+        command = click.get_current_context().info_name
+        raise InputError(f"--load-versions names {unknown[0]}; {command} loads nothing but {name}.")
+
+
 def _load_answerer(
     metadata: "ProjectMetadata",
     env: str | None,
     load_versions: dict[str, str],
     params: dict[str, Any],
 ) -> "flan_qa_pipeline.QuestionAnswerer":
-    if unknown := sorted(load_versions.keys() - {"adapter"}):
-        command = click.get_current_context().info_name
-        raise InputError(
-            f"--load-versions names {unknown[0]}; {command} loads nothing but adapter."
-        )
+    _require_loaded(load_versions, "adapter")
     from flan_qa_pipeline import QuestionAnswerer
 
     return QuestionAnswerer.from_project(

@@ -1,10 +1,12 @@
 """Project settings; see https://docs.kedro.org/en/stable/configure/configuration_basics/."""
-# ruff: noqa: E402, Ctrl+C and the launcher's death end a command while these imports run, too
+# ruff: noqa: E402, Ctrl+C and the launcher's death end a command while these imports run, too,
+# and torch reads the environment when it is imported
 
-from flan_qa_pipeline.runtime import interruption, orphans
+from flan_qa_pipeline.runtime import interruption, orphans, threads
 
 interruption.end_at_once()
 orphans.end_with_launcher()
+threads.choose()
 
 from pathlib import Path
 
@@ -15,6 +17,7 @@ from flan_qa_pipeline.runtime.configuration import ProjectConfigLoader
 from flan_qa_pipeline.runtime.current_run import CurrentRun
 from flan_qa_pipeline.runtime.hooks.checkpoints import CheckpointHooks
 from flan_qa_pipeline.runtime.hooks.costs import NodeCostHooks, RunRecordHooks
+from flan_qa_pipeline.runtime.hooks.evaluations import EvaluationHooks
 from flan_qa_pipeline.runtime.hooks.failures import FailureHooks
 from flan_qa_pipeline.runtime.hooks.hub_inputs import HubInputHooks
 from flan_qa_pipeline.runtime.hooks.inputs import InputHooks
@@ -31,6 +34,7 @@ from flan_qa_pipeline.runtime.hooks.processes import ProcessHooks
 from flan_qa_pipeline.runtime.hooks.promotion import PromotionHooks
 from flan_qa_pipeline.runtime.hooks.results import ResultHooks
 from flan_qa_pipeline.runtime.hooks.saved_inputs import SavedInputHooks
+from flan_qa_pipeline.runtime.hooks.threads import ThreadHooks
 
 run = CurrentRun()
 in_order = (
@@ -48,6 +52,8 @@ in_order = (
     QuantizationLogHooks(),
     OutputHooks(run),
     CheckpointHooks(run),
+    ThreadHooks(),
+    EvaluationHooks(),
     ResultHooks(run),
     FailureLogHooks(),
     FailureHooks(),

@@ -142,7 +142,7 @@ def test_files_are_safetensors_and_json_in_pefts_own_layout(trained, float32, wi
     opened.save(adapter)
     folder = opened._get_versioned_path("v1")
     files = files_in(folder)
-    assert {path.suffix for path in files} == {".safetensors", ".json"}
+    assert {path.suffix for path in files} == {".safetensors", ".json", ".md"}
     for path in files:
         if path.suffix == ".json":
             json.loads(path.read_text(encoding="utf-8"))
@@ -431,7 +431,8 @@ def test_merged_model_answers_like_the_adapter_on_the_dequantized_base(
     trained, parameters, float32, provenance, windows, tokenizer
 ):
     _, adapter = trained
-    merged, saved_tokenizer = merge_adapter(float32, parameters.prompt, adapter)
+    made = merge_adapter(float32, parameters.prompt, adapter, {})
+    merged, saved_tokenizer = made.model, made.tokenizer
     assert {p.dtype for p in merged.parameters()} == {torch.bfloat16}
     apart = attach_adapter(dequantize(load_base_model(float32)), adapter, provenance)
     expected = logits(apart, windows)
@@ -461,7 +462,7 @@ def test_a_head_in_4_bits_trains_saves_answers_and_merges(
     assert answers(again, tokenizer, windows) == answers(model, tokenizer, windows)
     with pytest.raises(InputError, match=r"skip_modules is \['lm_head'\], trained with \[\]"):
         attach_adapter(load_base_model(float32), loaded, provenance_of(float32, parameters.prompt))
-    merged, _ = merge_adapter(whole, parameters.prompt, loaded)
+    merged = merge_adapter(whole, parameters.prompt, loaded, {}).model
     expected = logits(model, windows)
     error = (logits(merged, windows).float() - expected).norm() / expected.norm()
     assert error < 0.02

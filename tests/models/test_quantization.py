@@ -172,7 +172,7 @@ def test_an_adapter_trains_and_is_saved_loaded_and_answers(trained, prompt_param
 
 def test_the_merged_model_is_plain_and_whole(trained, prompt_parameters, tmp_path):
     base, model, adapter = trained
-    merged, _ = merge_adapter(base, prompt_parameters, adapter)
+    merged = merge_adapter(base, prompt_parameters, adapter, {}).model
     merged.save_pretrained(tmp_path)
     assert "quantization_config" not in json.loads((tmp_path / "config.json").read_text())
     read = AutoModelForSeq2SeqLM.from_pretrained(tmp_path, dtype=torch.float32).eval()

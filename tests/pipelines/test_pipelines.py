@@ -853,9 +853,12 @@ def test_environment_squad_without_a_hub_stops_with_one_error(project, full_run,
 
 
 def test_merge_writes_a_model_that_transformers_alone_loads(project, full_run, tiny_run, capsys):
-    run(project, tiny_run, "merge", load_versions={"adapter": full_run})
-    folder = project / "data/06_models/merged"
-    assert "Saved    data/06_models/merged\n" in capsys.readouterr().out
+    version = run(project, tiny_run, "merge", load_versions={"adapter": full_run})
+    folder = project / "data/06_models/merged" / version / "merged"
+    table = load(project, "score_table", full_run)
+    card = (folder / "README.md").read_text(encoding="utf-8")
+    assert f"value: {round(table.loc[0, 'F1 fine-tuned'], 2)}\n" in card
+    assert f"Saved    {folder.relative_to(project)}\n" in capsys.readouterr().out
     merged = T5ForConditionalGeneration.from_pretrained(folder, dtype="auto")
     assert merged.dtype == torch.bfloat16
     assert not any("lora" in name for name, _ in merged.named_modules())

@@ -27,6 +27,7 @@ KINDS = {
     "report": "text.TextDataset",
     "score_figure": "plotly.JSONDataset",
     "adapter": "flan_qa_pipeline.datasets.adapter.AdapterDataset",
+    "merged_model": "flan_qa_pipeline.datasets.merged_model.MergedModelDataset",
 }
 # Saves every kind of data small, then large: in a forked process each, which the kernel kills as
 # it writes past `limit` bytes of a file, or on a disk that has no room for it.
@@ -35,8 +36,9 @@ import os, resource, signal, sys
 import pandas, plotly.graph_objects, torch, yaml
 from datasets import Dataset
 from peft import LoraConfig
-from transformers import AutoTokenizer
+from transformers import AutoTokenizer, T5Config, T5ForConditionalGeneration
 from flan_qa_pipeline.models.adapter import Adapter
+from flan_qa_pipeline.models.merged_model import MergedModel
 from flan_qa_pipeline.runtime.atomic_catalog import AtomicCatalog
 
 root, tokenizer, limit = sys.argv[1], sys.argv[2], int(sys.argv[3])
@@ -58,11 +60,18 @@ def data(name, n):
             return text
         case "plotly.JSONDataset":
             return plotly.graph_objects.Figure(layout={"title": {"text": text}})
+        case kind if kind.endswith("MergedModelDataset"):
+            sizes = {"d_model": 16, "d_kv": 4, "d_ff": 8, "num_layers": 1, "num_heads": 2}
+            model = T5ForConditionalGeneration(T5Config(vocab_size=8 + n // 64, **sizes))
+            return MergedModel(model, AutoTokenizer.from_pretrained(tokenizer), text)
     return Adapter(
         LoraConfig(task_type="SEQ_2_SEQ_LM", target_modules=["q"]),
         {"w": torch.rand(n // 4)},
         AutoTokenizer.from_pretrained(tokenizer),
-        {"model": {}, "prompt": {}},
+        {
+            "model": {"name": "base", "load_in_4bit": False},
+            "prompt": {"template": "{question} {context}", "abstention": "none"},
+        },
         {},
     )
 

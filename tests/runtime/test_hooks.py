@@ -118,6 +118,7 @@ def test_every_note_of_the_catalog_is_one_that_the_hooks_read():
         for name, entry in config.items()
     }
     assert {name for name, notes in noted.items() if notes.filled_in} == {
+        "adapter_evaluation",
         "node_costs",
         "run_record",
     }

@@ -19,7 +19,7 @@ from flan_qa_pipeline.runtime import kedro_private
 from flan_qa_pipeline.runtime.atomic_catalog import AtomicCatalog
 from flan_qa_pipeline.runtime.hooks.promotion import PromotionHooks
 
-ENTRIES = ("adapter", "promoted_adapter", "finetuned_scores")
+ENTRIES = ("adapter", "promoted_adapter", "evaluation_record")
 A, B, C = (f"2026-01-0{day}T00.00.00.000Z" for day in (1, 2, 3))
 HOOKS = PromotionHooks.__module__
 TRAINS = Pipeline([node(lambda: None, None, "adapter", name="train")])
@@ -36,7 +36,8 @@ def catalog_of(tmp_path, monkeypatch):
 
 def trained(adapter, f1, *, seed=13, base="a", train="t"):
     """The adapter with the record of a training that reached this dev F1."""
-    log = [] if f1 is None else [{"step": 4, "eval_f1": f1 - 9}, {"step": 8, "eval_f1": f1}]
+    scores = {} if f1 is None else {4: f1 - 9, 8: f1}
+    log = [{"step": step, "eval_f1": f1, "eval_exact": f1} for step, f1 in scores.items()]
     parameters = {
         "training": {"seed": seed, "eval_questions": 64},
         "data": {"train_file": "data/01_raw/starter_train.json"},
@@ -84,7 +85,9 @@ def test_the_promoted_version_answers_and_one_line_says_why_and_how_well(catalog
     for version, f1 in ((A, 70.0), (B, 60.0)):
         catalog = catalog_of(version)
         catalog.save("adapter", trained(adapter, f1))
-    catalog.save("finetuned_scores", {"f1": 65.432, "total": 1431})
+    scores = [{"subset": "overall", "questions": 1431, "F1 base": 1.0, "F1 tuned": 65.432}]
+    record = {"adapter": B, "labels": ["base", "tuned"], "scores": scores}
+    catalog.save("evaluation_record", record)
     catalog = catalog_of(C)
     latest = load_answering_adapter(catalog)
     assert (latest.version, latest.origin) == (

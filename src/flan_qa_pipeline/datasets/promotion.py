@@ -6,10 +6,14 @@ from pathlib import Path, PurePosixPath
 from typing import Any
 
 from kedro.io import AbstractDataset
-from kedro.io.core import Version
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
-from flan_qa_pipeline.datasets.reading import load, load_version
+from flan_qa_pipeline.datasets.reading import (
+    EVALUATIONS,
+    load,
+    load_version,
+    newest_evaluation,
+)
 from flan_qa_pipeline.errors import InputError, in_one_line
 from flan_qa_pipeline.evaluation.adapter_scores import describe_adapter
 from flan_qa_pipeline.files import replace_text
@@ -17,7 +21,6 @@ from flan_qa_pipeline.models.adapter import Adapter
 
 ADAPTER = "adapter"
 PROMOTED = "promoted_adapter"
-SCORES = "finetuned_scores"
 REMEDY = "promote a saved version with `kedro promote <version>`"
 
 
@@ -123,13 +126,6 @@ def load_answering_adapter(
     else:
         adapter, why = load_version(catalog, ADAPTER, None), "the latest; none is promoted"
         version = catalog[ADAPTER].resolve_load_version() or "without versions"
-    origin = describe_adapter(
-        version, why, adapter.provenance, adapter.training, _scores_of(catalog, version)
-    )
+    evaluation = newest_evaluation(catalog, version) if EVALUATIONS in catalog else {}
+    origin = describe_adapter(version, why, adapter.provenance, adapter.training, evaluation)
     return AnsweringAdapter(adapter, version, origin)
-
-
-def _scores_of(catalog: Any, version: str) -> dict[str, Any] | None:
-    """Load the scores that the run of a version saved; None if it scored nothing."""
-    dataset = catalog.get(SCORES, version=Version(version, None)) if SCORES in catalog else None
-    return load(dataset) if dataset is not None and dataset.exists() else None

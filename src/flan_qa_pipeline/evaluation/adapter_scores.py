@@ -5,6 +5,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from flan_qa_pipeline.evaluation.subject import base_name, corpus_name
+from flan_qa_pipeline.training.record import kept_evaluation
 
 Record = Mapping[str, Any]
 
@@ -33,17 +34,15 @@ def dev_score(provenance: Record, training: Record) -> DevScore | None:
         provenance: the adapter's `provenance`.
         training: the adapter's record of its training.
     """
-    step = training.get("best_step") or training.get("steps")
-    scores = [entry for entry in training.get("log", ()) if "eval_f1" in entry]
-    kept = [entry["eval_f1"] for entry in scores if entry.get("step") == step]
-    if not (step and kept):
+    kept = kept_evaluation(training)
+    if kept is None:
         return None
     model = provenance["model"]
     chosen = _at(training, "run", "parameters", "training") or {}
     fingerprint = _at(training, "run", "fingerprints", "questions", "dev")
     return DevScore(
-        f1=kept[-1],
-        step=step,
+        f1=kept["eval_f1"],
+        step=kept["step"],
         base=(model.get("name"), model.get("revision")),
         questions=(fingerprint, chosen.get("eval_questions"), chosen.get("seed")),
     )
@@ -56,7 +55,7 @@ def trained_on(training: Record) -> str | None:
 
 
 def describe_adapter(
-    version: str, why: str, provenance: Record, training: Record, scores: Record | None
+    version: str, why: str, provenance: Record, training: Record, evaluation: Record
 ) -> str:
     """Say in one line which adapter answers, why this one, on which base, and with which F1.
 
@@ -65,18 +64,20 @@ def describe_adapter(
         why: such as "promoted".
         provenance: the adapter's `provenance`.
         training: the adapter's record of its training.
-        scores: the scores on validation questions that the run of this version saved, if any.
+        evaluation: the newest record of the adapter's scores on validation questions, or {}.
     """
     base = base_name(str(provenance["model"].get("name")))
     file = _at(training, "run", "parameters", "data", "train_file")
     corpus = f", trained on {corpus_name(file)}" if file else ""
     known = []
-    if scores:
-        known.append(f"{scores['f1']:.2f} on {scores['total']:,} validation questions")
+    for row in evaluation.get("scores", ()):
+        if row["subset"] == "overall":
+            f1 = row[f"F1 {evaluation['labels'][-1]}"]
+            known.append(f"{f1:.2f} on {row['questions']:,} validation questions")
     if dev := dev_score(provenance, training):
         known.append(f"{dev.f1:.2f} on dev questions")
-    f1 = f"F1 {', '.join(known)}" if known else "no F1 recorded"
-    return f"Adapter {version} ({why}) answers, on the base {base}{corpus}: {f1}."
+    scores = f"F1 {', '.join(known)}" if known else "no F1 recorded"
+    return f"Adapter {version} ({why}) answers, on the base {base}{corpus}: {scores}."
 
 
 def _at(record: Any, *keys: str) -> Any:

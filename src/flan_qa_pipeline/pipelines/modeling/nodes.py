@@ -1,7 +1,7 @@
 """Quantize the base, attach LoRA, train the adapter, measure memory, merge."""
 
 import logging
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -14,7 +14,7 @@ from datasets import DatasetDict
 from peft import PeftModel, get_peft_model
 from pydantic import BaseModel
 from torch.nn import Linear
-from transformers import PreTrainedModel, PreTrainedTokenizerBase, set_seed
+from transformers import PreTrainedModel, set_seed
 
 from flan_qa_pipeline.answering.dev_sample import answer_sample, draw_sample
 from flan_qa_pipeline.config.parameters import (
@@ -42,8 +42,10 @@ from flan_qa_pipeline.models.loading import (
     load_base_model,
     load_tokenizer,
 )
+from flan_qa_pipeline.models.merged_model import MergedModel
 from flan_qa_pipeline.models.quantization import dequantize
 from flan_qa_pipeline.models.sharding import shard
+from flan_qa_pipeline.reporting.model_card import merged_card
 from flan_qa_pipeline.runtime.provenance import (
     fingerprint_json,
     fingerprint_splits,
@@ -172,18 +174,24 @@ def measure_memory(
 
 
 def merge_adapter(
-    model: ModelParameters, prompt: PromptParameters, adapter: Adapter
-) -> tuple[PreTrainedModel, PreTrainedTokenizerBase]:
-    """Add the adapter to the dequantized base; return the model in bfloat16, with its tokenizer.
+    model: ModelParameters,
+    prompt: PromptParameters,
+    adapter: Adapter,
+    adapter_evaluation: Mapping[str, Any],
+) -> MergedModel:
+    """Add the adapter to the dequantized base; return the model in bfloat16, with its card.
 
     The sum is computed in float32. The base keeps its quantization error, since the adapter was
     trained on it.
+
+    Args:
+        adapter_evaluation: the newest record that `record_evaluation` made of the adapter, or {}.
     """
     base = dequantize(load_base_model(model.model_copy(update={"compute_dtype": "float32"})))
     base.config.tie_word_embeddings = False
     qa_model = attach_adapter(base, adapter, provenance_of(model, prompt))
     merged = as_transformers_t5(qa_model.merge_and_unload()).to(torch.bfloat16)
-    return merged, adapter.tokenizer
+    return MergedModel(merged, adapter.tokenizer, merged_card(adapter, adapter_evaluation))
 
 
 def _log_dev_score(provenance: dict[str, Any], record: dict[str, Any]) -> None:

@@ -65,8 +65,8 @@ def create_merge_pipeline(**kwargs: Any) -> Pipeline:
         [
             node(
                 merge_adapter,
-                inputs=["params:model", "params:prompt", "adapter"],
-                outputs=["merged_model", "merged_tokenizer"],
+                inputs=["params:model", "params:prompt", "adapter", "adapter_evaluation"],
+                outputs="merged_model",
                 name="merge_adapter",
                 tags=["merge"],
             ),

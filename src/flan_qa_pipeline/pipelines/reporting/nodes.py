@@ -212,6 +212,24 @@ def tabulate_scores(
     return table, scores_markdown(table, MODELS, reporting.confidence)
 
 
+def record_evaluation(
+    score_table: pd.DataFrame,
+    adapter: Adapter,
+    run_record: dict[str, Any],
+    data: DataParameters,
+    reporting: ReportingParameters,
+) -> dict[str, Any]:
+    """Record which adapter was scored, on what and how well; a model card quotes it."""
+    return {
+        "version": run_record["run_id"],
+        "adapter": adapter.training["run"].get("run_id"),
+        "corpus": scored_on(data),
+        "labels": list(MODELS),
+        "confidence": reporting.confidence,
+        "scores": score_table.to_dict("records"),
+    }
+
+
 def tabulate_abstention(
     questions: DatasetDict,
     baseline_predictions: pd.DataFrame,

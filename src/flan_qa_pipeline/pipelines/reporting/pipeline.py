@@ -15,6 +15,7 @@ from .nodes import (
     load_baseline_model,
     load_finetuned_model,
     predict,
+    record_evaluation,
     sample_questions,
     score,
     tabulate_abstention,
@@ -117,6 +118,13 @@ def _scores() -> list[Node]:
             inputs=["breakdown_table", "params:reporting"],
             outputs=["score_table", "score_table_markdown"],
             name="tabulate_scores",
+            tags=["report"],
+        ),
+        node(
+            record_evaluation,
+            inputs=["score_table", "adapter", "run_record", "params:data", "params:reporting"],
+            outputs="evaluation_record",
+            name="record_evaluation",
             tags=["report"],
         ),
     ]
