@@ -208,7 +208,7 @@ def questions():
     return DatasetDict(dev=Dataset.from_list(rows))
 
 
-@pytest.fixture(scope="module")
+@pytest.fixture(scope="session")
 def lora(parameters):
     return parameters.lora.model_copy(update={"target_modules": "all-linear", "r": 4, "alpha": 8})
 
@@ -256,14 +256,14 @@ def provenance(float32, prompt_parameters):
     return provenance_of(float32, prompt_parameters)
 
 
-@pytest.fixture(scope="module")
+@pytest.fixture(scope="session")
 def starter(parameters):
     folder = str(REPOSITORY / "data/06_models/starter_t5")
     changes = {"name": folder, "compute_dtype": "float32", "load_in_4bit": False}
     return parameters.model.model_copy(update=changes)
 
 
-@pytest.fixture(scope="module")
+@pytest.fixture(scope="session")
 def pairs(corpus):
     """Questions about contexts of one window and of several; no context is the same."""
     paragraphs = [p for article in corpus["data"] for p in article["paragraphs"]]
@@ -279,11 +279,12 @@ def pairs(corpus):
     return short + long
 
 
-@pytest.fixture(scope="module")
+@pytest.fixture(scope="session")
 def adapter(starter, parameters, lora, pairs):
     """LoRA on the starter model whose most frequent answer to the pairs stands for abstaining."""
-    model = attach_lora(load_base_model(starter), lora, parameters.training)
-    with torch.no_grad():
+    with torch.random.fork_rng(devices=[]), torch.no_grad():
+        torch.manual_seed(1)
+        model = attach_lora(load_base_model(starter), lora, parameters.training)
         for name, weight in model.named_parameters():
             if "lora_B" in name:
                 weight.normal_(std=0.04)
@@ -302,6 +303,6 @@ def adapter(starter, parameters, lora, pairs):
     return made(parameters.prompt.model_copy(update={"abstention": frequent}))
 
 
-@pytest.fixture(scope="module")
+@pytest.fixture(scope="session")
 def answerer(adapter):
     return QuestionAnswerer(adapter, compute_dtype="float32")

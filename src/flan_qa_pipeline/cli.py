@@ -1,9 +1,10 @@
 """Commands that this project adds to `kedro`, which finds the group `cli` here."""
 
+import os
 import re
 import sys
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from copy import copy
 from functools import partial, wraps
 from typing import TYPE_CHECKING, Any, TextIO, cast
@@ -20,6 +21,7 @@ from flan_qa_pipeline.errors import InputError, ProcessFailedError, in_one_line
 from flan_qa_pipeline.runtime import interruption
 
 if TYPE_CHECKING:
+    from kedro.config import AbstractConfigLoader
     from kedro.framework.startup import ProjectMetadata
 
     import flan_qa_pipeline
@@ -235,12 +237,13 @@ def serve(
 ) -> None:
     """Serve a web page and an HTTP API that answer with the base and with the promoted adapter."""
     try:
-        from flan_qa_pipeline.answering import web_page as serving
+        from flan_qa_pipeline.answering import web_access, web_server
     except ModuleNotFoundError as error:
-        if error.name != "gradio":
+        if error.name not in ("gradio", "fastapi", "fastapi_offline", "uvicorn", "starlette"):
             raise
         raise InputError(
-            "serve needs gradio, which is not installed; pip install 'flan_qa_pipeline[app]'."
+            "serve needs gradio and fastapi-offline, which are not installed; pip install "
+            "'flan_qa_pipeline[app]'."
         ) from error
     from kedro.framework.session import KedroSession
 
@@ -248,15 +251,28 @@ def serve(
 
     session = KedroSession.create(metadata.project_path, env=env, runtime_params=params)
     with session:
-        raw = session.load_context().config_loader["parameters"]
+        configuration = session.load_context().config_loader
+    raw = configuration["parameters"]
     chosen = {"host": host, "port": port}
     raw["serving"] |= {name: value for name, value in chosen.items() if value is not None}
     settings = check_parameters(raw).serving
-    serving.check_address(settings)
+    credentials = web_access.Credentials.find(os.environ, _stored_credentials(configuration))
+    web_server.check_address(settings)
+    web_access.check_access(settings, credentials)
     answerer = _load_answerer(metadata, env, load_versions, params)
-    page = serving.build_page(answerer, settings)
-    click.echo(f"{serving.launch(page, settings)} answers until Ctrl+C.")
-    page.block_thread()
+    with web_server.WebServer(answerer, settings, credentials) as server:
+        click.echo(f"{server.address} answers until Ctrl+C.")
+        with suppress(KeyboardInterrupt):
+            server.wait()
+
+
+def _stored_credentials(configuration: "AbstractConfigLoader") -> dict[str, Any]:
+    from kedro.config import MissingConfigException
+
+    try:
+        return dict(configuration["credentials"])
+    except MissingConfigException:  # a project need not have any
+        return {}
 
 
 @cli.command()

@@ -377,18 +377,19 @@ class ServingParameters(_Section):
     """Where the web page and its API listen, and what they accept."""
 
     host: Annotated[str, Field(min_length=1)]
-    """The address to listen on. 127.0.0.1 is this machine only; the page asks for no password."""
+    """The address to listen on. 127.0.0.1 is this machine only; others need a password."""
     port: Annotated[int, Field(ge=1, le=65535)]
     """The port to listen on."""
+    open: bool
+    """Lets everyone who reaches the port ask without a password."""
     max_context_characters: Positive
     """The longest context that a request may send."""
     max_question_characters: Positive
     """The longest question that a request may send."""
     concurrency: Annotated[int, Field(ge=1, le=40)]
-    """Questions answered at a time; those that arrive together share a batch. Gradio has at most 40
-    threads."""
+    """Questions answered at a time; those that arrive together share a batch."""
     max_queue_size: Positive
-    """Questions that may wait; the server refuses more."""
+    """Questions that may wait; the server refuses more. Also the most in one request."""
     examples: list[ExampleParameters]
     """Examples offered on the page."""
 
