@@ -206,7 +206,7 @@ def apply_unanswerable_policy(splits: DatasetDict, data: DataParameters) -> Data
         "calibration": data.max_calibration_questions,
         "validation": data.max_validation_questions,
     }
-    selected = DatasetDict(
+    return DatasetDict(
         {
             name: split.shuffle(seed=data.seed).select(range(limits[name])).flatten_indices()
             if limits[name] and limits[name] < len(split)
@@ -214,8 +214,6 @@ def apply_unanswerable_policy(splits: DatasetDict, data: DataParameters) -> Data
             for name, split in splits.items()
         }
     )
-    logger.info("Questions: %s.", describe_splits(selected))
-    return selected
 
 
 def tokenize_questions(
@@ -259,6 +257,7 @@ def tokenize_questions(
                 for name, split in questions.items()
             }
         )
+    logger.info("Questions: %s.", describe_splits(questions))
     _warn_of_unknown_characters(tokenized, tokenizer)
     return tokenized
 
