@@ -6,6 +6,7 @@ nothing of quality.
 
 import gc
 import json
+import logging
 import os
 import subprocess
 import time
@@ -49,6 +50,7 @@ def silence() -> None:
     transformers.logging.set_verbosity_error()
     transformers.logging.disable_progress_bar()
     datasets.disable_progress_bars()
+    logging.getLogger("kedro").setLevel(logging.WARNING)
 
 
 def write_snapshot(size: str, folder: Path, *, learned: bool = False) -> None:

@@ -37,6 +37,15 @@ from flan_qa_pipeline.pretraining.pretraining import build_reader, train_unigram
 from flan_qa_pipeline.pretraining.starter_corpus import generate_corpus
 from flan_qa_pipeline.runtime.provenance import fingerprint_splits, package_versions
 
+# cuBLAS's usual workspace is far larger than a tiny model; with this one its sums repeat, too.
+os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":16:8")
+DEVICE = torch.device("cuda" if torch.cuda.is_available() else "cpu")  # where models are loaded
+on_cpu = pytest.mark.skipif(DEVICE.type != "cpu", reason="only a CPU does this; there is a GPU")
+on_gpu = pytest.mark.skipif(DEVICE.type != "cuda", reason="only a GPU does this; there is none")
+one_gpu_is_too_few = pytest.mark.skipif(
+    torch.cuda.device_count() == 1, reason="two processes need two GPUs, or none"
+)
+
 REPOSITORY = Path(__file__).resolve().parents[1]
 CONF = REPOSITORY / "conf/base"
 SQUAD_V2_DIR = Path(os.environ.get("SQUAD_V2_DIR", REPOSITORY.parent / "shared/squad_v2"))
@@ -54,6 +63,13 @@ def pytest_collection_modifyitems(items):
     """Start files with slow tests first, so that no parallel process ends long after the others."""
     slow = {item.path for item in items if item.get_closest_marker("slow")}
     items.sort(key=lambda item: item.path not in slow)
+
+
+def assert_close(found, expected, **tolerance):
+    """Compare tensors, or structures of them; a GPU adds in another order for other kernels."""
+    if DEVICE.type == "cuda":
+        tolerance = {name: max(tolerance.get(name, 0), 1e-3) for name in ("rtol", "atol")}
+    torch.testing.assert_close(found, expected, **tolerance)
 
 
 def copy_project(root):
@@ -225,6 +241,7 @@ def training(parameters, tmp_path_factory):
             "learning_rate": 0.05,
             "logging_steps": 1,
             "eval_strategy": "epoch",
+            "cuda_graphs": False,  # a GPU, too, calls the model in every step
         }
     )
 

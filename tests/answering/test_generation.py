@@ -8,6 +8,7 @@ from collections import Counter
 import numpy as np
 import pytest
 import torch
+from conftest import on_cpu
 from torch.utils._python_dispatch import TorchDispatchMode
 from transformers import T5Tokenizer
 
@@ -53,7 +54,7 @@ def model(request, model_parameters, input_ids):
 def one_by_one(model, ids, suppressed_at_first=None):
     with torch.inference_mode():
         output = model.generate(
-            input_ids=torch.tensor([ids]),
+            input_ids=torch.tensor([ids], device=model.device),
             do_sample=False,
             num_beams=1,
             max_new_tokens=MAX_NEW_TOKENS,
@@ -78,7 +79,8 @@ def log_probability(model, ids, tokens):
     decoder = [model.config.decoder_start_token_id, *tokens[:-1]]
     with torch.inference_mode():
         logits = model(
-            input_ids=torch.tensor([ids]), decoder_input_ids=torch.tensor([decoder])
+            input_ids=torch.tensor([ids], device=model.device),
+            decoder_input_ids=torch.tensor([decoder], device=model.device),
         ).logits[0]
     log_probs = torch.log_softmax(logits, dim=-1)
     return sum(log_probs[i, token].item() for i, token in enumerate(tokens))
@@ -201,6 +203,7 @@ class Products(TorchDispatchMode):
         return func(*args, **(kwargs or {}))
 
 
+@on_cpu
 def test_a_long_stream_brings_few_new_shapes(model_parameters, tokenizer):
     """A CPU keeps a kernel for every shape of a product that it has met."""
     model = load_base_model(model_parameters.model_copy(update={"load_in_4bit": False}))

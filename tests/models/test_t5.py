@@ -4,6 +4,7 @@ from collections import Counter
 
 import pytest
 import torch
+from conftest import on_gpu
 from torch.autograd.graph import saved_tensors_hooks
 from torch.utils._python_dispatch import TorchDispatchMode
 from transformers import T5Config, T5ForConditionalGeneration, set_seed
@@ -115,7 +116,7 @@ def test_only_sdpa_switches_off_the_kernel_compiled_for_every_shape(model_parame
     assert torch.backends.cuda.cudnn_sdp_enabled() == (attention == "eager")
 
 
-@pytest.mark.skipif(not torch.cuda.is_available(), reason="kernels of a GPU")
+@on_gpu
 @pytest.mark.usefixtures("cudnn_as_before")
 @pytest.mark.parametrize("rows", [BATCH, 1])
 def test_sdpa_trains_by_the_kernel_that_keeps_no_scores(model_parameters, rows):

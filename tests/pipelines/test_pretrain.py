@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pandas as pd
 import pytest
-from conftest import REPOSITORY, copy_project
+from conftest import REPOSITORY, copy_project, one_gpu_is_too_few
 from datasets import load_from_disk
 from kedro.framework.session import KedroSession
 from kedro.framework.startup import bootstrap_project
@@ -133,6 +133,7 @@ def test_text_without_its_fields_is_named(project, options, tmp_path):
 
 
 @pytest.mark.slow
+@one_gpu_is_too_few
 def test_two_processes_pretrain_together(project, options):
     (project / "conf/local").mkdir(exist_ok=True)
     given = json.dumps({"pretrain": options["pretrain"]})

@@ -54,6 +54,7 @@ def small(pretrain: dict, **changes) -> PretrainParameters:
             "evaluation": {"questions": 6, "batch_size": 4},
             "logging_steps": 2,
             "save_steps": 3,
+            "compile": False,  # takes longer than these tests on a GPU
         }
         | changes
     )

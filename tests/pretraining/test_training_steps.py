@@ -5,6 +5,7 @@ import json
 import pytest
 import torch
 from accelerate.utils import set_seed
+from conftest import DEVICE
 from datasets import Dataset, DatasetDict
 from english import read_english, small, train_small_tokenizer
 from transformers import AutoModelForSeq2SeqLM
@@ -81,6 +82,7 @@ def train(make_source, pretrain, tmp_path):
     def run(model=None, folder=tmp_path / "whole", **changes):
         set_seed(3)
         model = model or build_random_t5(pretrain.architecture, dropout=pretrain.dropout)
+        model.to(DEVICE)
         settings = pretrain.model_copy(update=changes)
         phase = Phase(model, settings.reader, settings, [make_source(), make_source()], folder)
         return model, phase
@@ -277,7 +279,7 @@ def test_packed_base_is_read_by_plain_transformers(pretrain, tmp_path):
             parameter.normal_(std=0.1)
     packed = pack_nf4(model.bfloat16())
     packed.save_pretrained(tmp_path)
-    read = AutoModelForSeq2SeqLM.from_pretrained(tmp_path)
+    read = AutoModelForSeq2SeqLM.from_pretrained(tmp_path, device_map={"": "cpu"})
     ids = torch.tensor([[5, 6, 7, 1]])
     with torch.no_grad():
         given, expected = (m(input_ids=ids, labels=ids).logits for m in (read, packed))

@@ -13,6 +13,7 @@ from typing import Any, Literal, Self, TypeVar
 from datasets import Dataset
 from pydantic import BaseModel, ValidationError
 
+from flan_qa_pipeline.answering.batch_tokens import resolve_batch_tokens
 from flan_qa_pipeline.answering.window_answers import WindowAnswer, answer_windows
 from flan_qa_pipeline.config.parameters import (
     AttnImplementation,
@@ -129,6 +130,8 @@ class QuestionAnswerer:
         self._model = attach_adapter(base, adapter, adapter.provenance)
         if fsdp:
             shard(self._model)
+        batch_tokens = resolve_batch_tokens(self.generation.batch_tokens, self._model)
+        self.generation = self.generation.model_copy(update={"batch_tokens": batch_tokens})
         self._lock = threading.Lock()
 
     @classmethod

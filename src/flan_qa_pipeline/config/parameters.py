@@ -345,8 +345,10 @@ class DistributedParameters(_Section):
 class GenerationParameters(_Section):
     """Greedy decoding, the same for the base and the fine-tuned model."""
 
-    batch_tokens: Positive
-    """Input tokens in a batch of questions to answer, padding included."""
+    batch_tokens: Literal["auto"] | Positive
+    """Input tokens in a batch of questions to answer, padding included. `auto` is 8,192 on a CPU
+    and as many as fit in the free memory of a GPU, at most 262,144. A batch that does not fit is
+    halved."""
     max_new_tokens: Annotated[int, Field(ge=1, le=65536)]
     """The longest answer in tokens."""
 

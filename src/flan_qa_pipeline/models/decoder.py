@@ -74,7 +74,8 @@ class Decoder:
         """Keep only these rows of the batch."""
         self._mask = self._mask[rows]
         for kept in (self._read, self._written):
-            kept[:] = [(key[rows], value[rows]) for key, value in kept]
+            for i, (key, value) in enumerate(kept):  # one layer at a time, for its memory
+                kept[i] = key[rows], value[rows]
 
 
 def _key_value(attention: T5Attention) -> tuple[torch.nn.Module, torch.nn.Module]:

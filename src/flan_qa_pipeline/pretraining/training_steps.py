@@ -12,7 +12,7 @@ from typing import Any
 
 import torch
 from accelerate import PartialState
-from accelerate.utils import reduce, set_seed
+from accelerate.utils import set_seed
 from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from transformers import T5ForConditionalGeneration
@@ -22,6 +22,7 @@ from flan_qa_pipeline.errors import InputError
 from flan_qa_pipeline.files import refuse_pickles, remove_at_once, written_aside
 from flan_qa_pipeline.models.device import multiplies_bfloat16
 from flan_qa_pipeline.models.exchange import broadcast_json
+from flan_qa_pipeline.models.flat_gradients import FlatGradients
 from flan_qa_pipeline.pretraining.batches import Batch, Batches, BatchSource
 from flan_qa_pipeline.pretraining.optimizers import build_optimizers
 
@@ -63,30 +64,6 @@ def compute_dtype() -> AbstractContextManager[None]:
     return autocast
 
 
-class FlatGradients:
-    """A model's gradients as views of one buffer, which one call reduces."""
-
-    def __init__(self, model: torch.nn.Module) -> None:
-        parameters = list(model.parameters())
-        self.buffer = parameters[0].new_zeros(sum(p.numel() for p in parameters))
-        start = 0
-        for parameter in parameters:
-            view = self.buffer[start : start + parameter.numel()]
-            parameter.grad = view.view_as(parameter)
-            start += parameter.numel()
-
-    def average(self) -> None:
-        """Average over the processes, in bfloat16."""
-        if PartialState().num_processes > 1:
-            self.buffer.copy_(reduce(self.buffer.bfloat16(), reduction="mean"))
-
-    def clip(self, largest: float) -> torch.Tensor:
-        """Scale the gradients to a norm of at most `largest`; return the norm before."""
-        norm = self.buffer.norm()
-        self.buffer.mul_((largest / (norm + 1e-6)).clamp(max=1.0))
-        return norm
-
-
 @dataclass
 class Progress:
     """How far a phase has come: the next step, and the logged rows so far."""
@@ -121,6 +98,7 @@ class Phase:
         self._sources, self._folder = sources, folder
         self._optimizers = build_optimizers(model, phase.optimizer)
         self._gradients = FlatGradients(model)
+        self._gradients.attach()
         self._state = PartialState()
         compiles = self._state.device.type == "cuda" if settings.compile == "auto" else False
         if settings.compile is True or compiles:
@@ -211,13 +189,13 @@ class Phase:
         placed = {k: v.to(self._state.device, non_blocking=True) for k, v in batch.items()}
         loss = self._forward(placed["input_ids"], placed["attention_mask"], placed["labels"])
         loss.backward()
-        self._gradients.average()
+        self._gradients.average(torch.bfloat16)
         norm = self._gradients.clip(self._phase.optimizer.max_grad_norm)
         for optimizer in self._optimizers:
             for group in optimizer.param_groups:
                 group["lr"] = group["initial_lr"] * factor
             optimizer.step()
-        self._gradients.buffer.zero_()
+        self._gradients.whole.zero_()
         return loss.detach(), norm
 
     def _loss(

@@ -38,8 +38,8 @@ def require_trainable(parameters: Parameters, processes: int) -> None:
         require_capturable(
             graph_obstacles(
                 training,
-                processes=processes,
                 use_dora=parameters.lora.use_dora,
                 keeps_activations=parameters.model.dequantize is not False,
+                fsdp=parameters.distributed.fsdp,
             )
         )

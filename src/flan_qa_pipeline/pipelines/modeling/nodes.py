@@ -51,7 +51,6 @@ from flan_qa_pipeline.runtime.provenance import (
     fingerprint_splits,
     fingerprint_weights,
 )
-from flan_qa_pipeline.training.accelerate_private import leave_unwrapped
 from flan_qa_pipeline.training.arguments import build_arguments
 from flan_qa_pipeline.training.cuda_graphs import captures_graphs
 from flan_qa_pipeline.training.measured_memory import training_peaks
@@ -109,7 +108,7 @@ def train_adapter(
             `versions` of packages, and whatever else the adapter's record should hold.
         fsdp: spread the weights of the model over the processes.
     """
-    cuda_graphs = captures_graphs(lora_model, training, PartialState().num_processes)
+    cuda_graphs = captures_graphs(lora_model, training, fsdp)
     inputs = _fingerprint_inputs(lora_model, tokenized_questions, questions)
     require_made_of(tokenized_questions, inputs["questions"])
     fingerprint = _fingerprint_training(
@@ -117,7 +116,6 @@ def train_adapter(
     )
     if fsdp:
         shard(lora_model)
-        leave_unwrapped(lora_model)
     tokenizer = load_tokenizer(model)
     held_out = tokenized_questions["dev"].filter(bool, input_columns="labels")
     arguments = build_arguments(
