@@ -114,8 +114,7 @@ def _known(run: Callable[..., Any]) -> Callable[..., Any]:
     def wrapper(**options: Any) -> Any:
         from flan_qa_pipeline.runtime.selection import require_known
 
-        require_known(options)
-        return run(**options)
+        return run(**require_known(options))
 
     return wrapper
 
@@ -340,6 +339,31 @@ def check_data(
             f"{len(rejected):,} rejected: a run stops at the first one, or leaves them out and "
             "lists them with data.on_invalid=skip."
         )
+
+
+@configured
+@cli.command("runs")
+@click.pass_obj
+def list_runs(metadata: "ProjectMetadata", env: str | None, params: dict[str, Any]) -> None:
+    """List all saved versions: parameters that differ, scores, time, memory."""
+    from kedro.framework.session import KedroSession
+
+    from flan_qa_pipeline.reporting.run_summary import print_runs
+    from flan_qa_pipeline.reporting.runs import runs_page
+    from flan_qa_pipeline.runtime import kedro_private
+    from flan_qa_pipeline.runtime.atomic_catalog import AtomicCatalog
+    from flan_qa_pipeline.runtime.saved_runs import read_runs, scored_versions
+
+    session = KedroSession.create(metadata.project_path, env=env, runtime_params=params)
+    with session:
+        catalog = cast(AtomicCatalog, session.load_context().catalog)
+    runs = read_runs(catalog, scored_versions(catalog))
+    if not runs:
+        place = kedro_private.place_of(catalog["score_table"])
+        raise InputError(f"No run has saved scores in {place}; make one with `kedro run`.")
+    catalog["runs_page"].save(runs_page(runs))
+    print_runs(runs)
+    click.echo(f"As a page: {kedro_private.load_path(catalog['runs_page'])}")
 
 
 @loads_adapter

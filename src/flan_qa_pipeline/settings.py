@@ -16,6 +16,7 @@ from flan_qa_pipeline.runtime.atomic_catalog import AtomicCatalog
 from flan_qa_pipeline.runtime.configuration import ProjectConfigLoader
 from flan_qa_pipeline.runtime.current_run import CurrentRun
 from flan_qa_pipeline.runtime.hooks.checkpoints import CheckpointHooks
+from flan_qa_pipeline.runtime.hooks.compared_runs import ComparedRunHooks
 from flan_qa_pipeline.runtime.hooks.costs import NodeCostHooks, RunRecordHooks
 from flan_qa_pipeline.runtime.hooks.evaluations import EvaluationHooks
 from flan_qa_pipeline.runtime.hooks.failures import FailureHooks
@@ -28,6 +29,7 @@ from flan_qa_pipeline.runtime.hooks.logs import (
     QuantizationLogHooks,
     QuietHooks,
 )
+from flan_qa_pipeline.runtime.hooks.mlflow_log import MlflowHooks
 from flan_qa_pipeline.runtime.hooks.outputs import OutputHooks
 from flan_qa_pipeline.runtime.hooks.parameters import ParameterHooks
 from flan_qa_pipeline.runtime.hooks.processes import ProcessHooks
@@ -35,6 +37,7 @@ from flan_qa_pipeline.runtime.hooks.promotion import PromotionHooks
 from flan_qa_pipeline.runtime.hooks.results import ResultHooks
 from flan_qa_pipeline.runtime.hooks.saved_inputs import SavedInputHooks
 from flan_qa_pipeline.runtime.hooks.threads import ThreadHooks
+from flan_qa_pipeline.runtime.launched import leads
 
 run = CurrentRun()
 in_order = (
@@ -47,6 +50,7 @@ in_order = (
     HubInputHooks(run),
     SavedInputHooks(run),
     RunRecordHooks(run),
+    ComparedRunHooks(run),
     NodeCostHooks(),
     DeviceChoiceHooks(run),
     QuantizationLogHooks(),
@@ -54,6 +58,7 @@ in_order = (
     CheckpointHooks(run),
     ThreadHooks(),
     EvaluationHooks(),
+    MlflowHooks(run),
     ResultHooks(run),
     FailureLogHooks(),
     FailureHooks(),
@@ -74,3 +79,5 @@ DATA_CATALOG_CLASS = AtomicCatalog
 DISABLE_HOOKS_FOR_PLUGINS: tuple[str, ...] = ("kedro-telemetry",)
 if find_kedro_project(Path.cwd()) is None:
     DISABLE_HOOKS_FOR_PLUGINS += ("kedro-viz",)
+if not leads():  # of several processes, one logs
+    DISABLE_HOOKS_FOR_PLUGINS += ("kedro_mlflow",)

@@ -75,7 +75,7 @@ def test_health_names_what_answers(client, answerer):
 def test_what_the_adapter_records_is_named(answerer):
     run = {
         "run_id": "2026",
-        "parameters": {"data": {"train_file": "data/01_raw/starter_train.json"}},
+        "corpora": {"train": "the embedded starter corpus"},
     }
     model = ServedModel.of(replace(answerer.adapter, training={"run": run}))
     assert model == ServedModel("starter_t5", "2026", "the embedded starter corpus")

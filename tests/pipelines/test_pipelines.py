@@ -30,10 +30,13 @@ from flan_qa_pipeline.errors import InputError
 from flan_qa_pipeline.evaluation.squad_v2_scores.squad_v2_scores import SquadV2Scores
 from flan_qa_pipeline.evaluation.subject import EMBEDDED_CORPUS
 from flan_qa_pipeline.pipelines import modeling, reporting
+from flan_qa_pipeline.runtime import selection
 from flan_qa_pipeline.runtime.provenance import fingerprint_splits
 from flan_qa_pipeline.training.best_adapter import BestAdapter
 from flan_qa_pipeline.training.progress import LastingTensorBoard
 
+SELECT = ["data_engineering.apply_unanswerable_policy"]
+FLATTEN = ["data_engineering.flatten_train_questions"]
 VERSIONED = {
     "questions": "03_primary/questions",
     "tokenized_questions": "05_model_input/tokenized_questions",
@@ -252,6 +255,8 @@ def test_full_run_saves_tables_figures_and_report(project, full_run, tiny_run):
     assert f"<title>{subject}, before and after fine-tuning</title>" in page
     for fact in ("version", "adapter"):
         assert f"{fact}: <b>{full_run}</b>" in page
+    for fact in ("date: <b>2", "device: <b>", "seed: <b>13", "training file: <b>data/01_raw/"):
+        assert fact in page
     assert "SQuAD 2.0" not in page
     assert page.count("plotly.js v") == 1
     assert '"outcome":"' in page
@@ -264,8 +269,57 @@ def test_compare_sets_two_saved_versions_side_by_side(project, full_run, tiny_ru
     table = pd.read_csv(io.StringIO(read(project, "comparison_table.csv", compared)))
     assert table["questions"].iloc[0] == 40
     assert (table["F1 gain"] == 0).all()
-    assert f"first: {full_run}, second: {again}" in capsys.readouterr().out
-    assert "Two versions side by side" in read(project, "comparison_report.html", compared)
+    printed = capsys.readouterr().out
+    assert f"first: {full_run}, second: {again}" in printed
+    assert "Parameters that differ" in printed
+    page = read(project, "comparison_report.html", compared)
+    assert "Two versions side by side" in page
+    differences = pd.read_csv(io.StringIO(read(project, "parameter_differences.csv", compared)))
+    assert differences.values.tolist() == [
+        ["version", full_run, again],
+        ["version of the adapter", full_run, full_run],
+    ]
+    assert "Parameters that differ" in page
+    costs = pd.read_csv(io.StringIO(read(project, "cost_comparison.csv", compared)))
+    assert costs.columns.tolist() == ["kind", "quantity", "first", "second", "unit"]
+    assert costs["kind"].drop_duplicates().tolist() == ["parameters", "memory", "speed", "time"]
+
+
+def test_runs_lists_saved_versions_in_the_terminal_and_as_a_page(
+    project, full_run, tiny_run, tiny_base
+):
+    again = run(project, tiny_run | {"generation": {"max_new_tokens": 7}}, "evaluate")
+    params = f"--params=model.name={tiny_base}"
+    listed = CliRunner().invoke(
+        flan_qa_pipeline.cli.cli, ["runs", params], obj=bootstrap_project(project)
+    )
+    assert listed.exit_code == 0, listed.output
+    assert max(map(len, listed.output.splitlines()[:-1])) <= 80
+    head, *entries = re.split(r"\n(?=\S+ +EM )", listed.output)
+    assert "dev" in head and "MiB" in head
+    newest, *_, oldest = (entry.split() for entry in entries)
+    assert (newest[0], oldest[0]) == (again, full_run)
+    assert newest[newest.index("adapter") + 1] == full_run
+    assert "adapter" not in oldest
+    assert "generation.max_new_" in " ".join(newest)
+    page = (project / "data/08_reporting/runs.html").read_text(encoding="utf-8")
+    assert "generation.max_new_tokens" in page
+    overall = load(project, "score_table", full_run)["F1 fine-tuned"].iloc[0]
+    assert f'<td class="number">{overall:.2f}</td>' in page
+
+
+def test_nodes_are_named_with_or_without_their_namespace(project):
+    options = {name: [] for name in selection.FILTERS} | {
+        "pipeline": None,
+        "pipelines": ["modeling"],
+        "namespaces": [],
+        "is_async": False,
+        "from_nodes": ["attach_lora"],
+        "to_nodes": ["modeling.train_adapter"],
+    }
+    found = selection.require_known(options)
+    assert found["from_nodes"] == ["modeling.attach_lora"]
+    assert found["to_nodes"] == ["modeling.train_adapter"]
 
 
 def test_compare_without_versions_names_those_saved(project, full_run, tiny_run):
@@ -321,13 +375,13 @@ def test_scoring_on_other_questions_than_those_of_the_training_is_told(
 
 def test_parameters_of_data_that_are_not_made_again_are_told(project, full_run, tiny_run, caplog):
     run(project, tiny_run, "data_engineering")
-    run(project, tiny_run, "evaluate", node_names=["load_finetuned_model"])
+    run(project, tiny_run, "evaluate", node_names=["reporting.load_finetuned_model"])
     assert "This run reads" not in caplog.text
     others = {
         "data": tiny_run["data"] | {"seed": 1},
         "training": tiny_run["training"] | {"learning_rate": 0.5, "logging_dir": "logs"},
     }
-    run(project, tiny_run | others, "evaluate", node_names=["load_finetuned_model"])
+    run(project, tiny_run | others, "evaluate", node_names=["reporting.load_finetuned_model"])
     told = [line for line in caplog.messages if "This run reads" in line]
     assert [line.partition(", which ")[2].split(" does not change")[0] for line in told] == [
         "data.seed",
@@ -403,7 +457,7 @@ def test_training_continues_if_its_log_is_removed(project, full_run, tiny_run, c
 
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(BestAdapter, "on_step_begin", remove)
-        version = run(project, tiny_run, "modeling", to_nodes=["train_adapter"])
+        version = run(project, tiny_run, "modeling", to_nodes=["modeling.train_adapter"])
     assert version in versions(project)["adapter"]
     folder = Path("data/08_reporting/tensorboard", version)
     assert f"{folder} was removed during training; training continues" in " ".join(caplog.messages)
@@ -516,7 +570,7 @@ def test_windows_of_other_choices_are_refused_before_the_base_is_loaded(
             with pytest.raises(InputError, match=f"tokenized_questions do not fit .*{named}"):
                 run(project, other, pipeline)
         with pytest.raises(InputError, match=named):
-            run(project, other, from_nodes=["quantize_base_model"])
+            run(project, other, from_nodes=["modeling.quantize_base_model"])
     run(project, asking, "data_engineering")
     for pipeline in ("evaluate", "modeling"):
         with pytest.raises(InputError, match="prompt.template is 'question: .* theirs '{context}"):
@@ -531,7 +585,7 @@ def test_windows_of_other_choices_are_refused_before_the_base_is_loaded(
 
 def test_other_questions_than_those_tokenized_are_not_trained_on(project, full_run, tiny_run):
     other = tiny_run | {"data": tiny_run["data"] | {"seed": 99}}
-    run(project, other, "data_engineering", to_nodes=["apply_unanswerable_policy"])
+    run(project, other, "data_engineering", to_nodes=SELECT)
     with pytest.raises(InputError, match="hold different train questions.*--load-versions"):
         run(project, tiny_run, "modeling")
     run(project, tiny_run, "data_engineering")
@@ -540,7 +594,7 @@ def test_other_questions_than_those_tokenized_are_not_trained_on(project, full_r
 def test_questions_of_a_run_that_did_not_tokenize_them_are_refused(project, full_run, tiny_run):
     before = versions(project)
     fewer = tiny_run | {"data": tiny_run["data"] | {"max_validation_questions": 10}}
-    run(project, fewer, "data_engineering", to_nodes=["apply_unanswerable_policy"])
+    run(project, fewer, "data_engineering", to_nodes=SELECT)
     with pytest.raises(InputError, match="different validation questions.*--load-versions"):
         run(project, tiny_run, "evaluate")
     assert versions(project)["finetuned_predictions"] == before["finetuned_predictions"]
@@ -710,9 +764,7 @@ def test_environment_of_globals_alone(project, full_run, tiny_run, corpus):
     path = project / "data/01_raw/fewer.json"
     path.write_text(json.dumps({"version": "v2.0", "data": articles}), encoding="utf-8")
     env = environment(project, "fewer", globals={"train_file": "data/01_raw/fewer.json"})
-    version = run(
-        project, tiny_run, "data_engineering", env=env, to_nodes=["apply_unanswerable_policy"]
-    )
+    version = run(project, tiny_run, "data_engineering", env=env, to_nodes=SELECT)
     questions = load_from_disk(project / f"data/03_primary/questions/{version}/questions")
     titles = {t for name in ("train", "dev", "calibration") for t in questions[name]["title"]}
     assert titles == {article["title"] for article in articles}
@@ -731,9 +783,7 @@ def test_saved_datasets_instead_of_json(project, full_run, tiny_run, corpus):
         env = environment(
             project, "saved", globals={"train_file": str(path)}, catalog={"raw_train": entry}
         )
-        return run(
-            project, tiny_run, "data_engineering", env=env, to_nodes=["flatten_train_questions"]
-        )
+        return run(project, tiny_run, "data_engineering", env=env, to_nodes=FLATTEN)
 
     read(folder / "train")
     with pytest.raises(InputError, match=f"{folder} holds a DatasetDict .*{folder / 'train'}"):
@@ -758,6 +808,10 @@ def test_viz_shows_layers_in_order_and_previews(project, full_run):
     main = json.loads((project / "build/api/main").read_text(encoding="utf-8"))
     layers = ["intermediate", "primary", "model_input", "models", "model_output", "reporting"]
     assert main["layers"] == ["raw", *layers]
+    grouped = main["modular_pipelines"]
+    assert set(grouped) == {"__root__", "data_engineering", "modeling", "prediction", "reporting"}
+    opened = grouped["__root__"]["children"]
+    assert {child["type"] for child in opened} == {"modularPipeline", "data", "parameters"}
     shown = [node for node in main["nodes"] if node["type"] == "data"]
     assert [node["name"] for node in shown if not node["layer"]] == []
     for node in shown:
@@ -765,6 +819,12 @@ def test_viz_shows_layers_in_order_and_previews(project, full_run):
             path = project / "build/api/nodes" / node["id"]
             preview = json.loads(path.read_text(encoding="utf-8")).get("preview")
             assert bool(preview) is (node["name"] != "question_table")
+        for name, file in (("report", "report.html"), ("score_table_markdown", "score_table.md")):
+            if node["name"] == name:
+                path = project / "build/api/nodes" / node["id"]
+                preview = json.loads(path.read_text(encoding="utf-8"))["preview"]
+                assert "<td" in preview
+                assert preview.endswith(f"/{file.replace('_', '%5F')})")
 
 
 def test_the_metric_module_gives_the_reported_scores(project, full_run, tmp_path):
@@ -796,6 +856,8 @@ def test_registered_pipelines(project):
         "pretrain",
     }
     assert not any("train" in node.tags for node in pipelines["evaluate"].nodes)
+    for pipeline in pipelines.values():  # the command line takes nodes by their short names
+        assert len({node.short_name for node in pipeline.nodes}) == len(pipeline.nodes)
     for name in ("__default__", "inference", "compare"):
         assert all(node.tags and node.func.__doc__ for node in pipelines[name].nodes)
 

@@ -5,6 +5,7 @@ from huggingface_hub import ModelCard
 from peft import LoraConfig
 
 from flan_qa_pipeline.errors import InputError
+from flan_qa_pipeline.evaluation.subject import EMBEDDED_CORPUS
 from flan_qa_pipeline.models.adapter import Adapter
 from flan_qa_pipeline.reporting.model_card import (
     adapter_card,
@@ -90,6 +91,15 @@ def test_a_licence_is_named_if_all_parts_have_it(adapter, tmp_path):
     assert str(tmp_path) not in str(card)
     (base / "README.md").write_text("---\n- broken: [\n---\n", encoding="utf-8")
     assert ModelCard(adapter_card(local)).data.license is None
+
+
+def test_the_embedded_corpus_is_named_whatever_its_file_is_called(adapter):
+    renamed = adapter(train_file="mine.json")
+    assert "| mine.json | not known here |" in adapter_card(renamed)
+    renamed.training["run"]["corpora"] = {"train": EMBEDDED_CORPUS}
+    card = adapter_card(renamed)
+    assert f"| data | {EMBEDDED_CORPUS} | apache-2.0 |" in card
+    assert "made of templates" in card and "mine.json" not in card
 
 
 @pytest.mark.parametrize(

@@ -22,9 +22,11 @@ KINDS = {
     "questions": "huggingface.ArrowDataset",
     "finetuned_predictions": "pandas.ParquetDataset",
     "finetuned_scores": "json.JSONDataset",
-    "score_table": "pandas.CSVDataset",
+    "node_times": "pandas.CSVDataset",
+    "score_table": "flan_qa_pipeline.datasets.previewed.TableDataset",
     "sample_answers": "flan_qa_pipeline.datasets.question_file.TextCSVDataset",
-    "report": "text.TextDataset",
+    "score_table_markdown": "flan_qa_pipeline.datasets.previewed.MarkdownDataset",
+    "report": "flan_qa_pipeline.datasets.previewed.PageDataset",
     "score_figure": "plotly.JSONDataset",
     "adapter": "flan_qa_pipeline.datasets.adapter.AdapterDataset",
     "merged_model": "flan_qa_pipeline.datasets.merged_model.MergedModelDataset",
@@ -52,11 +54,11 @@ def data(name, n):
     match config[name]["type"]:
         case "huggingface.ArrowDataset":
             return Dataset.from_dict({"text": [text]})
-        case kind if kind.endswith(("ParquetDataset", "CSVDataset")):
+        case kind if kind.endswith(("ParquetDataset", "CSVDataset", "TableDataset")):
             return pandas.DataFrame({"text": [f"{i} {i * i}" for i in range(n // 4)]})
         case "json.JSONDataset":
             return {"text": text}
-        case "text.TextDataset":
+        case kind if kind.endswith(("MarkdownDataset", "PageDataset")):
             return text
         case "plotly.JSONDataset":
             return plotly.graph_objects.Figure(layout={"title": {"text": text}})

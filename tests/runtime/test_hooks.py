@@ -119,11 +119,13 @@ def test_every_note_of_the_catalog_is_one_that_the_hooks_read():
     }
     assert {name for name, notes in noted.items() if notes.filled_in} == {
         "adapter_evaluation",
+        "compared_runs",
         "node_costs",
         "run_record",
     }
     assert {name: notes.shown for name, notes in noted.items() if notes.shown} == {
         "score_table": "scores",
+        "parameter_differences": "differences",
         "comparison_table": "comparison",
         "report": "report",
         "comparison_report": "path",

@@ -234,7 +234,10 @@ def test_a_sharded_base_trains_resumes_and_answers_as_a_whole_one(drawing, optio
     for one, other in zip(log_of(log)[:-1], log_of(training)[:-1], strict=True):
         assert other == pytest.approx(one, rel=1e-3)
     alone = run_alone(
-        options, "evaluate", to_nodes=["predict_finetuned"], load_versions={"adapter": version}
+        options,
+        "evaluate",
+        to_nodes=["prediction.predict_finetuned"],
+        load_versions={"adapter": version},
     )
     path = Path("data/07_model_output/finetuned_predictions.parquet")
     one, two = (pd.read_parquet(path / v / path.name) for v in (alone, version))

@@ -44,6 +44,7 @@ def trained(adapter, f1, *, seed=13, base="a", train="t"):
     }
     fingerprints = {"questions": {"train": train, "dev": "d"}}
     run = {"parameters": parameters, "fingerprints": fingerprints}
+    run["corpora"] = {"train": "the embedded starter corpus"}
     model = adapter.provenance["model"] | {"name": base}
     return replace(
         adapter,

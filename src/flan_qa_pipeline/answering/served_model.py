@@ -3,7 +3,7 @@
 from dataclasses import dataclass
 from typing import Self
 
-from flan_qa_pipeline.evaluation.subject import EMBEDDED_CORPUS, base_name, corpus_name
+from flan_qa_pipeline.evaluation.subject import EMBEDDED_CORPUS, base_name, trained_on
 from flan_qa_pipeline.models.adapter import Adapter
 
 
@@ -25,11 +25,10 @@ class ServedModel:
     def of(cls, adapter: Adapter) -> Self:
         """Read what the adapter records of its training."""
         run = adapter.training.get("run", {})
-        parameters = run.get("parameters")
         return cls(
             base=base_name(adapter.provenance["model"]["name"]),
             adapter=run.get("run_id"),
-            corpus=corpus_name(parameters["data"]["train_file"]) if parameters else None,
+            corpus=trained_on(run),
         )
 
     @property

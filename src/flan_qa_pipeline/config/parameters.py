@@ -298,6 +298,9 @@ class TrainingParameters(_Section):
     """The order of the training windows; `group_by_length` makes batches of similar length."""
     logging_steps: Positive
     """Steps between two logs of the loss."""
+    report_to: Literal["tensorboard", "wandb", "mlflow", "none"]
+    """The tracker that gets the log. `tensorboard` writes into `logging_dir`; `wandb` and `mlflow`
+    must be installed and are set up by their own environment variables."""
     eval_strategy: Strategy
     """When to evaluate on the dev articles: never, every `eval_steps`, or after each epoch."""
     eval_steps: Steps

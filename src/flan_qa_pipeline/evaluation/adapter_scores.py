@@ -4,7 +4,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
-from flan_qa_pipeline.evaluation.subject import base_name, corpus_name
+from flan_qa_pipeline.evaluation.subject import base_name, trained_on
 from flan_qa_pipeline.training.record import kept_evaluation
 
 Record = Mapping[str, Any]
@@ -48,7 +48,7 @@ def dev_score(provenance: Record, training: Record) -> DevScore | None:
     )
 
 
-def trained_on(training: Record) -> str | None:
+def training_questions(training: Record) -> str | None:
     """Return the fingerprint of the questions that an adapter was trained on, if recorded."""
     fingerprint: str | None = _at(training, "run", "fingerprints", "questions", "train")
     return fingerprint
@@ -67,8 +67,8 @@ def describe_adapter(
         evaluation: the newest record of the adapter's scores on validation questions, or {}.
     """
     base = base_name(str(provenance["model"].get("name")))
-    file = _at(training, "run", "parameters", "data", "train_file")
-    corpus = f", trained on {corpus_name(file)}" if file else ""
+    name = trained_on(training.get("run") or {})
+    corpus = f", trained on {name}" if name else ""
     known = []
     for row in evaluation.get("scores", ()):
         if row["subset"] == "overall":

@@ -14,7 +14,7 @@ import yaml
 from huggingface_hub import EvalResult, ModelCard, ModelCardData
 
 from flan_qa_pipeline.errors import InputError, in_one_line
-from flan_qa_pipeline.evaluation.subject import base_name, corpus_name
+from flan_qa_pipeline.evaluation.subject import EMBEDDED_CORPUS, base_name, corpus_name
 from flan_qa_pipeline.files import CARD
 from flan_qa_pipeline.hub import PROTOCOL
 from flan_qa_pipeline.models.adapter import Adapter
@@ -211,11 +211,11 @@ def _metadata(adapter: Adapter, library_name: str, licences: set[str | None]) ->
 
 def _licences(adapter: Adapter) -> dict[tuple[str, str], str | None]:
     """Map the parts, by kind and name, to their licences; None where it is not known."""
-    trained_on = _data_files(adapter.training.get("run", {}))
+    corpora = _corpora(adapter.training.get("run", {}))
     return {
         ("base", _base(adapter)[0]): _base_licence(adapter.provenance["model"]),
-        **{("data", corpus_name(file)): _data_licence(file) for file in trained_on},
-        **({} if trained_on else {("data", "not recorded"): None}),
+        **{("data", name): licence for name, licence in corpora.items()},
+        **({} if corpora else {("data", "not recorded"): None}),
         ("code", "flan_qa_pipeline"): APACHE,
     }
 
@@ -227,7 +227,7 @@ def _limits(adapter: Adapter, library_name: str) -> list[str]:
             f"It has read at most {lengths['max_source_length']} tokens at a time. "
             f"flan_qa_pipeline reads longer contexts in windows; {library_name} does not."
         )
-    if any(file.startswith(OWN_DATA[0]) for file in _data_files(adapter.training.get("run", {}))):
+    if EMBEDDED_CORPUS in _corpora(adapter.training.get("run", {})):
         limits.append("The starter corpus is made of templates, and nothing in it is true.")
     return limits
 
@@ -246,6 +246,13 @@ def _precision(adapter: Adapter) -> str:
     return f"weights in 4 bits ({model['quant_type'].upper()})" + (
         f", except {skipped}" if skipped else ""
     )
+
+
+def _corpora(run: Mapping[str, Any]) -> dict[str, str | None]:
+    """Map the corpora of a training, as far as its record names them, to their licences."""
+    if recognized := run.get("corpora", {}).get("train"):
+        return {recognized: APACHE}
+    return {corpus_name(file): _data_licence(file) for file in _data_files(run)}
 
 
 def _data_files(run: Mapping[str, Any]) -> list[str]:
@@ -324,7 +331,7 @@ def _facts(adapter: Adapter) -> dict[str, str]:
         "answer where there is none": f"`{prompt['abstention']}`",
         "LoRA": f"rank {config.r}, alpha {config.lora_alpha}, dropout {config.lora_dropout}, on "
         + ", ".join([*sorted(config.target_modules), *variants]),
-        "training data": ", ".join(dict.fromkeys(map(corpus_name, _data_files(run)))),
+        "training data": ", ".join(_corpora(run)),
         "steps": str(training.get("steps", "")),
         "step of these weights": str(training.get("best_step") or ""),
         "adapter version": str(run.get("run_id") or ""),

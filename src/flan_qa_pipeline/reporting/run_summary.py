@@ -8,10 +8,11 @@ import pandas as pd
 from rich.console import Console
 from rich.table import Table
 
+from flan_qa_pipeline.evaluation.breakdown import METRICS
+from flan_qa_pipeline.reporting.runs import SUBSETS, SavedRun, differing_parameters
 from flan_qa_pipeline.reporting.tables import readable_scores
 
 WIDTH = 80  # columns
-SUBSETS = ("overall", "HasAns", "NoAns")
 TEXT_COLUMNS = 2  # subset and metric
 LISTED = 4  # saved paths; more are counted by folder
 
@@ -39,6 +40,50 @@ def print_scores(table: pd.DataFrame, labels: Sequence[str], confidence: float, 
     for number, row in enumerate(scores.itertuples(index=False)):
         printed.add_row(*map(str, row), end_section=number % 2 == 1)
     terminal().print("", title, "", printed, "", sep="\n")
+
+
+def print_table(table: pd.DataFrame, title: str) -> None:
+    """Print a table of texts; long ones continue on the next line."""
+    printed = Table(show_edge=False, pad_edge=False)
+    for column in table:
+        printed.add_column(str(column), overflow="fold")
+    for row in table.fillna("").itertuples(index=False):
+        printed.add_row(*map(str, row))
+    terminal().print("", title, "", printed, "", sep="\n")
+
+
+def print_runs(runs: Sequence[SavedRun]) -> None:
+    """Print saved runs, newest first: what differs, scores in percent, minutes, peak memory."""
+    printed = Table(box=None, show_edge=False, pad_edge=False, padding=(0, 2, 1, 0))
+    printed.add_column("version, base,\nwhat differs", overflow="fold", ratio=1)
+    for column in ("", "over-\nall", "Has-\nAns", "No-\nAns", "dev\nF1", "min-\nutes", "MiB"):
+        printed.add_column(column, justify="right", no_wrap=True)
+    runs = sorted(runs, key=lambda run: run.version, reverse=True)
+    differing = differing_parameters(runs)
+    for number, run in enumerate(runs):
+        texts = [run.version, run.base]
+        if run.adapter not in (None, run.version):
+            texts.append(f"adapter {run.adapter}")
+        texts += [
+            f"{name}={values[number]}" for name, values in differing.items() if values[number]
+        ]
+        scores = [
+            "\n".join(_number(run.scores.get(subset, {}).get(metric), 2) for metric in METRICS)
+            for subset in SUBSETS
+        ]
+        printed.add_row(
+            "\n".join(filter(None, texts)),
+            "\n".join(METRICS),
+            *scores,
+            _number(run.dev_f1, 2),
+            _number(run.seconds and run.seconds / 60, 1),
+            _number(run.memory_mib, 0),
+        )
+    terminal().print(printed)
+
+
+def _number(value: float | None, digits: int) -> str:
+    return "" if value is None else f"{value:,.{digits}f}"
 
 
 def print_next_steps(report: str, adapter_version: str | None = None) -> None:

@@ -31,7 +31,11 @@ from flan_qa_pipeline.training.best_adapter import BestAdapter, EarlyStopping
 from flan_qa_pipeline.training.common_lengths import CommonLengths
 from flan_qa_pipeline.training.cuda_graphs import GraphedPasses
 from flan_qa_pipeline.training.divergence import Divergence
-from flan_qa_pipeline.training.progress import LastingTensorBoard, LossInProgressBar
+from flan_qa_pipeline.training.progress import (
+    LastingTensorBoard,
+    LossInProgressBar,
+    NumbersInMlflow,
+)
 from flan_qa_pipeline.training.resuming import ResumableTrainer
 from flan_qa_pipeline.training.step_timer import StepTimer
 
@@ -68,7 +72,7 @@ def build_trainer(
     """
     callbacks = [
         LossInProgressBar("Train the adapter"),
-        LastingTensorBoard(log_folder),
+        *_trackers(training, log_folder),
         StepTimer(),
         BestAdapter(keep=training.load_best_model_at_end),
     ]
@@ -95,6 +99,13 @@ def build_trainer(
     for callback in callbacks:
         trainer.add_callback(callback)
     return trainer
+
+
+def _trackers(training: TrainingParameters, log_folder: Path) -> list[TrainerCallback]:
+    """Make the callback of the chosen tracker; the Trainer makes the one of wandb."""
+    if training.report_to == "tensorboard":
+        return [LastingTensorBoard(log_folder)]
+    return [NumbersInMlflow()] if training.report_to == "mlflow" else []
 
 
 class AnsweringTrainer(ResumableTrainer):

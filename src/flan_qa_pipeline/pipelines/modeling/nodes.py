@@ -29,6 +29,7 @@ from flan_qa_pipeline.config.parameters import (
 from flan_qa_pipeline.data.tokenized import require_made_of
 from flan_qa_pipeline.errors import InputError
 from flan_qa_pipeline.evaluation.adapter_scores import dev_score
+from flan_qa_pipeline.evaluation.subject import recognized
 from flan_qa_pipeline.models.adapter import (
     Adapter,
     attach_adapter,
@@ -36,6 +37,7 @@ from flan_qa_pipeline.models.adapter import (
     lora_config,
     provenance_of,
 )
+from flan_qa_pipeline.models.device import device_name
 from flan_qa_pipeline.models.fused_lora import fuse
 from flan_qa_pipeline.models.loading import (
     as_transformers_t5,
@@ -59,7 +61,7 @@ from flan_qa_pipeline.training.trainer import build_trainer
 
 logger = logging.getLogger(__name__)
 
-NOT_IN_FINGERPRINT = {"output_dir", "logging_dir", "save_total_limit", "resume"}
+NOT_IN_FINGERPRINT = {"output_dir", "logging_dir", "report_to", "save_total_limit", "resume"}
 
 
 def quantize_base_model(model: ModelParameters, fsdp: bool = False) -> PreTrainedModel:
@@ -142,9 +144,8 @@ def train_adapter(
         cuda_graphs=cuda_graphs,
     )
     trainer.train_or_resume(training.resume)
-    record = training_record(
-        trainer, model, fingerprint=fingerprint, run=run_record | {"fingerprints": inputs}
-    )
+    run = run_record | {"fingerprints": inputs, "corpora": recognized(questions)}
+    record = training_record(trainer, model, fingerprint=fingerprint, run=run)
     provenance = provenance_of(model, prompt, tokenization=tokenization, generation=generation)
     _log_dev_score(provenance, record)
     return extract_adapter(lora_model, tokenizer, provenance, record)
@@ -164,7 +165,7 @@ def measure_memory(
     batch = windows.select(longest).to_list()
     formats = reporting.memory_formats
     return {
-        "device": torch.cuda.get_device_name() if torch.cuda.is_available() else "CPU",
+        "device": device_name(),
         "batch_size": len(batch),
         "source_tokens": len(batch[0]["input_ids"]),
         "peaks": training_peaks(formats, model, adapter.config, training, batch) if formats else {},

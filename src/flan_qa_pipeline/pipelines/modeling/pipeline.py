@@ -56,6 +56,8 @@ def create_pipeline(**kwargs: Any) -> Pipeline:
             ),
         ],
         tags=["modeling"],
+        namespace="modeling",
+        prefix_datasets_with_namespace=False,
     )
 
 

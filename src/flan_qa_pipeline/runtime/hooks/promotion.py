@@ -68,10 +68,10 @@ def _latest_was_trained_on(catalog: "AtomicCatalog") -> bool:
     from flan_qa_pipeline.data.tokenized import fingerprints_of
     from flan_qa_pipeline.datasets.promotion import ADAPTER
     from flan_qa_pipeline.datasets.reading import load
-    from flan_qa_pipeline.evaluation.adapter_scores import trained_on
+    from flan_qa_pipeline.evaluation.adapter_scores import training_questions
 
     loaded = fingerprints_of(load(catalog["tokenized_questions"]))
-    return trained_on(load(catalog[ADAPTER]).training) == loaded.get("train")
+    return training_questions(load(catalog[ADAPTER]).training) == loaded.get("train")
 
 
 def _promote_if_better(catalog: "AtomicCatalog", adapter: "Adapter", version: str) -> None:

@@ -46,7 +46,7 @@ def _show_scores(name: str, catalog: Catalog, run: CurrentRun) -> None:
     from flan_qa_pipeline.reporting.run_summary import print_line, print_scores, without_gain
 
     given, table = run.parameters, catalog.load(name)
-    title = subject(given.model, given.data)
+    title = subject(given.model, given.data, catalog.load("questions"))
     print_scores(table, MODELS, given.reporting.confidence, title)
     if nothing := without_gain(table):
         print_line("No gain", nothing)
@@ -59,6 +59,12 @@ def _show_comparison(name: str, catalog: Catalog, run: CurrentRun) -> None:
     given = run.parameters
     title = f"first: {given.compare.first}, second: {given.compare.second}"
     print_scores(catalog.load(name), LABELS, given.reporting.confidence, title)
+
+
+def _show_differences(name: str, catalog: Catalog, run: CurrentRun) -> None:
+    from flan_qa_pipeline.reporting.run_summary import print_table
+
+    print_table(catalog.load(name), "Parameters that differ")
 
 
 def _show_report(name: str, catalog: Catalog, run: CurrentRun) -> None:
@@ -98,6 +104,7 @@ def _relative(place: PurePosixPath | None, project: Path) -> str:
 
 PRESENTATIONS: dict[str, Callable[[str, Catalog, CurrentRun], None]] = {
     "scores": _show_scores,
+    "differences": _show_differences,
     "comparison": _show_comparison,
     "report": _show_report,
 }
