@@ -375,13 +375,13 @@ def test_scoring_on_other_questions_than_those_of_the_training_is_told(
 
 def test_parameters_of_data_that_are_not_made_again_are_told(project, full_run, tiny_run, caplog):
     run(project, tiny_run, "data_engineering")
-    run(project, tiny_run, "evaluate", node_names=["reporting.load_finetuned_model"])
+    run(project, tiny_run, "evaluate", node_names=["prediction.load_finetuned_model"])
     assert "This run reads" not in caplog.text
     others = {
         "data": tiny_run["data"] | {"seed": 1},
         "training": tiny_run["training"] | {"learning_rate": 0.5, "logging_dir": "logs"},
     }
-    run(project, tiny_run | others, "evaluate", node_names=["reporting.load_finetuned_model"])
+    run(project, tiny_run | others, "evaluate", node_names=["prediction.load_finetuned_model"])
     told = [line for line in caplog.messages if "This run reads" in line]
     assert [line.partition(", which ")[2].split(" does not change")[0] for line in told] == [
         "data.seed",
