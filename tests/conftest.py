@@ -1,5 +1,6 @@
 """What several test files share: the real configuration and a tiny, really saved T5."""
 
+import gc
 import json
 import os
 import re
@@ -54,6 +55,8 @@ QUESTIONS = ["Which club was defeated in the Final?", "Who was the referee?", "W
 RUN = "run"  # the id of all trainings
 ANSWERS = ["Vera Dormore", "no answer", "27 July 1998"]
 
+# bitsandbytes imports torch's compiler, a second of each process that tests start; none compiles.
+os.environ["TORCHDYNAMO_DISABLE"] = "1"
 disable_caching()  # as the project does: its files would be left in the temporary folder
 hypothesis.settings.register_profile("untimed", deadline=None)  # a busy machine is no failure
 hypothesis.settings.load_profile("untimed")
@@ -63,6 +66,12 @@ def pytest_collection_modifyitems(items):
     """Start files with slow tests first, so that no parallel process ends long after the others."""
     slow = {item.path for item in items if item.get_closest_marker("slow")}
     items.sort(key=lambda item: item.path not in slow)
+
+
+def pytest_collection_finish(session):
+    """Keep what is imported out of garbage collection, which every training begins with."""
+    gc.collect()
+    gc.freeze()
 
 
 def assert_close(found, expected, **tolerance):

@@ -328,13 +328,13 @@ def fetch(*wanted: HubFiles) -> list[Fetched]:
         except FAILURES as error:
             failures[str(files)] = reason(error, files.page)
     if failures:
-        raise _not_to_be_had(failures)
+        raise _cannot_fetch(failures)
     fetched = []
     for files in found:
         try:
             folder = files.cached() or retried(files.download)
         except FAILURES as error:
-            raise _not_to_be_had({str(files): reason(error, files.page)}) from error
+            raise _cannot_fetch({str(files): reason(error, files.page)}) from error
         fetched.append(Fetched(files, folder))
     return fetched
 
@@ -474,9 +474,9 @@ def reason(error: BaseException, page: str) -> str:
     return _first_line(error)
 
 
-def _not_to_be_had(failures: dict[str, str]) -> InputError:
+def _cannot_fetch(failures: dict[str, str]) -> InputError:
     return InputError(
-        f"Not to be had from the Hugging Face hub: {', '.join(failures)} "
+        f"Cannot fetch from the Hugging Face hub: {', '.join(failures)} "
         f"({'; '.join(dict.fromkeys(failures.values()))}); name a local snapshot with "
         "--params=model.name=/path/to/snapshot,data.train_file=/path/to/train.parquet,"
         "data.validation_file=/path/to/validation.parquet, or run the embedded default, which "

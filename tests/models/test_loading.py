@@ -281,6 +281,11 @@ def overwritten(name, content):
     return lambda folder: (folder / name).write_bytes(content)
 
 
+@pytest.fixture
+def copied(tiny_base, tmp_path):
+    return shutil.copytree(tiny_base, tmp_path / "base")
+
+
 @pytest.mark.parametrize(
     ("damage", "named"),
     [
@@ -294,7 +299,6 @@ def overwritten(name, content):
         ),
         (reconfigured(d_model=32), "could not be read"),
         (reconfigured(num_heads=3), "could not be read"),
-        (reconfigured(vocab_size=100), "has 100 embeddings, but the tokenizer has 600 tokens"),
         (overwritten("config.json", b"[]"), "could not be read"),
         (overwritten("config.json", b"{"), "could not be read"),
         (overwritten("model.safetensors", b""), "model.safetensors cannot be read"),
@@ -303,21 +307,40 @@ def overwritten(name, content):
             lambda folder: os.truncate(folder / "model.safetensors", 90_000),
             "model.safetensors cannot be read",
         ),
-        (overwritten("tokenizer.json", b"{}"), "could not be read"),
         (lambda folder: os.remove(folder / "tokenizer.json"), "holds no tokenizer.json or spiece"),
         (lambda folder: flip_a_bit(folder / "model.safetensors"), "is not as it was saved"),
+    ],
+)
+def test_a_damaged_base_is_refused_in_a_sentence(float32, copied, damage, named):
+    if "as it was saved" in named:
+        save_digests(copied, [path.name for path in copied.iterdir()])
+    refuse(load_base_model, float32, copied, damage, named)
+
+
+@pytest.mark.parametrize(
+    ("damage", "named"),
+    [
+        (reconfigured(vocab_size=100), "has 100 embeddings, but the tokenizer has 600 tokens"),
+        (overwritten("tokenizer.json", b"{}"), "could not be read"),
         (lambda folder: flip_a_bit(folder / "tokenizer.json"), "could not be read|as it was saved"),
     ],
 )
-def test_a_damaged_base_is_refused_in_a_sentence(float32, tiny_base, tmp_path, damage, named):
-    folder = tmp_path / "base"
-    shutil.copytree(tiny_base, folder)
+def test_a_damaged_tokenizer_is_refused_before_a_run(float32, copied, damage, named):
+    def check_and_load(base):
+        check_base(base)
+        load_base_model(base)
+
     if "as it was saved" in named:
-        save_digests(folder, [path.name for path in folder.iterdir()])
-    load_base_model(float32.model_copy(update={"name": str(folder)}))
+        save_digests(copied, [path.name for path in copied.iterdir()])
+    refuse(check_and_load, float32, copied, damage, named)
+
+
+def refuse(read, float32, folder, damage, named):
+    base = float32.model_copy(update={"name": str(folder)})
+    read(base)
     damage(folder)
     with pytest.raises(InputError, match=named) as refused:
-        load_base_model(float32.model_copy(update={"name": str(folder)}))
+        read(base)
     assert str(folder) in str(refused.value)
 
 

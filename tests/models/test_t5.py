@@ -13,6 +13,7 @@ from transformers.models.t5.modeling_t5 import T5Attention
 import flan_qa_pipeline.models.t5
 from flan_qa_pipeline.models.loading import load_base_model
 from flan_qa_pipeline.models.t5 import QuantizableT5
+from flan_qa_pipeline.models.transformers_private import attention_of, set_attention
 
 BATCH, LENGTH, TARGET, VOCABULARY, HEADS, D_FF = 3, 17, 6, 601, 4, 130
 LAYERS = 3
@@ -31,7 +32,7 @@ def config(attention="eager"):
         decoder_start_token_id=0,
         dropout_rate=0.0,
     )
-    shape._attn_implementation = attention
+    set_attention(shape, attention)
     return shape
 
 
@@ -221,7 +222,7 @@ def test_activations_kept_change_no_gradient(both, batch, dropout):
         scores.append(sum(n for shape, n in shapes.items() if shape[-2:] == (LENGTH, LENGTH)))
         ours.keep_activations()
     assert torch.equal(*gradients)
-    if theirs.config._attn_implementation == "eager":
+    if attention_of(theirs.config) == "eager":
         assert scores[0] < LAYERS <= scores[1]
 
 

@@ -186,7 +186,7 @@ def test_memory_does_not_grow_with_the_file(tmp_path, kind):
             tracemalloc.stop()
 
     peak(3000)
-    assert peak(24000) < 1.2 * peak(3000)
+    assert peak(12000) < 1.2 * peak(3000)
 
 
 @pytest.mark.parametrize(

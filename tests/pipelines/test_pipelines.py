@@ -127,11 +127,23 @@ def test_training_leaves_a_log_and_tensorboard_events(project, full_run):
     assert list((project / "data/08_reporting/tensorboard" / full_run).glob("events.*"))
 
 
-KILLED_RUN = """
-import json, os, signal, sys
+BAD_FILES = {
+    '{"version": "v2.0", "data": [': "cannot be read: Expecting value at line 1",
+    '{"version": "v2.0", "data": [{"title": 1}]}': "is not SQuAD 2.0 JSON: ",
+}
+READ_ONLY = {
+    "data": "nothing can be saved in .*/data/0",
+    "data/06_models/adapter": "adapter: nothing can be saved in .*/06_models/adapter",
+    "data/06_models/checkpoints": "checkpoints cannot be made or written in: .*output_dir",
+    "data/08_reporting": "nothing can be saved in .*/08_reporting",
+    "data/08_reporting/tensorboard": "tensorboard cannot be made .*training.logging_dir",
+}
+# Runs `kedro run` several times, some while a folder is read-only, and says where each begins and
+# how it ends. Then a run kills its process in the second training step.
+COMMANDS = """
+import json, os, signal, subprocess, sys
+from kedro.framework.cli.cli import main
 from kedro.framework.session import KedroSession
-from kedro.framework.startup import bootstrap_project
-from flan_qa_pipeline.training.progress import LastingTensorBoard
 from flan_qa_pipeline.training.best_adapter import BestAdapter
 
 
@@ -140,20 +152,76 @@ def kill(self, args, state, control, **kwargs):
         os.kill(os.getpid(), signal.SIGKILL)
 
 
-project = bootstrap_project(os.getcwd()).project_path
+commands, parameters = map(json.loads, sys.argv[1:])
+for argument, folder in commands:
+    sys.argv = ["kedro", "run", argument]
+    if folder:
+        subprocess.run(["mount", "--bind", folder, folder], check=True)
+        subprocess.run(["mount", "-o", "remount,bind,ro", folder], check=True)
+    print("command", argument, folder, flush=True)
+    try:
+        main()
+    except SystemExit as end:
+        print("status", end.code, flush=True)
+    if folder:
+        subprocess.run(["umount", "--lazy", folder], check=True)
+print("training", flush=True)
 BestAdapter.on_step_begin = kill
-with KedroSession.create(project_path=project, runtime_params=json.loads(sys.argv[1])) as session:
+with KedroSession.create(runtime_params=parameters) as session:
     session.run()
 """
 
 
+@pytest.fixture(scope="module")
+def commands(project, full_run, tiny_base, tiny_run, tmp_path_factory):
+    """The lines and status of commands by argument and read-only folder, and how training ended.
+
+    One process without a hub runs them all, because its imports take most of the time.
+    """
+    paths = [project / f"data/01_raw/bad_{number}.json" for number in range(len(BAD_FILES))]
+    for path, text in zip(paths, BAD_FILES, strict=True):
+        path.write_text(text, encoding="utf-8")
+    base = f"--params=model.name={tiny_base}"
+    given = [(f"{base},data.train_file={path}", "") for path in paths] + [("--env=squad", "")]
+    unshare = [shutil.which("unshare") or "unshare", "-Urm"]
+    mounts = subprocess.run([*unshare, "mount", "--bind", ".", "."], capture_output=True)  # noqa: S603
+    if mounts.returncode:
+        unshare = []
+    else:
+        given += [(base, folder) for folder in READ_ONLY]
+    before = versions(project)
+    assert not list((project / "data/06_models/checkpoints").iterdir())
+    done = subprocess.run(  # noqa: S603
+        [*unshare, sys.executable, "-c", COMMANDS, json.dumps(given), json.dumps(tiny_run)],
+        cwd=project,
+        env=os.environ
+        | {"HF_HUB_OFFLINE": "1", "HF_HOME": str(tmp_path_factory.mktemp("no_cache"))}
+        | {"COLUMNS": "1000"},
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+        text=True,
+    )
+    saved = {name: found - before[name] for name, found in versions(project).items()}
+    assert len(set().union(*saved.values())) == 1  # the version of the training, which is cut off
+    assert not saved["adapter"] | saved["finetuned_predictions"] | saved["score_table"]
+    refused, _, _ = done.stdout.partition("\ntraining\n")
+    outputs = re.split(r"^command .*\n", refused + "\n", flags=re.MULTILINE)[1:]
+    lines = [output.splitlines() for output in outputs]
+    return dict(zip(given, lines, strict=True)), done.returncode
+
+
+def refusal(commands, argument: str, folder: str = "") -> list[str]:
+    """Return the lines of a command that ended with status 1."""
+    *lines, status = commands[0][argument, folder]
+    assert status == "status 1"
+    return lines
+
+
 def test_a_run_killed_in_training_is_finished_by_the_same_command(
-    project, full_run, tiny_run, caplog, capsys
+    project, full_run, tiny_run, commands, caplog, capsys
 ):
     checkpoints = project / "data/06_models/checkpoints"
-    assert not list(checkpoints.iterdir())
-    command = [sys.executable, "-c", KILLED_RUN, json.dumps(tiny_run)]
-    assert subprocess.run(command, cwd=project).returncode == -signal.SIGKILL  # noqa: S603
+    assert commands[1] == -signal.SIGKILL
     assert [path.name for path in checkpoints.glob("*/*")] == ["checkpoint-1"]
     resumed = run(project, tiny_run)
     assert not list(checkpoints.iterdir())
@@ -263,7 +331,7 @@ def test_full_run_saves_tables_figures_and_report(project, full_run, tiny_run):
 
 
 def test_compare_sets_two_saved_versions_side_by_side(project, full_run, tiny_run, capsys):
-    again = run(project, tiny_run, "evaluate")
+    again = run(project, tiny_run, "evaluate", load_versions={"adapter": full_run})
     versions = {"compare": {"first": full_run, "second": again}}
     compared = run(project, tiny_run | versions, "compare")
     table = pd.read_csv(io.StringIO(read(project, "comparison_table.csv", compared)))
@@ -417,37 +485,13 @@ def test_a_folder_that_cannot_be_made_is_told_before_any_work(
     assert versions(project) == before
 
 
-@pytest.mark.parametrize(
-    ("folder", "named"),
-    [
-        ("data", "nothing can be saved in .*/data/0"),
-        ("data/06_models/adapter", "adapter: nothing can be saved in .*/06_models/adapter"),
-        ("data/06_models/checkpoints", "checkpoints cannot be made or written in: .*output_dir"),
-        ("data/08_reporting", "nothing can be saved in .*/08_reporting"),
-        ("data/08_reporting/tensorboard", "tensorboard cannot be made .*training.logging_dir"),
-    ],
-)
-def test_a_read_only_folder_is_told_in_one_line_before_any_work(
-    project, full_run, tiny_base, folder, named
-):
-    before = versions(project)
-    read_only = f'mount --bind "{folder}" "{folder}" && mount -o remount,bind,ro "{folder}"'
-    prefix = [
-        shutil.which("unshare") or "unshare",
-        "-Urm",
-        "sh",
-        "-c",
-        f'{read_only} && "$@"',
-        "sh",
-    ]
-    if subprocess.run([*prefix, "true"], cwd=project, capture_output=True).returncode:  # noqa: S603
+@pytest.mark.parametrize(("folder", "named"), READ_ONLY.items())
+def test_a_read_only_folder_is_told_in_one_line_before_any_work(commands, tiny_base, folder, named):
+    given = f"--params=model.name={tiny_base}", folder
+    if given not in commands[0]:
         pytest.skip("a read-only folder needs Linux and leave to mount (unshare -Urm)")
-    command = [sys.executable, "-m", "kedro", "run", f"--params=model.name={tiny_base}"]
-    done = subprocess.run([*prefix, *command], cwd=project, capture_output=True, text=True)  # noqa: S603
-    assert done.returncode == 1
-    (line,) = (done.stdout + done.stderr).splitlines()
+    (line,) = refusal(commands, *given)
     assert re.search(f"Error: .*{named}", line)
-    assert versions(project) == before
 
 
 def test_training_continues_if_its_log_is_removed(project, full_run, tiny_run, caplog):
@@ -683,42 +727,14 @@ def test_bad_parameters_stop_before_training(project, full_run, tiny_run, parame
     assert after["score_table"] == before["score_table"]
 
 
-COMMANDS = """
-import sys
-from kedro.framework.cli.cli import main
-
-for argument in sys.argv[1:]:
-    sys.argv = ["kedro", "run", argument]
-    try:
-        main()
-    except SystemExit as end:
-        print("status", end.code, flush=True)
-"""
-
-
-def test_a_bad_file_is_told_once_on_the_command_line(project, full_run, tiny_base):
-    """Commands of one process, which starts up only once."""
-    bad = {
-        '{"version": "v2.0", "data": [': "cannot be read: Expecting value at line 1",
-        '{"version": "v2.0", "data": [{"title": 1}]}': "is not SQuAD 2.0 JSON: ",
-    }
-    paths = [project / f"data/01_raw/bad_{number}.json" for number in range(len(bad))]
-    for path, text in zip(paths, bad, strict=True):
-        path.write_text(text, encoding="utf-8")
-    result = subprocess.run(  # noqa: S603
-        [
-            *(sys.executable, "-c", COMMANDS),
-            *(f"--params=model.name={tiny_base},data.train_file={path}" for path in paths),
-        ],
-        cwd=project,
-        stdout=subprocess.PIPE,
-        stderr=subprocess.STDOUT,
-        text=True,
-    )
-    lines = result.stdout.splitlines()
-    assert lines[1::2] == ["status 1"] * len(bad)
-    for line, path, complaint in zip(lines[::2], paths, bad.values(), strict=True):
-        assert line.startswith(f"Error: {path} {complaint}")
+@pytest.mark.parametrize(("number", "complaint"), [*enumerate(BAD_FILES.values())])
+def test_a_bad_file_is_told_once_on_the_command_line(
+    project, commands, tiny_base, number, complaint
+):
+    path = project / f"data/01_raw/bad_{number}.json"
+    *logged, line = refusal(commands, f"--params=model.name={tiny_base},data.train_file={path}")
+    assert line.startswith(f"Error: {path} {complaint}")
+    assert not [other for other in logged if "INFO  " not in other]  # the automatic choices
 
 
 def test_other_errors_keep_what_kedro_says_of_them(project, full_run, tiny_run, caplog):
@@ -895,23 +911,13 @@ def test_environment_squad_reads_parquet_and_a_snapshot_folder(project, tiny_run
     run(project, tiny_run, "data_engineering")
 
 
-def test_environment_squad_without_a_hub_stops_with_one_error(project, full_run, tmp_path):
-    before = versions(project)
-    result = subprocess.run(
-        [sys.executable, "-m", "kedro", "run", "--env=squad"],
-        cwd=project,
-        env=os.environ | {"HF_HUB_OFFLINE": "1", "HF_HOME": str(tmp_path)},
-        capture_output=True,
-        text=True,
-    )
-    output = result.stdout + result.stderr
-    assert result.returncode == 1
+def test_environment_squad_without_a_hub_stops_with_one_error(commands):
+    output = "\n".join(refusal(commands, "--env=squad"))
     assert "Traceback" not in output
     assert output.count("Error: ") == 1
     assert "google/flan-t5-base at 7bcac572ce56db69c1ea7c8af255c5d7c9672fc2" in output
     assert output.count("hf://datasets/rajpurkar/squad_v2@3ffb306f") == 2
     assert "/path/to/snapshot" in output
-    assert versions(project) == before
 
 
 def test_merge_writes_a_model_that_transformers_alone_loads(project, full_run, tiny_run, capsys):

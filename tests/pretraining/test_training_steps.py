@@ -6,25 +6,18 @@ import pytest
 import torch
 from accelerate.utils import set_seed
 from conftest import DEVICE
-from datasets import Dataset, DatasetDict
-from english import read_english, small, train_small_tokenizer
 from transformers import AutoModelForSeq2SeqLM
 
-from flan_qa_pipeline.data.squad import flatten
 from flan_qa_pipeline.errors import InputError
-from flan_qa_pipeline.pipelines.pretrain.nodes import TEXT_FEATURES, encode_splits
 from flan_qa_pipeline.pretraining.batches import BatchSource
 from flan_qa_pipeline.pretraining.encoding import (
-    EncodedQuestions,
     EncodedText,
-    encode_paragraphs,
     train_sentencepiece,
 )
 from flan_qa_pipeline.pretraining.greedy_answers import write
 from flan_qa_pipeline.pretraining.optimizers import Muon, build_optimizers, orthogonalize
 from flan_qa_pipeline.pretraining.packing import pack_nf4
 from flan_qa_pipeline.pretraining.random_t5 import build_random_t5
-from flan_qa_pipeline.pretraining.reading_tasks import ReadingTasks
 from flan_qa_pipeline.pretraining.training_steps import (
     Phase,
     learning_rate_factor,
@@ -33,35 +26,8 @@ from flan_qa_pipeline.pretraining.training_steps import (
 )
 
 
-@pytest.fixture(scope="module")
-def articles():
-    return read_english(30)
-
-
-@pytest.fixture(scope="module")
-def tokenizer(articles):
-    return train_small_tokenizer(articles)
-
-
 @pytest.fixture
-def pretrain(raw_parameters):
-    return small(raw_parameters["pretrain"])
-
-
-@pytest.fixture(scope="module")
-def text(articles, tokenizer):
-    paragraphs = ((a["title"], [p["context"] for p in a["paragraphs"]]) for a in articles)
-    rows = list(encode_paragraphs(paragraphs, tokenizer))
-    return EncodedText.of(Dataset.from_list(rows, features=TEXT_FEATURES))
-
-
-@pytest.fixture
-def make_source(articles, tokenizer, text, pretrain):
-    rows = Dataset.from_list(list(flatten({"version": "v2.0", "data": articles}, "the corpus")))
-    splits = DatasetDict(train=rows, dev=rows.select([0]), calibration=rows.select([1]))
-    tasks = ReadingTasks(tokenizer, pretrain.prompts, pretrain.asking_prompts, 384, 40)
-    questions = EncodedQuestions.of(encode_splits(splits, tokenizer), tasks)
-
+def make_source(tokenizer, text, tasks, questions, pretrain):
     def make(rank=0, **mixture):
         return BatchSource(
             text,

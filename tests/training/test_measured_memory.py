@@ -1,10 +1,8 @@
 """Training memory by format, measured by training the tiny base in a separate process."""
 
-import os
-
+import out_of_memory
 import pandas as pd
 import pytest
-import torch
 from peft import LoraConfig
 
 import flan_qa_pipeline.training.measured_memory
@@ -47,20 +45,10 @@ def test_a_measured_step_is_of_the_batch_given(given, peaks):
     assert 0 < smaller < peaks["float32"] / 2
 
 
-def end_for_want_of_memory(form, *given):
-    match form:
-        case "float32":
-            raise torch.OutOfMemoryError("CUDA out of memory.")
-        case "bfloat16":
-            os._exit(9)
-    return 7
-
-
-@pytest.mark.slow
 def test_what_does_not_fit_is_left_out_with_a_warning(monkeypatch, caplog):
-    monkeypatch.setattr(
-        flan_qa_pipeline.training.measured_memory, "_training_peak", end_for_want_of_memory
-    )
+    module = flan_qa_pipeline.training.measured_memory
+    monkeypatch.setattr(module, "_training_peak", out_of_memory.end_for_want_of_memory)
+    monkeypatch.setattr(module, "_quietly", out_of_memory.start)
     formats = ["NF4 here", "float32", "bfloat16", "NF4 by the libraries"]
     assert training_peaks(formats, None, None, None, []) == dict(
         zip(formats, (7, None, None, 7), strict=True)

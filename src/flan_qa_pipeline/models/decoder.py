@@ -7,6 +7,7 @@ from transformers.models.t5.modeling_t5 import T5Attention, eager_attention_forw
 
 from flan_qa_pipeline.models.batching import round_up
 from flan_qa_pipeline.models.t5 import additive
+from flan_qa_pipeline.models.transformers_private import attention_of
 
 
 class Decoder:
@@ -97,7 +98,7 @@ def _attend(
 ) -> torch.Tensor:
     query = _heads(attention, attention.q(normed))
     attend = ALL_ATTENTION_FUNCTIONS.get_interface(
-        attention.config._attn_implementation, eager_attention_forward
+        attention_of(attention.config), eager_attention_forward
     )
     states, _ = attend(
         attention, query, key, value, None, position_bias=bias, scaling=1.0, is_causal=False
