@@ -356,7 +356,8 @@ def test_compare_sets_two_saved_versions_side_by_side(project, full_run, tiny_ru
 def test_runs_lists_saved_versions_in_the_terminal_and_as_a_page(
     project, full_run, tiny_run, tiny_base
 ):
-    again = run(project, tiny_run | {"generation": {"max_new_tokens": 7}}, "evaluate")
+    other = tiny_run | {"generation": {"max_new_tokens": 7}}
+    again = run(project, other, "evaluate", load_versions={"adapter": full_run})
     params = f"--params=model.name={tiny_base}"
     listed = CliRunner().invoke(
         flan_qa_pipeline.cli.cli, ["runs", params], obj=bootstrap_project(project)
