@@ -6,12 +6,14 @@ import sys
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from copy import copy
-from functools import wraps
+from functools import partial, wraps
 from typing import TYPE_CHECKING, Any, TextIO, cast
 
 import click
+import yaml
 from kedro.framework.cli.catalog import catalog as kedro_catalog
 from kedro.framework.cli.project import run as kedro_run
+from kedro.framework.cli.registry import registry as kedro_registry
 from kedro.framework.cli.utils import CONTEXT_SETTINGS
 from kedro.io import DatasetError
 
@@ -127,6 +129,18 @@ cli.add_command(run)
 cli.add_command(
     GroupInWords(name="catalog", help=kedro_catalog.help, commands=kedro_catalog.commands)
 )
+registry = GroupInWords(
+    name="registry", help=kedro_registry.help, commands=dict(kedro_registry.commands)
+)
+cli.add_command(registry)
+
+
+@registry.command("list")
+def list_pipelines() -> None:
+    """List the registered pipelines."""
+    from flan_qa_pipeline.pipeline_registry import PIPELINES
+
+    click.echo(yaml.dump(sorted(PIPELINES)))
 
 
 @loads_adapter
@@ -153,21 +167,15 @@ def ask(
     load_versions: dict[str, str],
     params: dict[str, Any],
 ) -> None:
-    """Answer questions about a text with the latest adapter."""
-    if context is not None and context_file is not None:
-        raise click.UsageError("Give --context or --context-file, not both.")
-    if context_file is not None:
-        try:
-            context = context_file.read()
-        except UnicodeDecodeError as error:
-            raise InputError(
-                f"{context_file.name} is not UTF-8 ({error.reason} at byte {error.start}); save it "
-                "as UTF-8."
-            ) from error
+    """Answer questions about a text with the promoted adapter."""
+    context = _given_context(context, context_file)
+    for question in questions:
+        _require_text("question", question)
     answerer = _load_answerer(metadata, env, load_versions, params)
     try:
         if context is None:
-            context = click.prompt("Context")
+            context = str(click.prompt("Context"))
+            _require_text("context", context)
         for question in questions:
             if problem := answerer.problem(context, question):
                 raise InputError(problem)
@@ -184,6 +192,35 @@ def ask(
         click.echo()
 
 
+def _given_context(context: str | None, file: TextIO | None) -> str | None:
+    """Return the context of the options, None if they give none.
+
+    Raises:
+        InputError: it is empty, or the file is not UTF-8.
+    """
+    if context is not None and file is not None:
+        raise click.UsageError("Give --context or --context-file, not both.")
+    if file is not None:
+        try:
+            context = file.read()
+        except UnicodeDecodeError as error:
+            raise InputError(
+                f"{file.name} is not UTF-8 ({error.reason} at byte {error.start}); save it as "
+                "UTF-8."
+            ) from error
+    if context is not None:
+        _require_text("context", context)
+    return context
+
+
+def _require_text(name: str, value: str) -> None:
+    """Refuse, before a model is loaded, what no model can answer."""
+    from flan_qa_pipeline.data.texts import text_problem
+
+    if problem := text_problem(value, f"The {name}"):
+        raise InputError(problem)
+
+
 @loads_adapter
 @cli.command()
 @click.option("--host", help="Address to listen on, instead of serving.host.")
@@ -197,7 +234,7 @@ def serve(
     load_versions: dict[str, str],
     params: dict[str, Any],
 ) -> None:
-    """Serve a web page and an HTTP API that answer with the base and with the latest adapter."""
+    """Serve a web page and an HTTP API that answer with the base and with the promoted adapter."""
     try:
         from flan_qa_pipeline.answering import web_access, web_server
     except ModuleNotFoundError as error:
@@ -235,6 +272,26 @@ def _stored_credentials(configuration: "AbstractConfigLoader") -> dict[str, Any]
         return dict(configuration["credentials"])
     except MissingConfigException:  # a project need not have any
         return {}
+
+
+@cli.command()
+@click.argument("version")
+@click.pass_obj
+def promote(metadata: "ProjectMetadata", version: str, env: str | None) -> None:
+    """Make a saved VERSION of the adapter the one that answers."""
+    from kedro.framework.session import KedroSession
+
+    from flan_qa_pipeline.datasets.promotion import PROMOTED, load_answering_adapter
+
+    session = KedroSession.create(metadata.project_path, env=env)
+    with session:
+        catalog = session.load_context().catalog
+        promoted = load_answering_adapter(catalog, version, "promoted")
+        catalog.save(PROMOTED, version)
+    click.echo(promoted.origin)
+
+
+promote.params.append(copy(_run_option("env")))
 
 
 @configured
@@ -329,12 +386,13 @@ def push(
     load_versions: dict[str, str],
     params: dict[str, Any],
 ) -> None:
-    """Upload a saved adapter or merged model to the Hugging Face hub, in one commit.
+    """Upload the promoted adapter or a merged model to the Hugging Face hub, in one commit.
 
     The token is HF_TOKEN or that of `hf auth login`.
     """
     from kedro.framework.session import KedroSession
 
+    from flan_qa_pipeline.datasets.promotion import promoted_version
     from flan_qa_pipeline.hub_upload import commit_files, open_repository
     from flan_qa_pipeline.runtime.sharing import DATASETS, find_shared
 
@@ -343,7 +401,10 @@ def push(
     session = KedroSession.create(metadata.project_path, env=env, runtime_params=params)
     with session:
         catalog = session.load_context().catalog
-        shared = find_shared(catalog, what, load_versions.get(DATASETS[what]))
+        version = load_versions.get(DATASETS[what])
+        if version is None and what == "adapter":
+            version = promoted_version(catalog)
+        shared = find_shared(catalog, what, version)
     for file, content in shared.files(name).items():
         size = len(content) if isinstance(content, bytes) else content.stat().st_size
         click.echo(f"{size:>13,}  {file}")
@@ -377,6 +438,7 @@ def _load_answerer(
         adapter_version=load_versions.get("adapter"),
         env=env,
         runtime_params=params,
+        tell=partial(click.echo, err=True),
     )
 
 

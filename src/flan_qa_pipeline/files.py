@@ -9,8 +9,6 @@ from errno import EEXIST, ENOTEMPTY
 from pathlib import Path
 from uuid import uuid4
 
-from pydantic import TypeAdapter, ValidationError
-
 from flan_qa_pipeline.errors import InputError
 
 # .model: a SentencePiece tokenizer (protobuf); .jinja: a chat template; .md: a model card
@@ -64,6 +62,17 @@ def remove_at_once(folder: Path, names: Iterable[str]) -> None:
             aside.rmdir()
         except OSError:
             aside.rename(folder)
+
+
+def replace_text(path: Path, text: str) -> None:
+    """Write a text file; a reader finds the text that was there before or the new one, whole."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    aside = path.with_name(f".{path.name}.{uuid4().hex}")
+    try:
+        aside.write_text(text, encoding="utf-8")
+        aside.replace(path)
+    finally:
+        aside.unlink(missing_ok=True)
 
 
 def refuse_pickles(folder: Path) -> None:
@@ -127,6 +136,8 @@ def saved_digests(folder: Path) -> dict[str, str]:
     Raises:
         InputError: the file of digests is damaged.
     """
+    from pydantic import TypeAdapter, ValidationError
+
     path = folder / DIGESTS
     if not path.exists():
         return {}

@@ -22,11 +22,18 @@ from flan_qa_pipeline.runtime.hooks.evaluations import EvaluationHooks
 from flan_qa_pipeline.runtime.hooks.failures import FailureHooks
 from flan_qa_pipeline.runtime.hooks.hub_inputs import HubInputHooks
 from flan_qa_pipeline.runtime.hooks.inputs import InputHooks
-from flan_qa_pipeline.runtime.hooks.logs import DeviceChoiceHooks, FailureLogHooks, QuietHooks
+from flan_qa_pipeline.runtime.hooks.load_versions import LoadVersionHooks
+from flan_qa_pipeline.runtime.hooks.logs import (
+    DeviceChoiceHooks,
+    FailureLogHooks,
+    QuantizationLogHooks,
+    QuietHooks,
+)
 from flan_qa_pipeline.runtime.hooks.mlflow_log import MlflowHooks
 from flan_qa_pipeline.runtime.hooks.outputs import OutputHooks
 from flan_qa_pipeline.runtime.hooks.parameters import ParameterHooks
 from flan_qa_pipeline.runtime.hooks.processes import ProcessHooks
+from flan_qa_pipeline.runtime.hooks.promotion import PromotionHooks
 from flan_qa_pipeline.runtime.hooks.results import ResultHooks
 from flan_qa_pipeline.runtime.hooks.saved_inputs import SavedInputHooks
 from flan_qa_pipeline.runtime.hooks.threads import ThreadHooks
@@ -35,15 +42,18 @@ from flan_qa_pipeline.runtime.launched import leads
 run = CurrentRun()
 in_order = (
     ParameterHooks(run),
+    LoadVersionHooks(),
     ProcessHooks(run),
     QuietHooks(),
     InputHooks(run),
+    PromotionHooks(),
     HubInputHooks(run),
     SavedInputHooks(run),
     RunRecordHooks(run),
     ComparedRunHooks(run),
     NodeCostHooks(),
     DeviceChoiceHooks(run),
+    QuantizationLogHooks(),
     OutputHooks(run),
     CheckpointHooks(run),
     ThreadHooks(),

@@ -114,6 +114,11 @@ def test_full_run_saves_every_version_and_the_table(project, full_run):
             )
 
 
+def test_the_first_training_is_promoted(project, full_run):
+    promoted = json.loads((project / "data/06_models/promoted_adapter.json").read_text())
+    assert promoted == {"version": full_run}
+
+
 def test_training_leaves_a_log_and_tensorboard_events(project, full_run):
     folder = project / "data/06_models/adapter" / full_run / "adapter"
     log = json.loads((folder / "training.json").read_text())["log"]
@@ -213,13 +218,18 @@ def refusal(commands, argument: str, folder: str = "") -> list[str]:
 
 
 def test_a_run_killed_in_training_is_finished_by_the_same_command(
-    project, full_run, tiny_run, commands
+    project, full_run, tiny_run, commands, caplog, capsys
 ):
     checkpoints = project / "data/06_models/checkpoints"
     assert commands[1] == -signal.SIGKILL
     assert [path.name for path in checkpoints.glob("*/*")] == ["checkpoint-1"]
     resumed = run(project, tiny_run)
     assert not list(checkpoints.iterdir())
+    for once in ("Base: ", "Questions: 64 train", "model.dequantize auto", "Kept: step 2 of 2"):
+        assert caplog.text.count(once) == 1, once
+    assert f"Not promoted: {full_run} stays, with a dev F1 of " in caplog.text
+    last = capsys.readouterr().out.splitlines()[-1]
+    assert last.startswith(f"Saved    version {resumed}: data/03_primary/questions, ")
     first, second = (
         json.loads(
             (project / f"data/06_models/adapter/{version}/adapter/training.json").read_text()
@@ -321,7 +331,7 @@ def test_full_run_saves_tables_figures_and_report(project, full_run, tiny_run):
 
 
 def test_compare_sets_two_saved_versions_side_by_side(project, full_run, tiny_run, capsys):
-    again = run(project, tiny_run, "evaluate")
+    again = run(project, tiny_run, "evaluate", load_versions={"adapter": full_run})
     versions = {"compare": {"first": full_run, "second": again}}
     compared = run(project, tiny_run | versions, "compare")
     table = pd.read_csv(io.StringIO(read(project, "comparison_table.csv", compared)))
@@ -346,7 +356,8 @@ def test_compare_sets_two_saved_versions_side_by_side(project, full_run, tiny_ru
 def test_runs_lists_saved_versions_in_the_terminal_and_as_a_page(
     project, full_run, tiny_run, tiny_base
 ):
-    again = run(project, tiny_run | {"generation": {"max_new_tokens": 7}}, "evaluate")
+    other = tiny_run | {"generation": {"max_new_tokens": 7}}
+    again = run(project, other, "evaluate", load_versions={"adapter": full_run})
     params = f"--params=model.name={tiny_base}"
     listed = CliRunner().invoke(
         flan_qa_pipeline.cli.cli, ["runs", params], obj=bootstrap_project(project)
@@ -432,13 +443,34 @@ def test_scoring_on_other_questions_than_those_of_the_training_is_told(
 
 
 def test_parameters_of_data_that_are_not_made_again_are_told(project, full_run, tiny_run, caplog):
-    run(project, tiny_run, "evaluate")
-    (told,) = (line for line in caplog.messages if "This run reads" in line)
-    assert "saved questions, which data.max_train_questions, data.max_valid" in told
-    caplog.clear()
     run(project, tiny_run, "data_engineering")
-    run(project, {name: tiny_run[name] for name in ("model", "reporting")}, "evaluate")
+    run(project, tiny_run, "evaluate", node_names=["prediction.load_finetuned_model"])
     assert "This run reads" not in caplog.text
+    others = {
+        "data": tiny_run["data"] | {"seed": 1},
+        "training": tiny_run["training"] | {"learning_rate": 0.5, "logging_dir": "logs"},
+    }
+    run(project, tiny_run | others, "evaluate", node_names=["prediction.load_finetuned_model"])
+    told = [line for line in caplog.messages if "This run reads" in line]
+    assert [line.partition(", which ")[2].split(" does not change")[0] for line in told] == [
+        "data.seed",
+        "training.learning_rate",
+    ]
+
+
+def test_a_version_that_the_run_does_not_load_is_refused_before_any_work(
+    project, full_run, tiny_run
+):
+    before = versions(project)
+    for pipelines, name, problem in (
+        ([], "adapter", "which this run makes"),
+        (["compare"], "adapter", "which this run does not load"),
+        (["evaluate"], "finetuned_scores", "which this run makes"),
+        (["data_engineering"], "raw_train", "which has no versions"),
+    ):
+        with pytest.raises(InputError, match=f"--load-versions names {name}, {problem}.*leave it"):
+            run(project, tiny_run, *pipelines, load_versions={name: full_run})
+    assert versions(project) == before
 
 
 @pytest.mark.parametrize("parameter", ["logging_dir", "output_dir"])
@@ -895,7 +927,7 @@ def test_merge_writes_a_model_that_transformers_alone_loads(project, full_run, t
     table = load(project, "score_table", full_run)
     card = (folder / "README.md").read_text(encoding="utf-8")
     assert f"value: {round(table.loc[0, 'F1 fine-tuned'], 2)}\n" in card
-    assert f"{folder}\n" in capsys.readouterr().out
+    assert f"Saved    {folder.relative_to(project)}\n" in capsys.readouterr().out
     merged = T5ForConditionalGeneration.from_pretrained(folder, dtype="auto")
     assert merged.dtype == torch.bfloat16
     assert not any("lora" in name for name, _ in merged.named_modules())

@@ -12,7 +12,7 @@ from hashlib import blake2b
 from typing import Any
 
 import numpy as np
-from datasets import Dataset, concatenate_datasets
+from datasets import Dataset, DatasetDict, concatenate_datasets
 
 from flan_qa_pipeline.data.squad import split_titles
 from flan_qa_pipeline.data.texts import normalized
@@ -22,6 +22,11 @@ ROWS = 1000
 SHINGLE = 8  # words in a row
 FACTORS = np.random.default_rng(0).integers(2**63, size=SHINGLE, dtype=np.uint64) * 2 + 1
 NEAR = 0.9  # a context is a near duplicate if at least this share of its shingles is found
+
+
+def describe_splits(splits: DatasetDict) -> str:
+    """Count the questions of each split, as in "40 train, 10 dev"."""
+    return ", ".join(f"{len(split):,} {name}" for name, split in splits.items())
 
 
 def hold_out(questions: Dataset, fraction: float, seed: int) -> tuple[Dataset, Dataset]:

@@ -1,6 +1,8 @@
 """What a run prints at its end: the scores, and what to do next."""
 
-from collections.abc import Sequence
+from collections import Counter
+from collections.abc import Iterable, Sequence
+from pathlib import PurePosixPath
 
 import pandas as pd
 from rich.console import Console
@@ -12,6 +14,7 @@ from flan_qa_pipeline.reporting.tables import readable_scores
 
 WIDTH = 80  # columns
 TEXT_COLUMNS = 2  # subset and metric
+LISTED = 4  # saved paths; more are counted by folder
 
 
 def terminal() -> Console:
@@ -96,4 +99,45 @@ def print_next_steps(report: str, adapter_version: str | None = None) -> None:
         "Ask": f"kedro ask{pinned}",
         "Compare": "kedro run --pipelines=compare --params=compare.first=A,compare.second=B",
     }.items():
-        terminal().print(f"{label:<9}{text}", soft_wrap=True)
+        print_line(label, text)
+
+
+def print_line(label: str, text: str) -> None:
+    """Print one line, which the terminal may wrap, under a label of one or two words."""
+    terminal().print(f"{label:<9}{text}", soft_wrap=True)
+
+
+def describe_saved(whole: Iterable[str], places: Iterable[str], version: str | None) -> str:
+    """List saved paths; if there are many, count those of one folder.
+
+    Args:
+        whole: paths that are given as they are.
+        places: paths without a version.
+        version: of `places`; None if they have none.
+    """
+    kept = sorted(set(places) - set(whole))
+    folders = Counter(str(PurePosixPath(place).parent) for place in kept)
+    listed: dict[str, None] = {}
+    for place in kept:
+        folder = str(PurePosixPath(place).parent)
+        alone = len(kept) <= LISTED or folders[folder] == 1
+        listed[place if alone else f"{folders[folder]} in {folder}"] = None
+    of_version = f"version {version}: " if listed and version else ""
+    return ", ".join(filter(None, (*whole, of_version + ", ".join(listed))))
+
+
+def without_gain(table: pd.DataFrame) -> str | None:
+    """Say that fine-tuning gained no F1, or perhaps none, and what to try; None if it gained.
+
+    Args:
+        table: the scores of all questions in the row `overall`, with the gain and its interval.
+    """
+    overall = table[table["subset"] == "overall"].iloc[0]
+    gain, low, high = (overall[f"F1 gain{end}"] for end in ("", " low", " high"))
+    if gain > 0 and low > 0:
+        return None
+    found = "Fine-tuning did not help" if gain <= 0 else "The gain may be chance"
+    return (
+        f"{found}: F1 {gain:+.2f} [{low:+.2f}, {high:+.2f}]. Train on more questions, or change "
+        "training.num_train_epochs or training.learning_rate."
+    )

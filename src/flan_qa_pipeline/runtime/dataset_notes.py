@@ -18,7 +18,7 @@ class DatasetNotes(BaseModel):
         versions_of: a versioned dataset whose saved versions the remedy lists.
         shown: how a run that made the dataset presents it at the end: as the table of its `scores`,
             of a `comparison` or of the `differences` in parameters, as the `report` with the next
-            steps, or by its `path`.
+            steps, or by the `path` of the saved version in the list of what was saved.
         filled_in: whether a hook saves the dataset before a node loads it.
     """
 

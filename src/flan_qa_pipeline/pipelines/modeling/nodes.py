@@ -28,6 +28,7 @@ from flan_qa_pipeline.config.parameters import (
 )
 from flan_qa_pipeline.data.tokenized import require_made_of
 from flan_qa_pipeline.errors import InputError
+from flan_qa_pipeline.evaluation.adapter_scores import dev_score
 from flan_qa_pipeline.evaluation.subject import recognized
 from flan_qa_pipeline.models.adapter import (
     Adapter,
@@ -146,6 +147,7 @@ def train_adapter(
     run = run_record | {"fingerprints": inputs, "corpora": recognized(questions)}
     record = training_record(trainer, model, fingerprint=fingerprint, run=run)
     provenance = provenance_of(model, prompt, tokenization=tokenization, generation=generation)
+    _log_dev_score(provenance, record)
     return extract_adapter(lora_model, tokenizer, provenance, record)
 
 
@@ -189,6 +191,18 @@ def merge_adapter(
     qa_model = attach_adapter(base, adapter, provenance_of(model, prompt))
     merged = as_transformers_t5(qa_model.merge_and_unload()).to(torch.bfloat16)
     return MergedModel(merged, adapter.tokenizer, merged_card(adapter, adapter_evaluation))
+
+
+def _log_dev_score(provenance: dict[str, Any], record: dict[str, Any]) -> None:
+    """Log the dev F1 of the adapter that is kept; `build_arguments` logs that there is none."""
+    if score := dev_score(provenance, record):
+        logger.info(
+            "Kept: step %d of %d, the %s, with F1 %.2f on dev questions.",
+            score.step,
+            record["steps"],
+            "best" if record["best_step"] else "last",
+            score.f1,
+        )
 
 
 def _fingerprint_inputs(
