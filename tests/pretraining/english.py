@@ -48,6 +48,8 @@ def small(pretrain: dict, **changes) -> PretrainParameters:
                 "short": {"rows": 4, "source": 256, "target": 40},
                 "long": {"rows": 2, "source": 384, "target": 40},
             },
+            "replaced_tokens": {"weight": 8.0, "share": 0.15, "d_model": 16, "num_layers": 1},
+            "span_head": {"weight": 0.5},
             "reader": phase,
             "base": phase,
             "generation": pretrain["generation"] | {"answers": 8, "batch_size": 4, "min_f1": 0.0},

@@ -1,6 +1,7 @@
 """Optimizers, batches and checkpoints of pretraining."""
 
 import json
+from contextlib import nullcontext
 
 import pytest
 import torch
@@ -9,6 +10,7 @@ from datasets import Dataset, DatasetDict
 from english import read_english, small, train_small_tokenizer
 from transformers import AutoModelForSeq2SeqLM
 
+import flan_qa_pipeline.pretraining.training_steps as training_steps
 from flan_qa_pipeline.data.squad import flatten
 from flan_qa_pipeline.errors import InputError
 from flan_qa_pipeline.pipelines.pretrain.nodes import TEXT_FEATURES, encode_splits
@@ -20,6 +22,7 @@ from flan_qa_pipeline.pretraining.encoding import (
     train_sentencepiece,
 )
 from flan_qa_pipeline.pretraining.greedy_answers import write
+from flan_qa_pipeline.pretraining.objectives import Objectives
 from flan_qa_pipeline.pretraining.optimizers import Muon, build_optimizers, orthogonalize
 from flan_qa_pipeline.pretraining.packing import pack_nf4
 from flan_qa_pipeline.pretraining.random_t5 import build_random_t5
@@ -55,7 +58,12 @@ def text(articles, tokenizer):
 
 
 @pytest.fixture
-def make_source(articles, tokenizer, text, pretrain):
+def sentinels(tokenizer):
+    return tokenizer.convert_tokens_to_ids([f"<extra_id_{i}>" for i in range(100)])
+
+
+@pytest.fixture
+def make_source(articles, tokenizer, text, pretrain, sentinels):
     rows = Dataset.from_list(list(flatten({"version": "v2.0", "data": articles}, "the corpus")))
     splits = DatasetDict(train=rows, dev=rows.select([0]), calibration=rows.select([1]))
     tasks = ReadingTasks(tokenizer, pretrain.prompts, pretrain.asking_prompts, 384, 40)
@@ -68,7 +76,7 @@ def make_source(articles, tokenizer, text, pretrain):
             tasks,
             pretrain.batches,
             pretrain.reader.stages[0].mixture.model_copy(update=mixture),
-            sentinels=tokenizer.convert_tokens_to_ids([f"<extra_id_{i}>" for i in range(100)]),
+            sentinels=sentinels,
             seed=7,
             rank=rank,
         )
@@ -77,13 +85,14 @@ def make_source(articles, tokenizer, text, pretrain):
 
 
 @pytest.fixture
-def train(make_source, pretrain, tmp_path):
+def train(make_source, pretrain, sentinels, tmp_path):
     def run(model=None, folder=tmp_path / "whole", **changes):
         set_seed(3)
         model = model or build_random_t5(pretrain.architecture, dropout=pretrain.dropout)
         settings = pretrain.model_copy(update=changes)
-        phase = Phase(model, settings.reader, settings, [make_source(), make_source()], folder)
-        return model, phase
+        parts = Objectives(model, settings, sentinels)
+        sources = [make_source(), make_source()]
+        return model, Phase(model, parts, settings.reader, settings, sources, folder)
 
     return run
 
@@ -211,17 +220,18 @@ def test_training_that_resumes_gives_the_same_weights(train, tmp_path):
     assert [row["step"] for row in rows] == [2, 4, 6, 8]
     assert all(any(k.startswith("loss_") for k in row) for row in rows)
 
+    whole_parts = phase._objectives
     resumed, phase = train(folder=tmp_path / "parts", max_minutes=1e-9)
     with pytest.raises(InputError, match="max_minutes are over at step 0 of 8"):
         phase.run()
     resumed, phase = train(folder=tmp_path / "parts")
     take_step, taken = phase._take_step, []
 
-    def interrupt(batch, factor):
+    def interrupt(kind, batch, factor):
         if len(taken) == 5:
             raise KeyboardInterrupt
         taken.append(factor)
-        return take_step(batch, factor)
+        return take_step(kind, batch, factor)
 
     phase._take_step = interrupt
     with pytest.raises(KeyboardInterrupt):
@@ -232,8 +242,62 @@ def test_training_that_resumes_gives_the_same_weights(train, tmp_path):
     assert [row["step"] for row in log] == [2, 4, 6, 8]
     for (name, weight), other in zip(whole.named_parameters(), resumed.parameters(), strict=True):
         assert torch.equal(weight, other), name
+    parts = zip(whole_parts.named_parameters(), phase._objectives.parameters(), strict=True)
+    for (name, weight), other in parts:
+        assert torch.equal(weight, other), name
     losses = [[v for k, v in row.items() if k.startswith("loss_")] for row in (rows[-1], log[-1])]
     assert losses[0] == losses[1]
+
+
+def test_a_step_changes_only_the_parts_whose_loss_ran(train, make_source):
+    _, phase = train()
+    source = make_source()
+    trained = {"denoising": "replaced_tokens", "short": "span_head", "long": "span_head"}
+    for step in range(12):
+        kind = source.kind(step)
+        before = {k: [p.clone() for p in v.parameters()] for k, v in phase._parts.items()}
+        losses, _ = phase._take_step(kind, source.batch(step), 1.0)
+        for name, part in phase._parts.items():
+            same = all(map(torch.equal, before[name], part.parameters()))
+            assert same == (name not in ("model", trained[kind])), (kind, name)
+        expected = {"generator", "replaced_tokens"} if kind == "denoising" else {"span_head"}
+        assert losses.keys() == {"target"} | expected
+
+
+KILLS = ("written", "renamed", "half removed", "never")
+
+
+@pytest.mark.parametrize("moment", KILLS)
+def test_a_kill_while_a_checkpoint_is_saved_leaves_one_to_resume_from(
+    train, tmp_path, monkeypatch, moment
+):
+    _, phase = train()
+    phase.progress.step = 3
+    phase._save()
+    phase.progress.step = 6
+
+    class Killed(BaseException):
+        pass
+
+    def kill(*args, **kwargs):
+        raise Killed
+
+    folder = tmp_path / "whole"
+    with monkeypatch.context() as patch:
+        patch.setattr("shutil.rmtree", lambda *args, **kwargs: None)  # a kill cleans nothing up
+        if moment == "written":
+            patch.setattr("pathlib.Path.rename", kill)
+        elif moment == "renamed":
+            patch.setattr(training_steps, "remove_at_once", kill)
+        elif moment == "half removed":
+            patch.setattr("pathlib.Path.unlink", kill)
+        with nullcontext() if moment == "never" else pytest.raises(Killed):
+            phase._save()
+    _, again = train()
+    progress = training_steps.load_checkpoint(folder, again._parts, again._optimizers)
+    assert progress.step == (3 if moment == "written" else 6)
+    for part, other in zip(phase._parts.values(), again._parts.values(), strict=True):
+        assert all(map(torch.equal, part.parameters(), other.parameters()))
 
 
 def test_a_damaged_checkpoint_is_named(train, tmp_path):
