@@ -11,7 +11,8 @@ from english import read_english, small, train_small_tokenizer
 
 from flan_qa_pipeline.config.parameters import ReplacedTokensParameters, SpanHeadParameters
 from flan_qa_pipeline.data.squad import flatten
-from flan_qa_pipeline.pipelines.pretrain.nodes import TEXT_FEATURES, encode_splits
+from flan_qa_pipeline.errors import InputError
+from flan_qa_pipeline.pipelines.pretrain.nodes import TEXT_FEATURES, _restore, encode_splits
 from flan_qa_pipeline.pretraining.batches import BatchSource
 from flan_qa_pipeline.pretraining.encoding import (
     EncodedQuestions,
@@ -231,6 +232,17 @@ def test_without_weights_nothing_is_built_and_the_loss_is_the_models(
         assert torch.equal(total, loss) and named.keys() == {"target"}
         assert all(map(torch.equal, found, (p.grad for p in model.parameters())))
         model.zero_grad()
+
+
+def test_heads_of_other_sizes_are_refused(model, pretrain, tokenizer, sentinels, objectives):
+    other = pretrain.model_copy(update={"span_head": SpanHeadParameters(weight=0)})
+    saved = {name: weight.clone() for name, weight in objectives.weights().items()}
+    again = _restore(saved, model, tokenizer, pretrain)
+    assert all(torch.equal(weight, saved[name]) for name, weight in again.weights().items())
+    with pytest.raises(
+        InputError, match=r"span_head.layers.0.bias has the shape \(32,\), not None"
+    ):
+        _restore(saved, model, tokenizer, other)
 
 
 def test_generator_detector_and_span_head_learn(source, model, objectives):

@@ -2,6 +2,7 @@
 
 import json
 from contextlib import nullcontext
+from functools import partial
 
 import pytest
 import torch
@@ -247,6 +248,15 @@ def test_training_that_resumes_gives_the_same_weights(train, tmp_path):
         assert torch.equal(weight, other), name
     losses = [[v for k, v in row.items() if k.startswith("loss_")] for row in (rows[-1], log[-1])]
     assert losses[0] == losses[1]
+
+
+@pytest.mark.slow
+def test_steps_compile_to_whole_graphs(train, monkeypatch):
+    monkeypatch.setattr(torch, "compile", partial(torch.compile, fullgraph=True))
+    _, phase = train(compile=True)
+    rows = phase.run()
+    assert rows[0]["loss_short"] == pytest.approx(torch.tensor(1500.0).log().item(), rel=0.01)
+    assert {"loss_generator", "loss_replaced_tokens", "loss_span_head"} <= set().union(*rows)
 
 
 def test_a_step_changes_only_the_parts_whose_loss_ran(train, make_source):

@@ -1,6 +1,6 @@
 """The losses of a step: the model's own, and those that train its encoder beside it."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 
 import torch
 from torch import nn
@@ -42,6 +42,24 @@ class Objectives(nn.Module):
         )
         self.span_head = SpanHead(model.config.d_model) if span.weight else None
         self._weights = {"replaced_tokens": replaced.weight, "span_head": span.weight}
+
+    def weights(self) -> dict[str, torch.Tensor]:
+        """Return the weights of all parts by name."""
+        return {name: parameter.detach() for name, parameter in self.named_parameters()}
+
+    @torch.no_grad()
+    def restore(self, weights: Mapping[str, torch.Tensor]) -> None:
+        """Copy what `weights` returned into these parts.
+
+        Raises:
+            ValueError: The names or shapes are those of other parts.
+        """
+        mine = self.weights()
+        for name in sorted(mine.keys() | weights.keys()):
+            shapes = [tuple(w[name].shape) if name in w else None for w in (mine, weights)]
+            if shapes[0] != shapes[1]:
+                raise ValueError(f"{name} has the shape {shapes[1]}, not {shapes[0]}")
+            mine[name].copy_(weights[name])
 
     def trained_by(self, kind: str) -> list[str]:
         """Name the parts that a kind of batch trains."""

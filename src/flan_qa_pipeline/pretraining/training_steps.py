@@ -145,9 +145,9 @@ class Phase:
         compiles = self._state.device.type == "cuda" if settings.compile == "auto" else False
         if settings.compile is True or compiles:
             logger.info("Pretraining compiles forward and backward passes (pretrain.compile).")
-            self._forward = torch.compile(self._losses, dynamic=False)
+            self._forward = torch.compile(objectives.losses, dynamic=False)
         else:
-            self._forward = self._losses
+            self._forward = objectives.losses
         self.progress = Progress()
 
     def run(self) -> list[dict[str, Any]]:
@@ -235,7 +235,8 @@ class Phase:
         rank, count = self._state.process_index, self._state.num_processes
         set_seed((self._settings.seed * 1_000_003 + self.progress.step * count + rank) % 2**32)
         placed = {k: v.to(self._state.device, non_blocking=True) for k, v in batch.items()}
-        total, losses = self._forward(placed, denoises=kind == DENOISING)
+        with compute_dtype():  # within the compiled function it would break the graph
+            total, losses = self._forward(self._model, placed, denoises=kind == DENOISING)
         total.backward()
         trained = [MODEL, *self._objectives.trained_by(kind)]
         for name in trained:
@@ -248,12 +249,6 @@ class Phase:
                 optimizer.step()
             self._gradients[name].buffer.zero_()
         return losses, norm
-
-    def _losses(
-        self, batch: Batch, *, denoises: bool
-    ) -> tuple[torch.Tensor, dict[str, torch.Tensor]]:
-        with compute_dtype():
-            return self._objectives.losses(self._model, batch, denoises=denoises)
 
     def _groups(self, parts: Iterable[str]) -> Iterator[dict[str, Any]]:
         for name in parts:

@@ -16,7 +16,7 @@ import flan_qa_pipeline.pretraining.question_generation as question_generation
 from flan_qa_pipeline.config.parameters import DataParameters, PhaseParameters, PretrainParameters
 from flan_qa_pipeline.data.arrow_files import in_batches, on_disk
 from flan_qa_pipeline.data.splits import distinct_values, hold_out
-from flan_qa_pipeline.errors import InputError, in_one_line
+from flan_qa_pipeline.errors import InputError
 from flan_qa_pipeline.pretraining.batches import BatchSource
 from flan_qa_pipeline.pretraining.encoding import (
     SENTINELS,
@@ -202,12 +202,12 @@ def _restore(
 ) -> Objectives:
     objectives = Objectives(model, pretrain, _sentinels(tokenizer))
     try:
-        objectives.load_state_dict(heads)
-    except RuntimeError as error:
+        objectives.restore(heads)
+    except ValueError as error:
         raise InputError(
             "The saved heads of the auxiliary losses are not those of pretrain.replaced_tokens and "
-            f"pretrain.span_head ({in_one_line(error)}); restore the parameters, or run again from "
-            "the node that trained them (--from-nodes=pretrain_reader)."
+            f"pretrain.span_head: {error}; restore these parameters, or run again with "
+            "--from-nodes=pretrain_reader, which trains the heads."
         ) from error
     return objectives
 
@@ -257,8 +257,7 @@ def _train(
     device = PartialState().device
     training = Phase(model.to(device), objectives.to(device), phase, pretrain, sources, folder)
     rows = training.run()
-    heads = {name: tensor.contiguous() for name, tensor in objectives.cpu().state_dict().items()}
-    return model.to("cpu"), heads, pd.DataFrame(rows)
+    return model.to("cpu"), objectives.cpu().weights(), pd.DataFrame(rows)
 
 
 def evaluate_base(
