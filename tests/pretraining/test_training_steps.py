@@ -251,6 +251,7 @@ def test_training_that_resumes_gives_the_same_weights(train, tmp_path):
 
 
 @pytest.mark.slow
+@pytest.mark.filterwarnings("ignore:.*torch.jit:DeprecationWarning")  # torch's own
 def test_steps_compile_to_whole_graphs(train, monkeypatch):
     monkeypatch.setattr(torch, "compile", partial(torch.compile, fullgraph=True))
     _, phase = train(compile=True)
