@@ -32,6 +32,8 @@ bench: $(RUNS)
 	$(BIN)/python benchmarks/tokenization.py $(RESULTS)
 	$(BIN)/python benchmarks/batch_inference.py $(RESULTS)
 	$(BIN)/python benchmarks/flan_t5_shapes.py $(RESULTS) --sizes $(SIZES)
+	$(BIN)/python benchmarks/start_up.py $(RESULTS)
+	$(BIN)/python benchmarks/busy_machine.py $(RESULTS)
 
 lint: $(TESTS)
 	$(BIN)/ruff check .

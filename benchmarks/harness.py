@@ -6,6 +6,7 @@ nothing of quality.
 
 import gc
 import json
+import logging
 import os
 import subprocess
 import time
@@ -49,6 +50,7 @@ def silence() -> None:
     transformers.logging.set_verbosity_error()
     transformers.logging.disable_progress_bar()
     datasets.disable_progress_bars()
+    logging.getLogger("kedro").setLevel(logging.WARNING)
 
 
 def write_snapshot(size: str, folder: Path, *, learned: bool = False) -> None:
@@ -131,8 +133,8 @@ def lora_config(lora: LoraParameters) -> LoraConfig:
 
 
 def run_node(pipeline: Pipeline, parameters: Parameters, data: dict[str, Any], name: str) -> None:
-    """Run one node of a pipeline, and add its outputs to `data`."""
-    node = pipeline.only_nodes(name)
+    """Run one node of a pipeline, named with or without its namespace; add outputs to `data`."""
+    node = Pipeline([n for n in pipeline.nodes if name in (n.name, n.short_name)])
     for given in node.inputs():
         if given.startswith("params:"):
             data[given] = attrgetter(given.removeprefix("params:"))(parameters)

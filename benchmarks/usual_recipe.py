@@ -23,7 +23,7 @@ from typing import Any
 
 import numpy as np
 import torch
-from datasets import Dataset, DatasetDict
+from datasets import Dataset, DatasetDict, DatasetInfo
 from harness import (
     CUDA,
     DEVICE,
@@ -54,11 +54,12 @@ from transformers.trainer_callback import PrinterCallback, ProgressCallback
 
 from flan_qa_pipeline.answering.generation import is_abstention
 from flan_qa_pipeline.config.parameters import Parameters, TrainingParameters
+from flan_qa_pipeline.data.tokenized import describe
 from flan_qa_pipeline.models.batching import NO_LABEL, collate
 from flan_qa_pipeline.models.device import resolve_attention
 from flan_qa_pipeline.models.loading import load_tokenizer
 from flan_qa_pipeline.pipelines import data_engineering, modeling, reporting
-from flan_qa_pipeline.runtime.provenance import package_versions
+from flan_qa_pipeline.runtime.provenance import fingerprint_splits, package_versions
 from flan_qa_pipeline.training.step_timer import StepTimer
 
 DATA, MODELING, REPORTING = (
@@ -104,14 +105,16 @@ def random_questions(n_train: int, n_validation: int, max_length: int) -> dict[s
     questions, tokenized = DatasetDict(), DatasetDict()
     sizes = {"train": n_train, "dev": 8, "calibration": 8, "validation": n_validation}
     for split, size in sizes.items():
-        lengths = rng.lognormal(SQUAD_LENGTHS["mean"], SQUAD_LENGTHS["sigma"], size)
         ids = [f"{split}-{i}" for i in range(size)]
         questions[split] = Dataset.from_dict(
             {"id": ids, "question": ids, "answers": [{"text": [], "answer_start": []}] * size}
         )
+    info = DatasetInfo(description=describe({}, fingerprint_splits(questions)))
+    for split, size in sizes.items():
+        lengths = rng.lognormal(SQUAD_LENGTHS["mean"], SQUAD_LENGTHS["sigma"], size)
         tokenized[split] = Dataset.from_dict(
             {
-                "id": ids,
+                "id": questions[split]["id"][:],
                 "window": [0] * size,
                 "input_ids": [
                     rng.integers(100, 4000, int(n)).tolist() + [1]
@@ -123,7 +126,8 @@ def random_questions(n_train: int, n_validation: int, max_length: int) -> dict[s
                     else [*rng.integers(100, 300, rng.integers(1, 8)).tolist(), 1]
                     for _ in range(size)
                 ],
-            }
+            },
+            info=info,
         )
     return {"questions": questions, "tokenized_questions": tokenized}
 

@@ -1,5 +1,6 @@
 """What several test files share: the real configuration and a tiny, really saved T5."""
 
+import gc
 import json
 import os
 import re
@@ -37,6 +38,15 @@ from flan_qa_pipeline.pretraining.pretraining import build_reader, train_unigram
 from flan_qa_pipeline.pretraining.starter_corpus import generate_corpus
 from flan_qa_pipeline.runtime.provenance import fingerprint_splits, package_versions
 
+# cuBLAS's usual workspace is far larger than a tiny model; with this one its sums repeat, too.
+os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":16:8")
+DEVICE = torch.device("cuda" if torch.cuda.is_available() else "cpu")  # where models are loaded
+on_cpu = pytest.mark.skipif(DEVICE.type != "cpu", reason="only a CPU does this; there is a GPU")
+on_gpu = pytest.mark.skipif(DEVICE.type != "cuda", reason="only a GPU does this; there is none")
+one_gpu_is_too_few = pytest.mark.skipif(
+    torch.cuda.device_count() == 1, reason="two processes need two GPUs, or none"
+)
+
 REPOSITORY = Path(__file__).resolve().parents[1]
 CONF = REPOSITORY / "conf/base"
 SQUAD_V2_DIR = Path(os.environ.get("SQUAD_V2_DIR", REPOSITORY.parent / "shared/squad_v2"))
@@ -45,6 +55,8 @@ QUESTIONS = ["Which club was defeated in the Final?", "Who was the referee?", "W
 RUN = "run"  # the id of all trainings
 ANSWERS = ["Vera Dormore", "no answer", "27 July 1998"]
 
+# bitsandbytes imports torch's compiler, a second of each process that tests start; none compiles.
+os.environ["TORCHDYNAMO_DISABLE"] = "1"
 disable_caching()  # as the project does: its files would be left in the temporary folder
 hypothesis.settings.register_profile("untimed", deadline=None)  # a busy machine is no failure
 hypothesis.settings.load_profile("untimed")
@@ -54,6 +66,19 @@ def pytest_collection_modifyitems(items):
     """Start files with slow tests first, so that no parallel process ends long after the others."""
     slow = {item.path for item in items if item.get_closest_marker("slow")}
     items.sort(key=lambda item: item.path not in slow)
+
+
+def pytest_collection_finish(session):
+    """Keep what is imported out of garbage collection, which every training begins with."""
+    gc.collect()
+    gc.freeze()
+
+
+def assert_close(found, expected, **tolerance):
+    """Compare tensors, or structures of them; a GPU adds in another order for other kernels."""
+    if DEVICE.type == "cuda":
+        tolerance = {name: max(tolerance.get(name, 0), 1e-3) for name in ("rtol", "atol")}
+    torch.testing.assert_close(found, expected, **tolerance)
 
 
 def copy_project(root):
@@ -208,7 +233,7 @@ def questions():
     return DatasetDict(dev=Dataset.from_list(rows))
 
 
-@pytest.fixture(scope="module")
+@pytest.fixture(scope="session")
 def lora(parameters):
     return parameters.lora.model_copy(update={"target_modules": "all-linear", "r": 4, "alpha": 8})
 
@@ -225,6 +250,7 @@ def training(parameters, tmp_path_factory):
             "learning_rate": 0.05,
             "logging_steps": 1,
             "eval_strategy": "epoch",
+            "cuda_graphs": False,  # a GPU, too, calls the model in every step
         }
     )
 
@@ -256,14 +282,14 @@ def provenance(float32, prompt_parameters):
     return provenance_of(float32, prompt_parameters)
 
 
-@pytest.fixture(scope="module")
+@pytest.fixture(scope="session")
 def starter(parameters):
     folder = str(REPOSITORY / "data/06_models/starter_t5")
     changes = {"name": folder, "compute_dtype": "float32", "load_in_4bit": False}
     return parameters.model.model_copy(update=changes)
 
 
-@pytest.fixture(scope="module")
+@pytest.fixture(scope="session")
 def pairs(corpus):
     """Questions about contexts of one window and of several; no context is the same."""
     paragraphs = [p for article in corpus["data"] for p in article["paragraphs"]]
@@ -279,11 +305,12 @@ def pairs(corpus):
     return short + long
 
 
-@pytest.fixture(scope="module")
+@pytest.fixture(scope="session")
 def adapter(starter, parameters, lora, pairs):
     """LoRA on the starter model whose most frequent answer to the pairs stands for abstaining."""
-    model = attach_lora(load_base_model(starter), lora, parameters.training)
-    with torch.no_grad():
+    with torch.random.fork_rng(devices=[]), torch.no_grad():
+        torch.manual_seed(1)
+        model = attach_lora(load_base_model(starter), lora, parameters.training)
         for name, weight in model.named_parameters():
             if "lora_B" in name:
                 weight.normal_(std=0.04)
@@ -302,6 +329,6 @@ def adapter(starter, parameters, lora, pairs):
     return made(parameters.prompt.model_copy(update={"abstention": frequent}))
 
 
-@pytest.fixture(scope="module")
+@pytest.fixture(scope="session")
 def answerer(adapter):
     return QuestionAnswerer(adapter, compute_dtype="float32")

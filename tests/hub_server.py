@@ -1,9 +1,12 @@
 """A stand-in for the Hugging Face hub on this machine, to which the real client talks.
 
 It serves repositories at commits as the hub does: information, listing, files with ETag and Range.
-Files kept in Git LFS are redirected to a second host. Rules make it fail as hubs and networks do.
+Files kept in Git LFS are redirected to a second host. It takes uploads: a repository is made,
+weights go to the second host, a commit adds and removes files. Rules make it fail as hubs and
+networks do.
 """
 
+import base64
 import gzip
 import hashlib
 import json
@@ -19,6 +22,7 @@ from pathlib import Path
 from urllib.parse import parse_qs, unquote, urlsplit
 
 import pytest
+import yaml
 from huggingface_hub import constants
 from huggingface_hub.utils import close_session
 
@@ -28,6 +32,7 @@ BASE, COMMIT = "google/flan-t5-base", "7bcac572ce56db69c1ea7c8af255c5d7c9672fc2"
 SQUAD, SQUAD_COMMIT = "rajpurkar/squad_v2", "3ffb306f725f7d2ce8394bc1873b24868140c412"
 ROWS_FILE = "squad_v2/train-00000-of-00001.parquet"
 ROWS = bytes(range(256)) * 200
+OWNER = "ada"  # of every token
 LOGIN_PAGE = b"<!DOCTYPE html><html><title>Sign in to the company network</title></html>"
 
 
@@ -86,6 +91,8 @@ class Hub:
         self.requests: list[str] = []
         self.sent: dict[str, int] = {}
         self.tokens: dict[str, str] = {}
+        self.objects: dict[str, bytes] = {}  # uploaded to Git LFS
+        self.messages: list[str] = []  # of the commits
         self.closing = threading.Event()
         self.connections: set[socket.socket] = set()
         self._lock = threading.Lock()
@@ -161,8 +168,10 @@ class _Handler(BaseHTTPRequestHandler):
         self.answer()
 
     def do_POST(self) -> None:
-        self.rfile.read(int(self.headers.get("Content-Length", 0)))
+        self.body = self.rfile.read(int(self.headers.get("Content-Length", 0)))
         self.answer()
+
+    do_PUT = do_POST
 
     def answer(self) -> None:
         request = f"{self.command} {unquote(self.path)}"
@@ -185,7 +194,9 @@ class _Handler(BaseHTTPRequestHandler):
     def route(self, fault: str | None = None) -> None:
         url = urlsplit(self.path)
         path = unquote(url.path)
-        if blob := re.fullmatch(r"/blobs/(\w+)/([^/]+/[^/]+)/([^/]+)/(.+)", path):
+        if self.command in ("POST", "PUT"):
+            self.take(path)
+        elif blob := re.fullmatch(r"/blobs/(\w+)/([^/]+/[^/]+)/([^/]+)/(.+)", path):
             kind, name, commit, file = blob.groups()
             repository = self.hub.repositories[kind, name]
             content = repository.commits[commit][file]
@@ -195,7 +206,9 @@ class _Handler(BaseHTTPRequestHandler):
         ):
             kind, name, what, revision = call.groups()
             repository = self.permitted(kind, name, what not in (None, "revision"))
-            if repository and (commit := self.commit_of(repository, revision or "main")):
+            if repository and what == "tree" and revision.startswith("main/"):  # no folder is there
+                self.reply(404, b"{}", X_Error_Code="EntryNotFound")
+            elif repository and (commit := self.commit_of(repository, revision or "main")):
                 blobs = "blobs" in parse_qs(url.query)
                 self.api(repository, name, what, commit, blobs=blobs)
         elif file := re.fullmatch(r"/(datasets/)?([^/]+/[^/]+)/resolve/([^/]+)/(.+)", path):
@@ -203,6 +216,70 @@ class _Handler(BaseHTTPRequestHandler):
             self.resolve("datasets" if prefix else "models", name, revision, filename, fault)
         else:
             self.reply(404, b"{}")
+
+    def take(self, path: str) -> None:
+        """Answer the requests of an upload."""
+        if oid := re.fullmatch(r"/lfs/(\w+)", path):
+            whole = hashlib.sha256(self.body).hexdigest() == oid[1]
+            self.hub.objects |= {oid[1]: self.body} if whole else {}
+            self.reply(200 if whole else 400, b"{}")
+        elif "authorization" not in self.headers:
+            self.reply(401, b"{}")
+        elif path == "/api/repos/create":
+            self.create(json.loads(self.body))
+        elif path == "/api/validate-yaml":
+            problems = problems_of_card(json.loads(self.body)["content"])
+            self.reply(400 if problems else 200, json.dumps({"errors": problems}).encode())
+        elif re.fullmatch(r"/[^/]+/[^/]+\.git/info/lfs/objects/batch", path):
+            objects = [
+                entry
+                | {"actions": {"upload": {"href": f"{self.hub.other_host}/lfs/{entry['oid']}"}}}
+                for entry in json.loads(self.body)["objects"]
+            ]
+            self.reply(200, json.dumps({"objects": objects}).encode())
+        elif call := re.fullmatch(r"/api/models/([^/]+/[^/]+)/(preupload|commit)/main", path):
+            repository = self.permitted("models", call[1], for_files=True)
+            if repository and call[2] == "commit":
+                self.commit(call[1], repository)
+            elif repository:
+                modes = [
+                    {
+                        "path": file["path"],
+                        "uploadMode": "lfs" if file["path"].endswith(IN_LFS) else "regular",
+                        "shouldIgnore": False,
+                    }
+                    for file in json.loads(self.body)["files"]
+                ]
+                self.reply(200, json.dumps({"files": modes}).encode())
+        else:
+            self.reply(404, b"{}")
+
+    def create(self, wanted: dict) -> None:
+        name = f"{wanted['organization'] or OWNER}/{wanted['name']}"
+        known = ("models", name) in self.hub.repositories
+        if not known:
+            private = wanted.get("visibility") == "private"
+            self.hub.add(name, {".gitattributes": b"* text"}, "0" * 40, private=private)
+        url = json.dumps({"url": f"{self.hub.url}/{name}"}).encode()
+        self.reply(409 if known else 200, url)
+
+    def commit(self, name: str, repository: Repository) -> None:
+        files = dict(repository.commits[repository.branches["main"]])
+        for line in self.body.splitlines():
+            key, value = (json.loads(line)[part] for part in ("key", "value"))
+            if key == "header":
+                self.hub.messages.append(value["summary"])
+            elif key == "file":
+                files[value["path"]] = base64.b64decode(value["content"])
+            elif key == "lfsFile":
+                files[value["path"]] = self.hub.objects[value["oid"]]
+            else:
+                del files[value["path"]]
+        commit = hashlib.sha1(self.body).hexdigest()  # noqa: S324
+        repository.commits[commit] = files
+        repository.branches["main"] = commit
+        url = f"{self.hub.url}/{name}/commit/{commit}"
+        self.reply(200, json.dumps({"commitUrl": url, "commitOid": commit}).encode())
 
     def permitted(self, kind: str, name: str, for_files: bool) -> Repository | None:
         repository = self.hub.repositories.get((kind, name))
@@ -298,6 +375,14 @@ class _Handler(BaseHTTPRequestHandler):
             self.wfile.write(content[: len(content) // 2] if cut else content)
         if cut:
             self.close_connection = True
+
+
+def problems_of_card(card: str) -> list[dict[str, str]]:
+    """Check a model card's metadata as the hub does: bases and data sets are ids of the hub."""
+    data = yaml.safe_load(card.split("---")[1])
+    ids = [*data.get("datasets", []), *([data["base_model"]] if "base_model" in data else [])]
+    wrong = [value for value in ids if not re.fullmatch(r"[\w.-]+/[\w.-]+", value)]
+    return [{"message": f"{value} is not valid"} for value in wrong]
 
 
 def read_repository(folder: Path) -> dict[str, bytes]:

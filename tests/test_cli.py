@@ -29,8 +29,10 @@ finally:
 """
 
 
-@pytest.mark.parametrize("arguments", [["--help"], ["run", "--help"], ["ask", "--help"]])
-def test_help_imports_no_heavy_library(arguments):
+@pytest.mark.parametrize(
+    "arguments", [["--help"], ["run", "--help"], ["ask", "--help"], ["registry", "list"]]
+)
+def test_commands_that_run_nothing_import_no_heavy_library(arguments):
     done = subprocess.run(  # noqa: S603
         [sys.executable, "-c", MODULES, *arguments],
         cwd=REPOSITORY,
@@ -41,6 +43,27 @@ def test_help_imports_no_heavy_library(arguments):
     imported = set(done.stderr.splitlines())
     assert imported >= {f"flan_qa_pipeline.{name}" for name in ("settings", "cli", "errors")}
     assert not imported & set(HEAVY)
+
+
+@pytest.mark.parametrize(
+    ("options", "complaint"),
+    [
+        (["--context", " \u200b", "--question", "Who?"], "The context is empty"),
+        (["--context", "Ada.", "--question", "Who?", "--question", ""], "The question is empty"),
+        (["--context-file", "-"], "The context is empty"),
+    ],
+)
+def test_ask_refuses_an_empty_text_before_it_loads_a_model(options, complaint):
+    done = subprocess.run(  # noqa: S603
+        [sys.executable, "-c", MODULES, "ask", *options],
+        cwd=REPOSITORY,
+        capture_output=True,
+        text=True,
+        stdin=subprocess.DEVNULL,
+    )
+    assert done.returncode == 1
+    assert f"Error: {complaint}; give it as text.\n" in done.stderr
+    assert not set(done.stderr.splitlines()) & set(HEAVY)
 
 
 @pytest.mark.parametrize(

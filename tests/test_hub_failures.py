@@ -131,13 +131,13 @@ def _(case):
     case.fetch()
 
 
-@case_of("a proxy answers with a page of its own")
+@case_of("a proxy answers with its own page")
 def _(case):
     case.hub.fail("", "page")
     case.fetch()
 
 
-@case_of("a proxy's page in the place of a file")
+@case_of("a proxy's page instead of a file")
 def _(case):
     case.hub.fail("HEAD", "page")
     case.fetch()
@@ -182,7 +182,7 @@ def small_files():
         resource.setrlimit(resource.RLIMIT_FSIZE, before)
 
 
-@case_of("the disk fills up meanwhile")
+@case_of("the disk fills up during the download")
 def _(case):
     with small_files():
         case.fetch()
@@ -262,12 +262,12 @@ def _(case, corpus):
     case.read(parquet(case, corpus, lambda content: content[:-5]))
 
 
-@case_of("a Git LFS pointer in the place of a Parquet file")
+@case_of("a Git LFS pointer instead of a Parquet file")
 def _(case, corpus):
     case.read(parquet(case, corpus, lambda content: POINTER))
 
 
-@case_of("a Git LFS pointer in the place of weights")
+@case_of("a Git LFS pointer instead of weights")
 def _(case):
     (case.folder / "model.safetensors").write_bytes(POINTER)
     case.load()
@@ -306,7 +306,7 @@ def _(case):
     load_base_model(case.on_hub.model_copy(update={"name": str(case.folder)}))
 
 
-@case_of("a page in the place of config.json")
+@case_of("a page instead of config.json")
 def _(case):
     (case.folder / "config.json").write_text("<!DOCTYPE html><html></html>")
     case.load()
@@ -338,7 +338,7 @@ def _(case):
     case.load()
 
 
-@case_of("a model with code of its own")
+@case_of("a model that brings its own code")
 def _(case):
     (case.folder / "evil.py").write_text("raise SystemExit('executed')")
     case.config(model_type="t6", auto_map={"AutoConfig": "evil.Config"})
@@ -362,7 +362,8 @@ for kind in ("mt5", "umt5", "longt5", "t5gemma", "bart"):
 def documented():
     """The rows of the table in docs/hub.md: what happens, and the message."""
     text = (REPOSITORY / "docs/hub.md").read_text(encoding="utf-8")
-    rows = re.findall(r"^\| (.+?) \| (.+) \|$", text.partition("## What goes wrong")[2], re.M)
+    section = text.partition("## What goes wrong\n")[2].partition("\n## ")[0]
+    rows = re.findall(r"^\| (.+?) \| (.+) \|$", section, re.M)
     return dict(row for row in rows if row[0] != "what happens")
 
 

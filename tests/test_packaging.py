@@ -65,7 +65,7 @@ def test_the_wheel_runs_in_an_empty_folder(installed, tiny_base, corpus, tmp_pat
         assert "Running node" not in result.stdout + result.stderr
     assert list(empty.glob("data/06_models/adapter/*/adapter/adapter_model.safetensors"))
     (report,) = empty.glob("data/08_reporting/report.html/*/report.html")
-    assert str(report) in result.stdout
+    assert f"Report   {report.relative_to(empty)}\n" in result.stdout
     (made,) = empty.glob("data/06_models/adapter/*/adapter/training.json")
     assert json.loads(made.read_text(encoding="utf-8"))["run"]["git"] is None
     (site_of_metric,) = site.glob("flan_qa_pipeline/evaluation/squad_v2_scores/squad_v2_scores.py")

@@ -1,16 +1,19 @@
 """Commands that this project adds to `kedro`, which finds the group `cli` here."""
 
+import os
 import re
 import sys
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from copy import copy
-from functools import wraps
+from functools import partial, wraps
 from typing import TYPE_CHECKING, Any, TextIO, cast
 
 import click
+import yaml
 from kedro.framework.cli.catalog import catalog as kedro_catalog
 from kedro.framework.cli.project import run as kedro_run
+from kedro.framework.cli.registry import registry as kedro_registry
 from kedro.framework.cli.utils import CONTEXT_SETTINGS
 from kedro.io import DatasetError
 
@@ -18,6 +21,7 @@ from flan_qa_pipeline.errors import InputError, ProcessFailedError, in_one_line
 from flan_qa_pipeline.runtime import interruption
 
 if TYPE_CHECKING:
+    from kedro.config import AbstractConfigLoader
     from kedro.framework.startup import ProjectMetadata
 
     import flan_qa_pipeline
@@ -110,8 +114,7 @@ def _known(run: Callable[..., Any]) -> Callable[..., Any]:
     def wrapper(**options: Any) -> Any:
         from flan_qa_pipeline.runtime.selection import require_known
 
-        require_known(options)
-        return run(**options)
+        return run(**require_known(options))
 
     return wrapper
 
@@ -126,6 +129,18 @@ cli.add_command(run)
 cli.add_command(
     GroupInWords(name="catalog", help=kedro_catalog.help, commands=kedro_catalog.commands)
 )
+registry = GroupInWords(
+    name="registry", help=kedro_registry.help, commands=dict(kedro_registry.commands)
+)
+cli.add_command(registry)
+
+
+@registry.command("list")
+def list_pipelines() -> None:
+    """List the registered pipelines."""
+    from flan_qa_pipeline.pipeline_registry import PIPELINES
+
+    click.echo(yaml.dump(sorted(PIPELINES)))
 
 
 @loads_adapter
@@ -152,21 +167,15 @@ def ask(
     load_versions: dict[str, str],
     params: dict[str, Any],
 ) -> None:
-    """Answer questions about a text with the latest adapter."""
-    if context is not None and context_file is not None:
-        raise click.UsageError("Give --context or --context-file, not both.")
-    if context_file is not None:
-        try:
-            context = context_file.read()
-        except UnicodeDecodeError as error:
-            raise InputError(
-                f"{context_file.name} is not UTF-8 ({error.reason} at byte {error.start}); save it "
-                "as UTF-8."
-            ) from error
+    """Answer questions about a text with the promoted adapter."""
+    context = _given_context(context, context_file)
+    for question in questions:
+        _require_text("question", question)
     answerer = _load_answerer(metadata, env, load_versions, params)
     try:
         if context is None:
-            context = click.prompt("Context")
+            context = str(click.prompt("Context"))
+            _require_text("context", context)
         for question in questions:
             if problem := answerer.problem(context, question):
                 raise InputError(problem)
@@ -183,6 +192,35 @@ def ask(
         click.echo()
 
 
+def _given_context(context: str | None, file: TextIO | None) -> str | None:
+    """Return the context of the options, None if they give none.
+
+    Raises:
+        InputError: it is empty, or the file is not UTF-8.
+    """
+    if context is not None and file is not None:
+        raise click.UsageError("Give --context or --context-file, not both.")
+    if file is not None:
+        try:
+            context = file.read()
+        except UnicodeDecodeError as error:
+            raise InputError(
+                f"{file.name} is not UTF-8 ({error.reason} at byte {error.start}); save it as "
+                "UTF-8."
+            ) from error
+    if context is not None:
+        _require_text("context", context)
+    return context
+
+
+def _require_text(name: str, value: str) -> None:
+    """Refuse, before a model is loaded, what no model can answer."""
+    from flan_qa_pipeline.data.texts import text_problem
+
+    if problem := text_problem(value, f"The {name}"):
+        raise InputError(problem)
+
+
 @loads_adapter
 @cli.command()
 @click.option("--host", help="Address to listen on, instead of serving.host.")
@@ -196,14 +234,15 @@ def serve(
     load_versions: dict[str, str],
     params: dict[str, Any],
 ) -> None:
-    """Serve a web page and an HTTP API that answer with the base and with the latest adapter."""
+    """Serve a web page and an HTTP API that answer with the base and with the promoted adapter."""
     try:
-        from flan_qa_pipeline.answering import web_page as serving
+        from flan_qa_pipeline.answering import web_access, web_server
     except ModuleNotFoundError as error:
-        if error.name != "gradio":
+        if error.name not in ("gradio", "fastapi", "fastapi_offline", "uvicorn", "starlette"):
             raise
         raise InputError(
-            "serve needs gradio, which is not installed; pip install 'flan_qa_pipeline[app]'."
+            "serve needs gradio and fastapi-offline, which are not installed; pip install "
+            "'flan_qa_pipeline[app]'."
         ) from error
     from kedro.framework.session import KedroSession
 
@@ -211,15 +250,48 @@ def serve(
 
     session = KedroSession.create(metadata.project_path, env=env, runtime_params=params)
     with session:
-        raw = session.load_context().config_loader["parameters"]
+        configuration = session.load_context().config_loader
+    raw = configuration["parameters"]
     chosen = {"host": host, "port": port}
     raw["serving"] |= {name: value for name, value in chosen.items() if value is not None}
     settings = check_parameters(raw).serving
-    serving.check_address(settings)
+    credentials = web_access.Credentials.find(os.environ, _stored_credentials(configuration))
+    web_server.check_address(settings)
+    web_access.check_access(settings, credentials)
     answerer = _load_answerer(metadata, env, load_versions, params)
-    page = serving.build_page(answerer, settings)
-    click.echo(f"{serving.launch(page, settings)} answers until Ctrl+C.")
-    page.block_thread()
+    with web_server.WebServer(answerer, settings, credentials) as server:
+        click.echo(f"{server.address} answers until Ctrl+C.")
+        with suppress(KeyboardInterrupt):
+            server.wait()
+
+
+def _stored_credentials(configuration: "AbstractConfigLoader") -> dict[str, Any]:
+    from kedro.config import MissingConfigException
+
+    try:
+        return dict(configuration["credentials"])
+    except MissingConfigException:  # a project need not have any
+        return {}
+
+
+@cli.command()
+@click.argument("version")
+@click.pass_obj
+def promote(metadata: "ProjectMetadata", version: str, env: str | None) -> None:
+    """Make a saved VERSION of the adapter the one that answers."""
+    from kedro.framework.session import KedroSession
+
+    from flan_qa_pipeline.datasets.promotion import PROMOTED, load_answering_adapter
+
+    session = KedroSession.create(metadata.project_path, env=env)
+    with session:
+        catalog = session.load_context().catalog
+        promoted = load_answering_adapter(catalog, version, "promoted")
+        catalog.save(PROMOTED, version)
+    click.echo(promoted.origin)
+
+
+promote.params.append(copy(_run_option("env")))
 
 
 @configured
@@ -269,17 +341,96 @@ def check_data(
         )
 
 
+@configured
+@cli.command("runs")
+@click.pass_obj
+def list_runs(metadata: "ProjectMetadata", env: str | None, params: dict[str, Any]) -> None:
+    """List all saved versions: parameters that differ, scores, time, memory."""
+    from kedro.framework.session import KedroSession
+
+    from flan_qa_pipeline.reporting.run_summary import print_runs
+    from flan_qa_pipeline.reporting.runs import runs_page
+    from flan_qa_pipeline.runtime import kedro_private
+    from flan_qa_pipeline.runtime.atomic_catalog import AtomicCatalog
+    from flan_qa_pipeline.runtime.saved_runs import read_runs, scored_versions
+
+    session = KedroSession.create(metadata.project_path, env=env, runtime_params=params)
+    with session:
+        catalog = cast(AtomicCatalog, session.load_context().catalog)
+    runs = read_runs(catalog, scored_versions(catalog))
+    if not runs:
+        place = kedro_private.place_of(catalog["score_table"])
+        raise InputError(f"No run has saved scores in {place}; make one with `kedro run`.")
+    catalog["runs_page"].save(runs_page(runs))
+    print_runs(runs)
+    click.echo(f"As a page: {kedro_private.load_path(catalog['runs_page'])}")
+
+
+@loads_adapter
+@cli.command()
+@click.argument("what", type=click.Choice(["adapter", "merged"]))
+@click.option(
+    "--repo",
+    help="The repository, as OWNER/NAME; without OWNER, your own.  [default: flan-qa-<what>]",
+)
+@click.option("--private", is_flag=True, help="Make a new repository private; refuse a public one.")
+@click.option("--dry-run", is_flag=True, help="List the files and ask nothing of the hub.")
+@click.pass_obj
+def push(
+    metadata: "ProjectMetadata",
+    what: str,
+    repo: str | None,
+    private: bool,
+    dry_run: bool,
+    env: str | None,
+    load_versions: dict[str, str],
+    params: dict[str, Any],
+) -> None:
+    """Upload the promoted adapter or a merged model to the Hugging Face hub, in one commit.
+
+    The token is HF_TOKEN or that of `hf auth login`.
+    """
+    from kedro.framework.session import KedroSession
+
+    from flan_qa_pipeline.datasets.promotion import promoted_version
+    from flan_qa_pipeline.hub_upload import commit_files, open_repository
+    from flan_qa_pipeline.runtime.sharing import DATASETS, find_shared
+
+    name = repo or f"flan-qa-{what}"
+    _require_loaded(load_versions, DATASETS[what])
+    session = KedroSession.create(metadata.project_path, env=env, runtime_params=params)
+    with session:
+        catalog = session.load_context().catalog
+        version = load_versions.get(DATASETS[what])
+        if version is None and what == "adapter":
+            version = promoted_version(catalog)
+        shared = find_shared(catalog, what, version)
+    for file, content in shared.files(name).items():
+        size = len(content) if isinstance(content, bytes) else content.stat().st_size
+        click.echo(f"{size:>13,}  {file}")
+    if dry_run:
+        click.echo(f"{what} {shared.version} would go to {name}; nothing was uploaded.")
+        return
+    repo_id = open_repository(name, private=private)
+    message = f"Upload {what} {shared.version} of flan_qa_pipeline"
+    page = commit_files(repo_id, shared.files(repo_id), message)
+    click.echo(f"{what} {shared.version} is at {page}.")
+
+
+def _require_loaded(load_versions: dict[str, str], name: str) -> None:
+    """Refuse versions of datasets that the command does not load."""
+    if unknown := sorted(load_versions.keys() - {name}):
+        command = click.get_current_context().info_name
+        raise InputError(f"--load-versions names {unknown[0]}; {command} loads nothing but {name}.")
+
+
 def _load_answerer(
     metadata: "ProjectMetadata",
     env: str | None,
     load_versions: dict[str, str],
     params: dict[str, Any],
 ) -> "flan_qa_pipeline.QuestionAnswerer":
-    if unknown := sorted(load_versions.keys() - {"adapter"}):
-        command = click.get_current_context().info_name
-        raise InputError(
-            f"--load-versions names {unknown[0]}; {command} loads nothing but adapter."
-        )
+    _require_loaded(load_versions, "adapter")
     from flan_qa_pipeline import QuestionAnswerer
 
     return QuestionAnswerer.from_project(
@@ -287,6 +438,7 @@ def _load_answerer(
         adapter_version=load_versions.get("adapter"),
         env=env,
         runtime_params=params,
+        tell=partial(click.echo, err=True),
     )
 
 

@@ -9,14 +9,13 @@ from errno import EEXIST, ENOTEMPTY
 from pathlib import Path
 from uuid import uuid4
 
-from pydantic import TypeAdapter, ValidationError
-
 from flan_qa_pipeline.errors import InputError
 
 # .model: a SentencePiece tokenizer (protobuf); .jinja: a chat template; .md: a model card
 UNPICKLED = {".safetensors", ".json", ".txt", ".model", ".jinja", ".md"}
 
 DIGESTS = "digests.json"
+CARD = "README.md"
 WEIGHTS = ".safetensors"
 
 
@@ -65,14 +64,28 @@ def remove_at_once(folder: Path, names: Iterable[str]) -> None:
             aside.rename(folder)
 
 
+def replace_text(path: Path, text: str) -> None:
+    """Write a text file; a reader finds the text that was there before or the new one, whole."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    aside = path.with_name(f".{path.name}.{uuid4().hex}")
+    try:
+        aside.write_text(text, encoding="utf-8")
+        aside.replace(path)
+    finally:
+        aside.unlink(missing_ok=True)
+
+
 def refuse_pickles(folder: Path) -> None:
     """Refuse a folder of weights with any file that is not safetensors, JSON or plain text.
+
+    Hidden files may stay: the hub adds `.gitattributes` and `.cache`, and no library reads them.
 
     Raises:
         InputError: names the first such file. Reading a pickle would run the code in it.
     """
     for path in sorted(folder.rglob("*")):
-        if path.is_file() and path.suffix not in UNPICKLED:
+        hidden = any(part.startswith(".") for part in path.relative_to(folder).parts)
+        if path.is_file() and not hidden and path.suffix not in UNPICKLED:
             raise InputError(
                 f"{path} is neither safetensors nor JSON nor text, so it is not read: a pickle "
                 "runs code. Remove it, or save the weights again as safetensors."
@@ -95,11 +108,13 @@ def add_saved(new: Path, folder: Path) -> None:
         folder: the folder to fill; made if it does not exist.
 
     Raises:
-        InputError: the call would overwrite a file that this function did not put there.
+        InputError: the call would overwrite a file that this function did not put there, or a model
+            card that somebody edited.
     """
     digests, names = saved_digests(folder), [path.name for path in new.iterdir()]
     for name in names:
-        if name not in digests and (folder / name).exists():
+        own = name in digests and (name != CARD or is_as_saved(folder, CARD))
+        if not own and (folder / name).exists():
             raise InputError(
                 f"{folder / name} was not saved by this project and is not overwritten; move it "
                 "away, or name another folder in the catalog."
@@ -121,6 +136,8 @@ def saved_digests(folder: Path) -> dict[str, str]:
     Raises:
         InputError: the file of digests is damaged.
     """
+    from pydantic import TypeAdapter, ValidationError
+
     path = folder / DIGESTS
     if not path.exists():
         return {}
@@ -130,8 +147,16 @@ def saved_digests(folder: Path) -> dict[str, str]:
         raise InputError(f"{path} is damaged; restore the folder, or save it again.") from error
 
 
+def is_as_saved(folder: Path, name: str) -> bool:
+    """Return whether a folder holds a file with the digest that was saved."""
+    path = folder / name
+    return path.is_file() and saved_digests(folder).get(name) == _digest(path)
+
+
 def require_undamaged(folder: Path) -> bool:
-    """Compare all saved files of a folder with their digests.
+    """Compare all saved files of a folder with their digests, except the model card.
+
+    The card is a text for people, who may edit it.
 
     Returns:
         Whether the folder has digests.
@@ -141,6 +166,8 @@ def require_undamaged(folder: Path) -> bool:
     """
     digests = saved_digests(folder)
     for name, digest in digests.items():
+        if name == CARD:
+            continue
         path = folder / name
         problem = "is not as it was saved"
         try:

@@ -62,6 +62,7 @@ MODEL_FILES = (
 )
 RETRIED = (429, 500, 502, 503, 504)
 WAITS = (1, 2, 4)  # seconds before each further try
+UPLOAD_PATIENCE = 6  # times the limit of other requests
 XET_LIMITS = {  # hf_xet waits minutes by default
     "HF_XET_CLIENT_CONNECT_TIMEOUT": "10s",
     "HF_XET_CLIENT_READ_TIMEOUT": "10s",
@@ -324,16 +325,16 @@ def fetch(*wanted: HubFiles) -> list[Fetched]:
     for files in wanted:
         try:
             found.append(_at_commit(files))
-        except _FAILURES as error:
-            failures[str(files)] = _why(error, files)
+        except FAILURES as error:
+            failures[str(files)] = reason(error, files.page)
     if failures:
-        raise _not_to_be_had(failures)
+        raise _cannot_fetch(failures)
     fetched = []
     for files in found:
         try:
-            folder = files.cached() or _retried(files.download)
-        except _FAILURES as error:
-            raise _not_to_be_had({str(files): _why(error, files)}) from error
+            folder = files.cached() or retried(files.download)
+        except FAILURES as error:
+            raise _cannot_fetch({str(files): reason(error, files.page)}) from error
         fetched.append(Fetched(files, folder))
     return fetched
 
@@ -359,15 +360,15 @@ def missing_model_file(folder: Path) -> str | None:
     return None
 
 
-_FAILURES = (httpx.HTTPError, OSError, RuntimeError, JSONDecodeError, RevisionResolutionError)
+FAILURES = (httpx.HTTPError, OSError, RuntimeError, JSONDecodeError, RevisionResolutionError)
 
 
 def _at_commit(files: HubFiles) -> HubFiles:
     if files.is_commit and files.cached():
         return files
     try:
-        found = _retried(files.find)
-    except _FAILURES as error:
+        found = retried(files.find)
+    except FAILURES as error:
         answers = _status(error) not in (None, *RETRIED)
         folder = None if answers else files.cached()
         if folder is None:
@@ -376,7 +377,7 @@ def _at_commit(files: HubFiles) -> HubFiles:
         logger.warning(
             "The hub does not say which commit %s is now (%s); this run takes the last known one.",
             files,
-            _why(error, files),
+            reason(error, files.page),
         )
     if not files.is_commit:
         logger.warning(
@@ -389,7 +390,7 @@ def _at_commit(files: HubFiles) -> HubFiles:
     return found
 
 
-def _retried(call: Callable[[], T]) -> T:
+def retried(call: Callable[[], T]) -> T:
     """Call, and call again some seconds later, while the hub is overloaded or fails."""
     for wait in WAITS:
         _limit_waiting()
@@ -413,7 +414,9 @@ def _limit_waiting() -> None:
 
 
 def _set_time_out(request: httpx.Request) -> None:
-    limit = max(constants.HF_HUB_ETAG_TIMEOUT, constants.HF_HUB_DOWNLOAD_TIMEOUT)
+    limit: float = max(constants.HF_HUB_ETAG_TIMEOUT, constants.HF_HUB_DOWNLOAD_TIMEOUT)
+    if request.method == "PUT" or "/commit/" in request.url.path:  # takes files in
+        limit *= UPLOAD_PATIENCE
     given = request.extensions["timeout"]
     request.extensions["timeout"] = {
         phase: min(seconds or limit, limit) for phase, seconds in given.items()
@@ -424,17 +427,22 @@ def _status(error: BaseException) -> int | None:
     return error.response.status_code if isinstance(error, HfHubHTTPError) else None
 
 
-def _why(error: BaseException, files: HubFiles) -> str:
-    """Return a clause with the reason and the remedy."""
+def reason(error: BaseException, page: str) -> str:
+    """Return a clause with the reason of a failure and the remedy.
+
+    Args:
+        error: one of `FAILURES`.
+        page: the address of the repository.
+    """
     while isinstance(error, LocalEntryNotFoundError | RevisionResolutionError) and error.__cause__:
         error = error.__cause__
     status = _status(error)
     if isinstance(error, OfflineModeIsEnabled):
         return "HF_HUB_OFFLINE is set: unset it to fetch"
     if isinstance(error, RevisionNotFoundError):
-        return f"revision not found; choose one of {files.page}/commits/main"
+        return f"revision not found; choose one of {page}/commits/main"
     if isinstance(error, GatedRepoError):
-        return f"gated: accept the terms on {files.page}, then log in with `hf auth login`"
+        return f"gated: accept the terms on {page}, then log in with `hf auth login`"
     if isinstance(error, RepositoryNotFoundError):
         return "not found, or private: correct the name, or log in with `hf auth login`"
     if status in (401, 403):
@@ -466,9 +474,9 @@ def _why(error: BaseException, files: HubFiles) -> str:
     return _first_line(error)
 
 
-def _not_to_be_had(failures: dict[str, str]) -> InputError:
+def _cannot_fetch(failures: dict[str, str]) -> InputError:
     return InputError(
-        f"Not to be had from the Hugging Face hub: {', '.join(failures)} "
+        f"Cannot fetch from the Hugging Face hub: {', '.join(failures)} "
         f"({'; '.join(dict.fromkeys(failures.values()))}); name a local snapshot with "
         "--params=model.name=/path/to/snapshot,data.train_file=/path/to/train.parquet,"
         "data.validation_file=/path/to/validation.parquet, or run the embedded default, which "

@@ -1,16 +1,27 @@
 """The registered pipelines."""
 
+from importlib import import_module
+
 from kedro.pipeline import Pipeline
 
-from flan_qa_pipeline.pipelines import (
-    compare,
-    data_engineering,
-    inference,
-    modeling,
-    pretrain,
-    reporting,
-    starter,
-)
+PACKAGES = "flan_qa_pipeline.pipelines"
+# Name of a pipeline: the functions that make its parts, in packages that import torch.
+PIPELINES = {
+    "__default__": (
+        "data_engineering.create_pipeline",
+        "modeling.create_pipeline",
+        "reporting.create_pipeline",
+    ),
+    "data_engineering": ("data_engineering.create_pipeline",),
+    "modeling": ("modeling.create_pipeline",),
+    "reporting": ("reporting.create_pipeline",),
+    "evaluate": ("reporting.create_pipeline",),
+    "merge": ("modeling.create_merge_pipeline",),
+    "inference": ("inference.create_pipeline",),
+    "compare": ("compare.create_pipeline",),
+    "starter": ("starter.create_pipeline",),
+    "pretrain": ("pretrain.create_pipeline",),
+}
 
 
 def register_pipelines() -> dict[str, Pipeline]:
@@ -23,18 +34,13 @@ def register_pipelines() -> dict[str, Pipeline]:
     corpus and base model, `pretrain`, which makes an English base model, and `merge`, which
     makes a model without an adapter for serving.
     """
-    data = data_engineering.create_pipeline()
-    model = modeling.create_pipeline()
-    report = reporting.create_pipeline()
+    made = {part: _made(part) for parts in PIPELINES.values() for part in parts}
     return {
-        "__default__": data + model + report,
-        "data_engineering": data,
-        "modeling": model,
-        "reporting": report,
-        "evaluate": report,
-        "merge": modeling.create_merge_pipeline(),
-        "inference": inference.create_pipeline(),
-        "compare": compare.create_pipeline(),
-        "starter": starter.create_pipeline(),
-        "pretrain": pretrain.create_pipeline(),
+        name: sum((made[part] for part in parts), Pipeline([])) for name, parts in PIPELINES.items()
     }
+
+
+def _made(part: str) -> Pipeline:
+    package, _, function = part.partition(".")
+    pipeline: Pipeline = getattr(import_module(f"{PACKAGES}.{package}"), function)()
+    return pipeline

@@ -1,10 +1,12 @@
 """Project settings; see https://docs.kedro.org/en/stable/configure/configuration_basics/."""
-# ruff: noqa: E402, Ctrl+C and the launcher's death end a command while these imports run, too
+# ruff: noqa: E402, Ctrl+C and the launcher's death end a command while these imports run, too,
+# and torch reads the environment when it is imported
 
-from flan_qa_pipeline.runtime import interruption, orphans
+from flan_qa_pipeline.runtime import interruption, orphans, threads
 
 interruption.end_at_once()
 orphans.end_with_launcher()
+threads.choose()
 
 from pathlib import Path
 
@@ -14,30 +16,49 @@ from flan_qa_pipeline.runtime.atomic_catalog import AtomicCatalog
 from flan_qa_pipeline.runtime.configuration import ProjectConfigLoader
 from flan_qa_pipeline.runtime.current_run import CurrentRun
 from flan_qa_pipeline.runtime.hooks.checkpoints import CheckpointHooks
+from flan_qa_pipeline.runtime.hooks.compared_runs import ComparedRunHooks
 from flan_qa_pipeline.runtime.hooks.costs import NodeCostHooks, RunRecordHooks
+from flan_qa_pipeline.runtime.hooks.evaluations import EvaluationHooks
 from flan_qa_pipeline.runtime.hooks.failures import FailureHooks
 from flan_qa_pipeline.runtime.hooks.hub_inputs import HubInputHooks
 from flan_qa_pipeline.runtime.hooks.inputs import InputHooks
-from flan_qa_pipeline.runtime.hooks.logs import DeviceChoiceHooks, FailureLogHooks, QuietHooks
+from flan_qa_pipeline.runtime.hooks.load_versions import LoadVersionHooks
+from flan_qa_pipeline.runtime.hooks.logs import (
+    DeviceChoiceHooks,
+    FailureLogHooks,
+    QuantizationLogHooks,
+    QuietHooks,
+)
+from flan_qa_pipeline.runtime.hooks.mlflow_log import MlflowHooks
 from flan_qa_pipeline.runtime.hooks.outputs import OutputHooks
 from flan_qa_pipeline.runtime.hooks.parameters import ParameterHooks
 from flan_qa_pipeline.runtime.hooks.processes import ProcessHooks
+from flan_qa_pipeline.runtime.hooks.promotion import PromotionHooks
 from flan_qa_pipeline.runtime.hooks.results import ResultHooks
 from flan_qa_pipeline.runtime.hooks.saved_inputs import SavedInputHooks
+from flan_qa_pipeline.runtime.hooks.threads import ThreadHooks
+from flan_qa_pipeline.runtime.launched import leads
 
 run = CurrentRun()
 in_order = (
     ParameterHooks(run),
+    LoadVersionHooks(),
     ProcessHooks(run),
     QuietHooks(),
     InputHooks(run),
+    PromotionHooks(),
     HubInputHooks(run),
     SavedInputHooks(run),
     RunRecordHooks(run),
+    ComparedRunHooks(run),
     NodeCostHooks(),
     DeviceChoiceHooks(run),
+    QuantizationLogHooks(),
     OutputHooks(run),
     CheckpointHooks(run),
+    ThreadHooks(),
+    EvaluationHooks(),
+    MlflowHooks(run),
     ResultHooks(run),
     FailureLogHooks(),
     FailureHooks(),
@@ -58,3 +79,5 @@ DATA_CATALOG_CLASS = AtomicCatalog
 DISABLE_HOOKS_FOR_PLUGINS: tuple[str, ...] = ("kedro-telemetry",)
 if find_kedro_project(Path.cwd()) is None:
     DISABLE_HOOKS_FOR_PLUGINS += ("kedro-viz",)
+if not leads():  # of several processes, one logs
+    DISABLE_HOOKS_FOR_PLUGINS += ("kedro_mlflow",)

@@ -17,7 +17,7 @@ from flan_qa_pipeline.answering.answerer import find_answer
 from flan_qa_pipeline.config.parameters import GenerationParameters
 from flan_qa_pipeline.datasets.adapter import AdapterDataset
 from flan_qa_pipeline.errors import InputError
-from flan_qa_pipeline.models.adapter import WEIGHTS, Adapter
+from flan_qa_pipeline.models.adapter import WEIGHTS, Adapter, save_adapter
 from flan_qa_pipeline.models.loading import load_base_model
 from flan_qa_pipeline.pipelines.data_engineering.nodes import tokenize_questions
 from flan_qa_pipeline.pipelines.reporting.nodes import load_finetuned_model, predict
@@ -177,8 +177,9 @@ def test_what_is_no_adapter_is_refused(tmp_path, adapter):
     with pytest.raises(InputError, match="is not in a Kedro project"):
         QuestionAnswerer.from_project(tmp_path)
     saved_by_another = {"model": adapter.provenance["model"], "prompt": {"template": "{question}"}}
-    AdapterDataset(filepath=str(tmp_path / "old")).save(
-        Adapter(adapter.config, adapter.state_dict, adapter.tokenizer, saved_by_another, {})
+    save_adapter(
+        Adapter(adapter.config, adapter.state_dict, adapter.tokenizer, saved_by_another, {}),
+        tmp_path / "old",
     )
     with pytest.raises(InputError, match="Another version .* saved the adapter.*train again"):
         QuestionAnswerer.from_folder(tmp_path / "old")

@@ -152,7 +152,7 @@ def test_number_of_further_bad_places_is_told():
         (changed((PARAGRAPH, "context", "")), "q1", "context is empty", "restore its text"),
         (changed((PARAGRAPH, "context", " \n\t")), "q1", "context is empty", "restore its text"),
         (changed((SECOND, "question", "  ")), "q2", "question is empty", "restore its text"),
-        (changed((SECOND, "id", "q1")), "q1", "more than once", "an id of its own"),
+        (changed((SECOND, "id", "q1")), "q1", "more than once", "a unique id"),
         (
             changed((SECOND, "answers", answer("Ada", 0))),
             "q2",

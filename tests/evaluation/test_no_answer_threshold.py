@@ -206,7 +206,9 @@ def tabulate_and_plot(golds, parameters):
     table, markdown, curve = tabulate_abstention(
         DatasetDict(validation=asked, calibration=asked), *[PREDICTIONS] * 4
     )
-    return table, curve, plot_abstention(curve, table, parameters.model, parameters.data)
+    questions = DatasetDict(validation=asked)
+    figure = plot_abstention(curve, table, parameters.model, parameters.data, questions)
+    return table, curve, figure
 
 
 def test_the_curve_has_every_threshold_and_the_figure_draws_it(parameters):

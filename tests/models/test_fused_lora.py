@@ -2,6 +2,7 @@
 
 import pytest
 import torch
+from conftest import DEVICE, assert_close
 from peft import LoraConfig, get_peft_model, set_peft_model_state_dict
 
 from flan_qa_pipeline.models.adapter import adapter_weights
@@ -37,8 +38,12 @@ def make(request, float32):
     return adapted
 
 
+def batch():
+    return {name: part.to(DEVICE) for name, part in BATCH.items()}
+
+
 def loss_and_gradients(model):
-    loss = model(**BATCH).loss
+    loss = model(**batch()).loss
     loss.backward()
     return loss.detach(), {
         name: weight.grad for name, weight in model.named_parameters() if weight.requires_grad
@@ -46,11 +51,11 @@ def loss_and_gradients(model):
 
 
 def assert_same(found, expected, **tolerance):
-    torch.testing.assert_close(found[0], expected[0], **tolerance)
+    assert_close(found[0], expected[0], **tolerance)
     assert found[1].keys() == expected[1].keys()
     for name, gradient in expected[1].items():
         assert gradient.abs().max() > 0
-        torch.testing.assert_close(found[1][name], gradient, **tolerance)
+        assert_close(found[1][name], gradient, **tolerance)
 
 
 def test_loss_and_gradients_are_those_of_peft(make):
@@ -80,7 +85,7 @@ def test_bfloat16_is_nearer_to_float32_than_autocast_is(make):
     def error(found):
         return sum(((found[1][name] - g).norm() / g.norm()).item() for name, g in exact[1].items())
 
-    with torch.autocast("cpu", dtype=torch.bfloat16):
+    with torch.autocast(DEVICE.type, dtype=torch.bfloat16):
         by_peft = error(loss_and_gradients(make(False, "bfloat16")))
     fused = loss_and_gradients(make(True, "bfloat16"))
     assert all(gradient.dtype == torch.float32 for gradient in fused[1].values())
@@ -89,10 +94,10 @@ def test_bfloat16_is_nearer_to_float32_than_autocast_is(make):
 
 def test_what_is_not_one_plain_adapter_is_left_to_peft(make):
     plain = make(True)
-    adapted = plain(**BATCH).loss
+    adapted = plain(**batch()).loss
     with plain.disable_adapter():
-        off = plain(**BATCH).loss
-    torch.testing.assert_close(off, plain.get_base_model()(**BATCH).loss.new_tensor(off.item()))
+        off = plain(**batch()).loss
+    torch.testing.assert_close(off, plain.get_base_model()(**batch()).loss.new_tensor(off.item()))
     assert off != adapted
     assert_same(
         loss_and_gradients(make(True, use_dora=True)),

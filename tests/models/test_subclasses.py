@@ -5,11 +5,12 @@ import inspect
 import pytest
 import torch
 from peft import LoraConfig, get_peft_model
+from transformers.models.t5.modeling_t5 import T5Attention
 
 from flan_qa_pipeline.models.fused_lora import FUSED
 from flan_qa_pipeline.models.loading import load_base_model
 from flan_qa_pipeline.models.subclasses import become
-from flan_qa_pipeline.models.t5 import LEAN_LAYERS
+from flan_qa_pipeline.models.t5 import LEAN_LAYERS, SharedMaskAttention
 
 # what the subclasses' methods read of their library's layers
 READ = {
@@ -29,6 +30,14 @@ def test_a_subclass_adds_methods_and_no_state(subclasses):
         assert subclass.__init__ is layer.__init__, f"{subclass} initializes itself"
         theirs, ours = (list(inspect.signature(c.forward).parameters)[1] for c in (layer, subclass))
         assert ours in (theirs, "hidden_states"), f"{layer}.forward takes {theirs} first"
+
+
+def test_t5s_attention_takes_the_arguments_that_its_subclass_hands_on():
+    theirs, ours = (
+        list(inspect.signature(layer.forward).parameters)
+        for layer in (T5Attention, SharedMaskAttention)
+    )
+    assert theirs == ours, f"transformers' T5Attention.forward takes {theirs}; adapt models/t5.py"
 
 
 @pytest.mark.parametrize("packed", [True, False])

@@ -4,6 +4,7 @@ from collections import Counter
 
 import pytest
 import torch
+from conftest import on_gpu
 from torch.autograd.graph import saved_tensors_hooks
 from torch.utils._python_dispatch import TorchDispatchMode
 from transformers import T5Config, T5ForConditionalGeneration, set_seed
@@ -12,6 +13,7 @@ from transformers.models.t5.modeling_t5 import T5Attention
 import flan_qa_pipeline.models.t5
 from flan_qa_pipeline.models.loading import load_base_model
 from flan_qa_pipeline.models.t5 import QuantizableT5
+from flan_qa_pipeline.models.transformers_private import attention_of, set_attention
 
 BATCH, LENGTH, TARGET, VOCABULARY, HEADS, D_FF = 3, 17, 6, 601, 4, 130
 LAYERS = 3
@@ -30,7 +32,7 @@ def config(attention="eager"):
         decoder_start_token_id=0,
         dropout_rate=0.0,
     )
-    shape._attn_implementation = attention
+    set_attention(shape, attention)
     return shape
 
 
@@ -115,7 +117,7 @@ def test_only_sdpa_switches_off_the_kernel_compiled_for_every_shape(model_parame
     assert torch.backends.cuda.cudnn_sdp_enabled() == (attention == "eager")
 
 
-@pytest.mark.skipif(not torch.cuda.is_available(), reason="kernels of a GPU")
+@on_gpu
 @pytest.mark.usefixtures("cudnn_as_before")
 @pytest.mark.parametrize("rows", [BATCH, 1])
 def test_sdpa_trains_by_the_kernel_that_keeps_no_scores(model_parameters, rows):
@@ -220,7 +222,7 @@ def test_activations_kept_change_no_gradient(both, batch, dropout):
         scores.append(sum(n for shape, n in shapes.items() if shape[-2:] == (LENGTH, LENGTH)))
         ours.keep_activations()
     assert torch.equal(*gradients)
-    if theirs.config._attn_implementation == "eager":
+    if attention_of(theirs.config) == "eager":
         assert scores[0] < LAYERS <= scores[1]
 
 

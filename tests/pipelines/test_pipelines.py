@@ -30,10 +30,13 @@ from flan_qa_pipeline.errors import InputError
 from flan_qa_pipeline.evaluation.squad_v2_scores.squad_v2_scores import SquadV2Scores
 from flan_qa_pipeline.evaluation.subject import EMBEDDED_CORPUS
 from flan_qa_pipeline.pipelines import modeling, reporting
+from flan_qa_pipeline.runtime import selection
 from flan_qa_pipeline.runtime.provenance import fingerprint_splits
 from flan_qa_pipeline.training.best_adapter import BestAdapter
 from flan_qa_pipeline.training.progress import LastingTensorBoard
 
+SELECT = ["data_engineering.apply_unanswerable_policy"]
+FLATTEN = ["data_engineering.flatten_train_questions"]
 VERSIONED = {
     "questions": "03_primary/questions",
     "tokenized_questions": "05_model_input/tokenized_questions",
@@ -111,6 +114,11 @@ def test_full_run_saves_every_version_and_the_table(project, full_run):
             )
 
 
+def test_the_first_training_is_promoted(project, full_run):
+    promoted = json.loads((project / "data/06_models/promoted_adapter.json").read_text())
+    assert promoted == {"version": full_run}
+
+
 def test_training_leaves_a_log_and_tensorboard_events(project, full_run):
     folder = project / "data/06_models/adapter" / full_run / "adapter"
     log = json.loads((folder / "training.json").read_text())["log"]
@@ -119,11 +127,23 @@ def test_training_leaves_a_log_and_tensorboard_events(project, full_run):
     assert list((project / "data/08_reporting/tensorboard" / full_run).glob("events.*"))
 
 
-KILLED_RUN = """
-import json, os, signal, sys
+BAD_FILES = {
+    '{"version": "v2.0", "data": [': "cannot be read: Expecting value at line 1",
+    '{"version": "v2.0", "data": [{"title": 1}]}': "is not SQuAD 2.0 JSON: ",
+}
+READ_ONLY = {
+    "data": "nothing can be saved in .*/data/0",
+    "data/06_models/adapter": "adapter: nothing can be saved in .*/06_models/adapter",
+    "data/06_models/checkpoints": "checkpoints cannot be made or written in: .*output_dir",
+    "data/08_reporting": "nothing can be saved in .*/08_reporting",
+    "data/08_reporting/tensorboard": "tensorboard cannot be made .*training.logging_dir",
+}
+# Runs `kedro run` several times, some while a folder is read-only, and says where each begins and
+# how it ends. Then a run kills its process in the second training step.
+COMMANDS = """
+import json, os, signal, subprocess, sys
+from kedro.framework.cli.cli import main
 from kedro.framework.session import KedroSession
-from kedro.framework.startup import bootstrap_project
-from flan_qa_pipeline.training.progress import LastingTensorBoard
 from flan_qa_pipeline.training.best_adapter import BestAdapter
 
 
@@ -132,21 +152,84 @@ def kill(self, args, state, control, **kwargs):
         os.kill(os.getpid(), signal.SIGKILL)
 
 
-project = bootstrap_project(os.getcwd()).project_path
+commands, parameters = map(json.loads, sys.argv[1:])
+for argument, folder in commands:
+    sys.argv = ["kedro", "run", argument]
+    if folder:
+        subprocess.run(["mount", "--bind", folder, folder], check=True)
+        subprocess.run(["mount", "-o", "remount,bind,ro", folder], check=True)
+    print("command", argument, folder, flush=True)
+    try:
+        main()
+    except SystemExit as end:
+        print("status", end.code, flush=True)
+    if folder:
+        subprocess.run(["umount", "--lazy", folder], check=True)
+print("training", flush=True)
 BestAdapter.on_step_begin = kill
-with KedroSession.create(project_path=project, runtime_params=json.loads(sys.argv[1])) as session:
+with KedroSession.create(runtime_params=parameters) as session:
     session.run()
 """
 
 
-def test_a_run_killed_in_training_is_finished_by_the_same_command(project, full_run, tiny_run):
+@pytest.fixture(scope="module")
+def commands(project, full_run, tiny_base, tiny_run, tmp_path_factory):
+    """The lines and status of commands by argument and read-only folder, and how training ended.
+
+    One process without a hub runs them all, because its imports take most of the time.
+    """
+    paths = [project / f"data/01_raw/bad_{number}.json" for number in range(len(BAD_FILES))]
+    for path, text in zip(paths, BAD_FILES, strict=True):
+        path.write_text(text, encoding="utf-8")
+    base = f"--params=model.name={tiny_base}"
+    given = [(f"{base},data.train_file={path}", "") for path in paths] + [("--env=squad", "")]
+    unshare = [shutil.which("unshare") or "unshare", "-Urm"]
+    mounts = subprocess.run([*unshare, "mount", "--bind", ".", "."], capture_output=True)  # noqa: S603
+    if mounts.returncode:
+        unshare = []
+    else:
+        given += [(base, folder) for folder in READ_ONLY]
+    before = versions(project)
+    assert not list((project / "data/06_models/checkpoints").iterdir())
+    done = subprocess.run(  # noqa: S603
+        [*unshare, sys.executable, "-c", COMMANDS, json.dumps(given), json.dumps(tiny_run)],
+        cwd=project,
+        env=os.environ
+        | {"HF_HUB_OFFLINE": "1", "HF_HOME": str(tmp_path_factory.mktemp("no_cache"))}
+        | {"COLUMNS": "1000"},
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+        text=True,
+    )
+    saved = {name: found - before[name] for name, found in versions(project).items()}
+    assert len(set().union(*saved.values())) == 1  # the version of the training, which is cut off
+    assert not saved["adapter"] | saved["finetuned_predictions"] | saved["score_table"]
+    refused, _, _ = done.stdout.partition("\ntraining\n")
+    outputs = re.split(r"^command .*\n", refused + "\n", flags=re.MULTILINE)[1:]
+    lines = [output.splitlines() for output in outputs]
+    return dict(zip(given, lines, strict=True)), done.returncode
+
+
+def refusal(commands, argument: str, folder: str = "") -> list[str]:
+    """Return the lines of a command that ended with status 1."""
+    *lines, status = commands[0][argument, folder]
+    assert status == "status 1"
+    return lines
+
+
+def test_a_run_killed_in_training_is_finished_by_the_same_command(
+    project, full_run, tiny_run, commands, caplog, capsys
+):
     checkpoints = project / "data/06_models/checkpoints"
-    assert not list(checkpoints.iterdir())
-    command = [sys.executable, "-c", KILLED_RUN, json.dumps(tiny_run)]
-    assert subprocess.run(command, cwd=project).returncode == -signal.SIGKILL  # noqa: S603
+    assert commands[1] == -signal.SIGKILL
     assert [path.name for path in checkpoints.glob("*/*")] == ["checkpoint-1"]
     resumed = run(project, tiny_run)
     assert not list(checkpoints.iterdir())
+    for once in ("Base: ", "Questions: 64 train", "model.dequantize auto", "Kept: step 2 of 2"):
+        assert caplog.text.count(once) == 1, once
+    assert f"Not promoted: {full_run} stays, with a dev F1 of " in caplog.text
+    last = capsys.readouterr().out.splitlines()[-1]
+    assert last.startswith(f"Saved    version {resumed}: data/03_primary/questions, ")
     first, second = (
         json.loads(
             (project / f"data/06_models/adapter/{version}/adapter/training.json").read_text()
@@ -240,20 +323,72 @@ def test_full_run_saves_tables_figures_and_report(project, full_run, tiny_run):
     assert f"<title>{subject}, before and after fine-tuning</title>" in page
     for fact in ("version", "adapter"):
         assert f"{fact}: <b>{full_run}</b>" in page
+    for fact in ("date: <b>2", "device: <b>", "seed: <b>13", "training file: <b>data/01_raw/"):
+        assert fact in page
     assert "SQuAD 2.0" not in page
     assert page.count("plotly.js v") == 1
     assert '"outcome":"' in page
 
 
 def test_compare_sets_two_saved_versions_side_by_side(project, full_run, tiny_run, capsys):
-    again = run(project, tiny_run, "evaluate")
+    again = run(project, tiny_run, "evaluate", load_versions={"adapter": full_run})
     versions = {"compare": {"first": full_run, "second": again}}
     compared = run(project, tiny_run | versions, "compare")
     table = pd.read_csv(io.StringIO(read(project, "comparison_table.csv", compared)))
     assert table["questions"].iloc[0] == 40
     assert (table["F1 gain"] == 0).all()
-    assert f"first: {full_run}, second: {again}" in capsys.readouterr().out
-    assert "Two versions side by side" in read(project, "comparison_report.html", compared)
+    printed = capsys.readouterr().out
+    assert f"first: {full_run}, second: {again}" in printed
+    assert "Parameters that differ" in printed
+    page = read(project, "comparison_report.html", compared)
+    assert "Two versions side by side" in page
+    differences = pd.read_csv(io.StringIO(read(project, "parameter_differences.csv", compared)))
+    assert differences.values.tolist() == [
+        ["version", full_run, again],
+        ["version of the adapter", full_run, full_run],
+    ]
+    assert "Parameters that differ" in page
+    costs = pd.read_csv(io.StringIO(read(project, "cost_comparison.csv", compared)))
+    assert costs.columns.tolist() == ["kind", "quantity", "first", "second", "unit"]
+    assert costs["kind"].drop_duplicates().tolist() == ["parameters", "memory", "speed", "time"]
+
+
+def test_runs_lists_saved_versions_in_the_terminal_and_as_a_page(
+    project, full_run, tiny_run, tiny_base
+):
+    other = tiny_run | {"generation": {"max_new_tokens": 7}}
+    again = run(project, other, "evaluate", load_versions={"adapter": full_run})
+    params = f"--params=model.name={tiny_base}"
+    listed = CliRunner().invoke(
+        flan_qa_pipeline.cli.cli, ["runs", params], obj=bootstrap_project(project)
+    )
+    assert listed.exit_code == 0, listed.output
+    assert max(map(len, listed.output.splitlines()[:-1])) <= 80
+    head, *entries = re.split(r"\n(?=\S+ +EM )", listed.output)
+    assert "dev" in head and "MiB" in head
+    newest, *_, oldest = (entry.split() for entry in entries)
+    assert (newest[0], oldest[0]) == (again, full_run)
+    assert newest[newest.index("adapter") + 1] == full_run
+    assert "adapter" not in oldest
+    assert "generation.max_new_" in " ".join(newest)
+    page = (project / "data/08_reporting/runs.html").read_text(encoding="utf-8")
+    assert "generation.max_new_tokens" in page
+    overall = load(project, "score_table", full_run)["F1 fine-tuned"].iloc[0]
+    assert f'<td class="number">{overall:.2f}</td>' in page
+
+
+def test_nodes_are_named_with_or_without_their_namespace(project):
+    options = {name: [] for name in selection.FILTERS} | {
+        "pipeline": None,
+        "pipelines": ["modeling"],
+        "namespaces": [],
+        "is_async": False,
+        "from_nodes": ["attach_lora"],
+        "to_nodes": ["modeling.train_adapter"],
+    }
+    found = selection.require_known(options)
+    assert found["from_nodes"] == ["modeling.attach_lora"]
+    assert found["to_nodes"] == ["modeling.train_adapter"]
 
 
 def test_compare_without_versions_names_those_saved(project, full_run, tiny_run):
@@ -308,13 +443,34 @@ def test_scoring_on_other_questions_than_those_of_the_training_is_told(
 
 
 def test_parameters_of_data_that_are_not_made_again_are_told(project, full_run, tiny_run, caplog):
-    run(project, tiny_run, "evaluate")
-    (told,) = (line for line in caplog.messages if "This run reads" in line)
-    assert "saved questions, which data.max_train_questions, data.max_valid" in told
-    caplog.clear()
     run(project, tiny_run, "data_engineering")
-    run(project, {name: tiny_run[name] for name in ("model", "reporting")}, "evaluate")
+    run(project, tiny_run, "evaluate", node_names=["prediction.load_finetuned_model"])
     assert "This run reads" not in caplog.text
+    others = {
+        "data": tiny_run["data"] | {"seed": 1},
+        "training": tiny_run["training"] | {"learning_rate": 0.5, "logging_dir": "logs"},
+    }
+    run(project, tiny_run | others, "evaluate", node_names=["prediction.load_finetuned_model"])
+    told = [line for line in caplog.messages if "This run reads" in line]
+    assert [line.partition(", which ")[2].split(" does not change")[0] for line in told] == [
+        "data.seed",
+        "training.learning_rate",
+    ]
+
+
+def test_a_version_that_the_run_does_not_load_is_refused_before_any_work(
+    project, full_run, tiny_run
+):
+    before = versions(project)
+    for pipelines, name, problem in (
+        ([], "adapter", "which this run makes"),
+        (["compare"], "adapter", "which this run does not load"),
+        (["evaluate"], "finetuned_scores", "which this run makes"),
+        (["data_engineering"], "raw_train", "which has no versions"),
+    ):
+        with pytest.raises(InputError, match=f"--load-versions names {name}, {problem}.*leave it"):
+            run(project, tiny_run, *pipelines, load_versions={name: full_run})
+    assert versions(project) == before
 
 
 @pytest.mark.parametrize("parameter", ["logging_dir", "output_dir"])
@@ -330,37 +486,13 @@ def test_a_folder_that_cannot_be_made_is_told_before_any_work(
     assert versions(project) == before
 
 
-@pytest.mark.parametrize(
-    ("folder", "named"),
-    [
-        ("data", "nothing can be saved in .*/data/0"),
-        ("data/06_models/adapter", "adapter: nothing can be saved in .*/06_models/adapter"),
-        ("data/06_models/checkpoints", "checkpoints cannot be made or written in: .*output_dir"),
-        ("data/08_reporting", "nothing can be saved in .*/08_reporting"),
-        ("data/08_reporting/tensorboard", "tensorboard cannot be made .*training.logging_dir"),
-    ],
-)
-def test_a_read_only_folder_is_told_in_one_line_before_any_work(
-    project, full_run, tiny_base, folder, named
-):
-    before = versions(project)
-    read_only = f'mount --bind "{folder}" "{folder}" && mount -o remount,bind,ro "{folder}"'
-    prefix = [
-        shutil.which("unshare") or "unshare",
-        "-Urm",
-        "sh",
-        "-c",
-        f'{read_only} && "$@"',
-        "sh",
-    ]
-    if subprocess.run([*prefix, "true"], cwd=project, capture_output=True).returncode:  # noqa: S603
+@pytest.mark.parametrize(("folder", "named"), READ_ONLY.items())
+def test_a_read_only_folder_is_told_in_one_line_before_any_work(commands, tiny_base, folder, named):
+    given = f"--params=model.name={tiny_base}", folder
+    if given not in commands[0]:
         pytest.skip("a read-only folder needs Linux and leave to mount (unshare -Urm)")
-    command = [sys.executable, "-m", "kedro", "run", f"--params=model.name={tiny_base}"]
-    done = subprocess.run([*prefix, *command], cwd=project, capture_output=True, text=True)  # noqa: S603
-    assert done.returncode == 1
-    (line,) = (done.stdout + done.stderr).splitlines()
+    (line,) = refusal(commands, *given)
     assert re.search(f"Error: .*{named}", line)
-    assert versions(project) == before
 
 
 def test_training_continues_if_its_log_is_removed(project, full_run, tiny_run, caplog):
@@ -370,7 +502,7 @@ def test_training_continues_if_its_log_is_removed(project, full_run, tiny_run, c
 
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(BestAdapter, "on_step_begin", remove)
-        version = run(project, tiny_run, "modeling", to_nodes=["train_adapter"])
+        version = run(project, tiny_run, "modeling", to_nodes=["modeling.train_adapter"])
     assert version in versions(project)["adapter"]
     folder = Path("data/08_reporting/tensorboard", version)
     assert f"{folder} was removed during training; training continues" in " ".join(caplog.messages)
@@ -483,7 +615,7 @@ def test_windows_of_other_choices_are_refused_before_the_base_is_loaded(
             with pytest.raises(InputError, match=f"tokenized_questions do not fit .*{named}"):
                 run(project, other, pipeline)
         with pytest.raises(InputError, match=named):
-            run(project, other, from_nodes=["quantize_base_model"])
+            run(project, other, from_nodes=["modeling.quantize_base_model"])
     run(project, asking, "data_engineering")
     for pipeline in ("evaluate", "modeling"):
         with pytest.raises(InputError, match="prompt.template is 'question: .* theirs '{context}"):
@@ -498,7 +630,7 @@ def test_windows_of_other_choices_are_refused_before_the_base_is_loaded(
 
 def test_other_questions_than_those_tokenized_are_not_trained_on(project, full_run, tiny_run):
     other = tiny_run | {"data": tiny_run["data"] | {"seed": 99}}
-    run(project, other, "data_engineering", to_nodes=["apply_unanswerable_policy"])
+    run(project, other, "data_engineering", to_nodes=SELECT)
     with pytest.raises(InputError, match="hold different train questions.*--load-versions"):
         run(project, tiny_run, "modeling")
     run(project, tiny_run, "data_engineering")
@@ -507,7 +639,7 @@ def test_other_questions_than_those_tokenized_are_not_trained_on(project, full_r
 def test_questions_of_a_run_that_did_not_tokenize_them_are_refused(project, full_run, tiny_run):
     before = versions(project)
     fewer = tiny_run | {"data": tiny_run["data"] | {"max_validation_questions": 10}}
-    run(project, fewer, "data_engineering", to_nodes=["apply_unanswerable_policy"])
+    run(project, fewer, "data_engineering", to_nodes=SELECT)
     with pytest.raises(InputError, match="different validation questions.*--load-versions"):
         run(project, tiny_run, "evaluate")
     assert versions(project)["finetuned_predictions"] == before["finetuned_predictions"]
@@ -596,42 +728,14 @@ def test_bad_parameters_stop_before_training(project, full_run, tiny_run, parame
     assert after["score_table"] == before["score_table"]
 
 
-COMMANDS = """
-import sys
-from kedro.framework.cli.cli import main
-
-for argument in sys.argv[1:]:
-    sys.argv = ["kedro", "run", argument]
-    try:
-        main()
-    except SystemExit as end:
-        print("status", end.code, flush=True)
-"""
-
-
-def test_a_bad_file_is_told_once_on_the_command_line(project, full_run, tiny_base):
-    """Commands of one process, which starts up only once."""
-    bad = {
-        '{"version": "v2.0", "data": [': "cannot be read: Expecting value at line 1",
-        '{"version": "v2.0", "data": [{"title": 1}]}': "is not SQuAD 2.0 JSON: ",
-    }
-    paths = [project / f"data/01_raw/bad_{number}.json" for number in range(len(bad))]
-    for path, text in zip(paths, bad, strict=True):
-        path.write_text(text, encoding="utf-8")
-    result = subprocess.run(  # noqa: S603
-        [
-            *(sys.executable, "-c", COMMANDS),
-            *(f"--params=model.name={tiny_base},data.train_file={path}" for path in paths),
-        ],
-        cwd=project,
-        stdout=subprocess.PIPE,
-        stderr=subprocess.STDOUT,
-        text=True,
-    )
-    lines = result.stdout.splitlines()
-    assert lines[1::2] == ["status 1"] * len(bad)
-    for line, path, complaint in zip(lines[::2], paths, bad.values(), strict=True):
-        assert line.startswith(f"Error: {path} {complaint}")
+@pytest.mark.parametrize(("number", "complaint"), [*enumerate(BAD_FILES.values())])
+def test_a_bad_file_is_told_once_on_the_command_line(
+    project, commands, tiny_base, number, complaint
+):
+    path = project / f"data/01_raw/bad_{number}.json"
+    *logged, line = refusal(commands, f"--params=model.name={tiny_base},data.train_file={path}")
+    assert line.startswith(f"Error: {path} {complaint}")
+    assert not [other for other in logged if "INFO  " not in other]  # the automatic choices
 
 
 def test_other_errors_keep_what_kedro_says_of_them(project, full_run, tiny_run, caplog):
@@ -677,9 +781,7 @@ def test_environment_of_globals_alone(project, full_run, tiny_run, corpus):
     path = project / "data/01_raw/fewer.json"
     path.write_text(json.dumps({"version": "v2.0", "data": articles}), encoding="utf-8")
     env = environment(project, "fewer", globals={"train_file": "data/01_raw/fewer.json"})
-    version = run(
-        project, tiny_run, "data_engineering", env=env, to_nodes=["apply_unanswerable_policy"]
-    )
+    version = run(project, tiny_run, "data_engineering", env=env, to_nodes=SELECT)
     questions = load_from_disk(project / f"data/03_primary/questions/{version}/questions")
     titles = {t for name in ("train", "dev", "calibration") for t in questions[name]["title"]}
     assert titles == {article["title"] for article in articles}
@@ -698,9 +800,7 @@ def test_saved_datasets_instead_of_json(project, full_run, tiny_run, corpus):
         env = environment(
             project, "saved", globals={"train_file": str(path)}, catalog={"raw_train": entry}
         )
-        return run(
-            project, tiny_run, "data_engineering", env=env, to_nodes=["flatten_train_questions"]
-        )
+        return run(project, tiny_run, "data_engineering", env=env, to_nodes=FLATTEN)
 
     read(folder / "train")
     with pytest.raises(InputError, match=f"{folder} holds a DatasetDict .*{folder / 'train'}"):
@@ -725,6 +825,10 @@ def test_viz_shows_layers_in_order_and_previews(project, full_run):
     main = json.loads((project / "build/api/main").read_text(encoding="utf-8"))
     layers = ["intermediate", "primary", "model_input", "models", "model_output", "reporting"]
     assert main["layers"] == ["raw", *layers]
+    grouped = main["modular_pipelines"]
+    assert set(grouped) == {"__root__", "data_engineering", "modeling", "prediction", "reporting"}
+    opened = grouped["__root__"]["children"]
+    assert {child["type"] for child in opened} == {"modularPipeline", "data", "parameters"}
     shown = [node for node in main["nodes"] if node["type"] == "data"]
     assert [node["name"] for node in shown if not node["layer"]] == []
     for node in shown:
@@ -732,6 +836,12 @@ def test_viz_shows_layers_in_order_and_previews(project, full_run):
             path = project / "build/api/nodes" / node["id"]
             preview = json.loads(path.read_text(encoding="utf-8")).get("preview")
             assert bool(preview) is (node["name"] != "question_table")
+        for name, file in (("report", "report.html"), ("score_table_markdown", "score_table.md")):
+            if node["name"] == name:
+                path = project / "build/api/nodes" / node["id"]
+                preview = json.loads(path.read_text(encoding="utf-8"))["preview"]
+                assert "<td" in preview
+                assert preview.endswith(f"/{file.replace('_', '%5F')})")
 
 
 def test_the_metric_module_gives_the_reported_scores(project, full_run, tmp_path):
@@ -763,6 +873,8 @@ def test_registered_pipelines(project):
         "pretrain",
     }
     assert not any("train" in node.tags for node in pipelines["evaluate"].nodes)
+    for pipeline in pipelines.values():  # the command line takes nodes by their short names
+        assert len({node.short_name for node in pipeline.nodes}) == len(pipeline.nodes)
     for name in ("__default__", "inference", "compare"):
         assert all(node.tags and node.func.__doc__ for node in pipelines[name].nodes)
 
@@ -800,29 +912,22 @@ def test_environment_squad_reads_parquet_and_a_snapshot_folder(project, tiny_run
     run(project, tiny_run, "data_engineering")
 
 
-def test_environment_squad_without_a_hub_stops_with_one_error(project, full_run, tmp_path):
-    before = versions(project)
-    result = subprocess.run(
-        [sys.executable, "-m", "kedro", "run", "--env=squad"],
-        cwd=project,
-        env=os.environ | {"HF_HUB_OFFLINE": "1", "HF_HOME": str(tmp_path)},
-        capture_output=True,
-        text=True,
-    )
-    output = result.stdout + result.stderr
-    assert result.returncode == 1
+def test_environment_squad_without_a_hub_stops_with_one_error(commands):
+    output = "\n".join(refusal(commands, "--env=squad"))
     assert "Traceback" not in output
     assert output.count("Error: ") == 1
     assert "google/flan-t5-base at 7bcac572ce56db69c1ea7c8af255c5d7c9672fc2" in output
     assert output.count("hf://datasets/rajpurkar/squad_v2@3ffb306f") == 2
     assert "/path/to/snapshot" in output
-    assert versions(project) == before
 
 
 def test_merge_writes_a_model_that_transformers_alone_loads(project, full_run, tiny_run, capsys):
-    run(project, tiny_run, "merge", load_versions={"adapter": full_run})
-    folder = project / "data/06_models/merged"
-    assert f"{folder}\n" in capsys.readouterr().out
+    version = run(project, tiny_run, "merge", load_versions={"adapter": full_run})
+    folder = project / "data/06_models/merged" / version / "merged"
+    table = load(project, "score_table", full_run)
+    card = (folder / "README.md").read_text(encoding="utf-8")
+    assert f"value: {round(table.loc[0, 'F1 fine-tuned'], 2)}\n" in card
+    assert f"Saved    {folder.relative_to(project)}\n" in capsys.readouterr().out
     merged = T5ForConditionalGeneration.from_pretrained(folder, dtype="auto")
     assert merged.dtype == torch.bfloat16
     assert not any("lora" in name for name, _ in merged.named_modules())

@@ -1,14 +1,13 @@
 """The pipeline `pretrain` from text and questions to a packed base, at a tiny size."""
 
 import json
-import subprocess
-import sys
 from pathlib import Path
 
 import pandas as pd
 import pytest
-from conftest import REPOSITORY, copy_project
+from conftest import copy_project
 from datasets import load_from_disk
+from english import read_english, short_pretraining, write_english
 from kedro.framework.session import KedroSession
 from kedro.framework.startup import bootstrap_project
 from safetensors.torch import load_file
@@ -19,23 +18,13 @@ from flan_qa_pipeline.errors import InputError
 from flan_qa_pipeline.models.loading import load_base_model
 from flan_qa_pipeline.pipelines.pretrain.nodes import hold_out_articles
 
-sys.path.insert(0, str(REPOSITORY / "tests/pretraining"))
-from english import read_english, small  # noqa: E402
-
 
 @pytest.fixture(scope="module")
 def project(tmp_path_factory):
     """A copy of the project with the contexts of an English corpus as text."""
     root = tmp_path_factory.mktemp("project")
     copy_project(root)
-    articles = read_english(30)
-    (root / "data/01_raw/text").mkdir(parents=True)
-    questions = {"version": "v2.0", "data": articles}
-    (root / "data/01_raw/questions.json").write_text(json.dumps(questions), encoding="utf-8")
-    with (root / "data/01_raw/text/one.jsonl").open("w", encoding="utf-8") as file:
-        for number, article in enumerate(articles):
-            text = "\n".join(p["context"] for p in article["paragraphs"])
-            file.write(json.dumps({"title": article["title"], "id": number, "text": text}) + "\n")
+    write_english(root, 30)
     with pytest.MonkeyPatch.context() as patch:
         patch.chdir(root)
         bootstrap_project(root)
@@ -44,14 +33,7 @@ def project(tmp_path_factory):
 
 @pytest.fixture
 def options(raw_parameters):
-    """Parameters of a run of a few steps."""
-    pretrain = small(raw_parameters["pretrain"]).model_dump()
-    pretrain["architecture"] |= {"vocab_size": 1504, "d_model": 64, "d_kv": 32, "d_ff": 128}
-    pretrain["base"]["stages"] = [
-        stage | {"mixture": stage["mixture"] | {"generated": 0.0}}
-        for stage in pretrain["base"]["stages"]
-    ]
-    return {"data": {"train_file": "data/01_raw/questions.json"}, "pretrain": pretrain}
+    return short_pretraining(raw_parameters)
 
 
 def run(options, **kwargs):
@@ -150,21 +132,3 @@ def test_text_without_its_fields_is_named(project, options, tmp_path):
     options["pretrain"]["text_folder"] = str(tmp_path)
     with pytest.raises(InputError, match="bad.jsonl has no field 'text'"):
         run(options, to_nodes=["train_pretraining_tokenizer"])
-
-
-@pytest.mark.slow
-def test_two_processes_pretrain_together(project, options):
-    (project / "conf/local").mkdir(exist_ok=True)
-    given = json.dumps({"pretrain": options["pretrain"]})
-    (project / "conf/local/parameters.json").write_text(given)
-    params = "data.train_file=data/01_raw/questions.json,distributed.num_processes=2"
-    done = subprocess.run(  # noqa: S603
-        [sys.executable, "-m", "kedro", "run", "--pipelines=pretrain", f"--params={params}"],
-        cwd=project,
-        capture_output=True,
-        text=True,
-        timeout=240,
-    )
-    (project / "conf/local/parameters.json").unlink()
-    assert done.returncode == 0, done.stderr[-3000:]
-    assert pd.read_csv(newest("pretraining_base_log.csv"))["step"].tolist() == [2, 4, 6, 8]

@@ -6,19 +6,12 @@ import numpy as np
 import pytest
 import torch
 from accelerate.utils import set_seed
-from datasets import Dataset, DatasetDict
-from english import read_english, small, train_small_tokenizer
 
 from flan_qa_pipeline.config.parameters import ReplacedTokensParameters, SpanHeadParameters
-from flan_qa_pipeline.data.squad import flatten
 from flan_qa_pipeline.errors import InputError
-from flan_qa_pipeline.pipelines.pretrain.nodes import TEXT_FEATURES, _restore, encode_splits
+from flan_qa_pipeline.pipelines.pretrain.nodes import _restore
 from flan_qa_pipeline.pretraining.batches import BatchSource
-from flan_qa_pipeline.pretraining.encoding import (
-    EncodedQuestions,
-    EncodedText,
-    encode_paragraphs,
-)
+from flan_qa_pipeline.pretraining.encoding import EncodedQuestions
 from flan_qa_pipeline.pretraining.greedy_answers import mark, score_spans
 from flan_qa_pipeline.pretraining.objectives import Objectives
 from flan_qa_pipeline.pretraining.optimizers import build_part_optimizers
@@ -27,45 +20,11 @@ from flan_qa_pipeline.pretraining.reading_tasks import ReadingTasks
 from flan_qa_pipeline.pretraining.span_head import best_spans
 
 
-@pytest.fixture(scope="module")
-def articles():
-    return read_english(30)
-
-
-@pytest.fixture(scope="module")
-def tokenizer(articles):
-    return train_small_tokenizer(articles)
-
-
-@pytest.fixture(scope="module")
-def encoded(articles, tokenizer):
-    rows = Dataset.from_list(list(flatten({"version": "v2.0", "data": articles}, "the corpus")))
-    splits = DatasetDict(train=rows, dev=rows.select([0]), calibration=rows.select([1]))
-    return encode_splits(splits, tokenizer)
-
-
 @pytest.fixture
-def pretrain(raw_parameters):
-    return small(raw_parameters["pretrain"])
-
-
-@pytest.fixture
-def sentinels(tokenizer):
-    return tokenizer.convert_tokens_to_ids([f"<extra_id_{i}>" for i in range(100)])
-
-
-@pytest.fixture
-def tasks(tokenizer, pretrain):
-    return ReadingTasks(tokenizer, pretrain.prompts, pretrain.asking_prompts, 384, 40)
-
-
-@pytest.fixture
-def source(articles, tokenizer, encoded, tasks, pretrain, sentinels):
-    paragraphs = ((a["title"], [p["context"] for p in a["paragraphs"]]) for a in articles)
-    rows = list(encode_paragraphs(paragraphs, tokenizer))
+def source(text, questions, tasks, pretrain, sentinels):
     return BatchSource(
-        EncodedText.of(Dataset.from_list(rows, features=TEXT_FEATURES)),
-        EncodedQuestions.of(encoded, tasks),
+        text,
+        questions,
         tasks,
         pretrain.batches,
         pretrain.reader.stages[0].mixture,
@@ -96,10 +55,10 @@ def words(tokenizer, ids):
 
 @pytest.mark.parametrize("number", range(11))
 @pytest.mark.parametrize("longest", [384, 110])
-def test_places_point_at_the_answer_in_every_prompt(tokenizer, encoded, pretrain, number, longest):
+def test_places_point_at_the_answer_in_every_prompt(tokenizer, splits, pretrain, number, longest):
     prompts = [pretrain.prompts[number]]
     tasks = ReadingTasks(tokenizer, prompts, pretrain.asking_prompts, longest, 40)
-    questions = EncodedQuestions.of(encoded, tasks)
+    questions = EncodedQuestions.of(splits, tasks)
     rng = random.Random(number)
     options = {"substitutes": questions.answers, "substituted": 0.5, "edited": 0.2}
     pairs = [
@@ -288,7 +247,7 @@ def test_best_spans_are_short_ordered_and_inside_the_input():
 
 
 def test_marked_answers_are_words_of_the_input_in_any_batch(
-    tokenizer, model, objectives, tasks, encoded
+    tokenizer, model, objectives, tasks, splits
 ):
     torch.manual_seed(2)
     head = objectives.span_head
@@ -302,7 +261,7 @@ def test_marked_answers_are_words_of_the_input_in_any_batch(
     for row, answer in zip(rows, together, strict=True):
         assert any(row[i : i + len(answer)] == answer for i in range(len(row))) and answer
     options = {"limit": 20, "batch_size": 8}
-    asked = encoded["train"], encoded["paragraphs"]
+    asked = splits["train"], splits["paragraphs"]
     forced = score_spans(model, head, tokenizer, tasks, *asked, **options, forced=True)
     free = score_spans(model, head, tokenizer, tasks, *asked, **options)
     assert forced["no_answer_accuracy"] == 0

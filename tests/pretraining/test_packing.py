@@ -3,6 +3,7 @@
 import pytest
 import torch
 from accelerate.utils import set_seed
+from conftest import on_cpu
 from english import small
 from safetensors import safe_open
 from safetensors.torch import load_file, save_file
@@ -44,7 +45,7 @@ def test_plain_transformers_reads_float8_as_bfloat16(model, float8, tmp_path):
     assert stored[WO] == ("F8_E4M3" if "wo" in float8 else "BF16")
     assert stored["shared.weight"] == ("F8_E4M3" if "shared" in float8 else "BF16")
     assert set(stored.values()) <= {"U8", "F32", "BF16", "F8_E4M3"}
-    read = AutoModelForSeq2SeqLM.from_pretrained(tmp_path)
+    read = AutoModelForSeq2SeqLM.from_pretrained(tmp_path, device_map={"": "cpu"})
     assert type(read.get_submodule(Q)).__name__ == "Linear4bit"
     expected = pack_nf4(model)
     for name, weight in read.named_parameters():
@@ -59,12 +60,13 @@ def test_plain_transformers_reads_float8_as_bfloat16(model, float8, tmp_path):
         assert torch.equal(logits(read), logits(expected))
 
 
+@on_cpu
 def test_the_project_loads_what_plain_transformers_loads(model, parameters, tokenizer, tmp_path):
     pack(model, ["wo", "shared"]).save_pretrained(tmp_path)
     tokenizer.save_pretrained(tmp_path)
     changes = {"name": str(tmp_path), "skip_modules": ["wo"], "compute_dtype": "bfloat16"}
     ours = parameters.model.model_copy(update=changes | {"dequantize": False})
-    read = AutoModelForSeq2SeqLM.from_pretrained(tmp_path)
+    read = AutoModelForSeq2SeqLM.from_pretrained(tmp_path, device_map={"": "cpu"})
     loaded = load_base_model(ours)
     assert loaded.get_parameter(WO).dtype == torch.bfloat16
     for name in (WO, "shared.weight"):
@@ -86,7 +88,7 @@ def test_weights_beyond_float8_shrink_with_the_residual_stream(model, tmp_path):
     assert model.shared.weight.abs().max() == 948.0
     assert torch.allclose(logits(shrunk), logits(model), rtol=1e-3, atol=1e-3)
     pack(model, ["wo", "shared"]).save_pretrained(tmp_path)
-    read = AutoModelForSeq2SeqLM.from_pretrained(tmp_path)
+    read = AutoModelForSeq2SeqLM.from_pretrained(tmp_path, device_map={"": "cpu"})
     assert all(parameter.isfinite().all() for parameter in read.parameters())
     similarity = torch.nn.functional.cosine_similarity
     expected = logits(pack_nf4(model)).flatten()

@@ -10,6 +10,7 @@ from datasets import Dataset
 from transformers import AutoModelForSeq2SeqLM
 
 from flan_qa_pipeline.config.parameters import PretrainingParameters
+from flan_qa_pipeline.models.loading import load_tokenizer
 from flan_qa_pipeline.pretraining.pretraining import (
     LOOKUP_FRAMES,
     PieceRenamer,
@@ -22,6 +23,12 @@ from flan_qa_pipeline.pretraining.pretraining import (
     parameter_groups,
     split_sentences,
 )
+
+
+@pytest.fixture(scope="module")
+def tokenizer(model_parameters):
+    """A tokenizer of the starter corpus, whose names the tests rename."""
+    return load_tokenizer(model_parameters)
 
 
 @pytest.fixture

@@ -4,7 +4,6 @@ import numpy as np
 import pandas as pd
 import pytest
 from datasets import Dataset, DatasetDict
-from english import read_english, small, train_small_tokenizer
 
 from flan_qa_pipeline.pipelines.pretrain.nodes import (
     GENERATED_FEATURES,
@@ -17,39 +16,9 @@ from flan_qa_pipeline.pretraining.altered_questions import contains
 from flan_qa_pipeline.pretraining.batches import BatchSource
 from flan_qa_pipeline.pretraining.encoding import (
     EncodedQuestions,
-    EncodedText,
-    encode_paragraphs,
 )
 from flan_qa_pipeline.pretraining.prompts import encode
 from flan_qa_pipeline.pretraining.question_generation import generate_questions
-from flan_qa_pipeline.pretraining.reading_tasks import ReadingTasks
-
-
-@pytest.fixture(scope="module")
-def articles():
-    return read_english(20)
-
-
-@pytest.fixture(scope="module")
-def tokenizer(articles):
-    return train_small_tokenizer(articles)
-
-
-@pytest.fixture
-def pretrain(raw_parameters):
-    return small(raw_parameters["pretrain"])
-
-
-@pytest.fixture
-def tasks(tokenizer, pretrain):
-    return ReadingTasks(tokenizer, pretrain.prompts, pretrain.asking_prompts, 384, 40)
-
-
-@pytest.fixture
-def text(articles, tokenizer):
-    paragraphs = ((a["title"], [p["context"] for p in a["paragraphs"]]) for a in articles)
-    rows = list(encode_paragraphs(paragraphs, tokenizer))
-    return EncodedText.of(Dataset.from_list(rows, features=TEXT_FEATURES))
 
 
 @pytest.fixture

@@ -3,53 +3,17 @@
 import random
 
 import numpy as np
-import pytest
-from datasets import Dataset, DatasetDict
-from english import read_english, small, train_small_tokenizer
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from flan_qa_pipeline.data.squad import flatten
-from flan_qa_pipeline.pipelines.pretrain.nodes import encode_splits
 from flan_qa_pipeline.pretraining.altered_questions import (
     ImpossibleQuestions,
     contains,
     substitute_answer,
 )
-from flan_qa_pipeline.pretraining.encoding import EncodedQuestions, plain_title
+from flan_qa_pipeline.pretraining.encoding import plain_title
 from flan_qa_pipeline.pretraining.prompts import Prompt, encode
-from flan_qa_pipeline.pretraining.reading_tasks import ReadingTasks
 from flan_qa_pipeline.pretraining.span_corruption import corrupt_spans, uncorrupted_length
-
-
-@pytest.fixture(scope="module")
-def articles():
-    return read_english(40)
-
-
-@pytest.fixture(scope="module")
-def tokenizer(articles):
-    return train_small_tokenizer(articles)
-
-
-@pytest.fixture
-def tasks(tokenizer, raw_parameters):
-    pretrain = small(raw_parameters["pretrain"])
-    return ReadingTasks(tokenizer, pretrain.prompts, pretrain.asking_prompts, 384, 40)
-
-
-@pytest.fixture(scope="module")
-def splits(articles, tokenizer):
-    rows = list(flatten({"version": "v2.0", "data": articles}, "the English corpus"))
-    train = Dataset.from_list(rows)
-    return encode_splits(
-        DatasetDict(train=train, dev=train.select([0]), calibration=train.select([1])), tokenizer
-    )
-
-
-@pytest.fixture
-def questions(splits, tasks):
-    return EncodedQuestions.of(splits, tasks)
 
 
 def text_of(tokenizer, ids) -> str:

@@ -7,19 +7,14 @@ from functools import partial
 import pytest
 import torch
 from accelerate.utils import set_seed
-from datasets import Dataset, DatasetDict
-from english import read_english, small, train_small_tokenizer
+from conftest import DEVICE
 from transformers import AutoModelForSeq2SeqLM
 
 import flan_qa_pipeline.pretraining.training_steps as training_steps
-from flan_qa_pipeline.data.squad import flatten
 from flan_qa_pipeline.errors import InputError
-from flan_qa_pipeline.pipelines.pretrain.nodes import TEXT_FEATURES, encode_splits
 from flan_qa_pipeline.pretraining.batches import BatchSource
 from flan_qa_pipeline.pretraining.encoding import (
-    EncodedQuestions,
     EncodedText,
-    encode_paragraphs,
     train_sentencepiece,
 )
 from flan_qa_pipeline.pretraining.greedy_answers import write
@@ -27,7 +22,6 @@ from flan_qa_pipeline.pretraining.objectives import Objectives
 from flan_qa_pipeline.pretraining.optimizers import Muon, build_optimizers, orthogonalize
 from flan_qa_pipeline.pretraining.packing import pack_nf4
 from flan_qa_pipeline.pretraining.random_t5 import build_random_t5
-from flan_qa_pipeline.pretraining.reading_tasks import ReadingTasks
 from flan_qa_pipeline.pretraining.training_steps import (
     Phase,
     learning_rate_factor,
@@ -36,40 +30,8 @@ from flan_qa_pipeline.pretraining.training_steps import (
 )
 
 
-@pytest.fixture(scope="module")
-def articles():
-    return read_english(30)
-
-
-@pytest.fixture(scope="module")
-def tokenizer(articles):
-    return train_small_tokenizer(articles)
-
-
 @pytest.fixture
-def pretrain(raw_parameters):
-    return small(raw_parameters["pretrain"])
-
-
-@pytest.fixture(scope="module")
-def text(articles, tokenizer):
-    paragraphs = ((a["title"], [p["context"] for p in a["paragraphs"]]) for a in articles)
-    rows = list(encode_paragraphs(paragraphs, tokenizer))
-    return EncodedText.of(Dataset.from_list(rows, features=TEXT_FEATURES))
-
-
-@pytest.fixture
-def sentinels(tokenizer):
-    return tokenizer.convert_tokens_to_ids([f"<extra_id_{i}>" for i in range(100)])
-
-
-@pytest.fixture
-def make_source(articles, tokenizer, text, pretrain, sentinels):
-    rows = Dataset.from_list(list(flatten({"version": "v2.0", "data": articles}, "the corpus")))
-    splits = DatasetDict(train=rows, dev=rows.select([0]), calibration=rows.select([1]))
-    tasks = ReadingTasks(tokenizer, pretrain.prompts, pretrain.asking_prompts, 384, 40)
-    questions = EncodedQuestions.of(encode_splits(splits, tokenizer), tasks)
-
+def make_source(tokenizer, text, tasks, questions, pretrain, sentinels):
     def make(rank=0, **mixture):
         return BatchSource(
             text,
@@ -90,8 +52,9 @@ def train(make_source, pretrain, sentinels, tmp_path):
     def run(model=None, folder=tmp_path / "whole", **changes):
         set_seed(3)
         model = model or build_random_t5(pretrain.architecture, dropout=pretrain.dropout)
+        model.to(DEVICE)
         settings = pretrain.model_copy(update=changes)
-        parts = Objectives(model, settings, sentinels)
+        parts = Objectives(model, settings, sentinels).to(DEVICE)
         sources = [make_source(), make_source()]
         return model, Phase(model, parts, settings.reader, settings, sources, folder)
 
@@ -352,7 +315,7 @@ def test_packed_base_is_read_by_plain_transformers(pretrain, tmp_path):
             parameter.normal_(std=0.1)
     packed = pack_nf4(model.bfloat16())
     packed.save_pretrained(tmp_path)
-    read = AutoModelForSeq2SeqLM.from_pretrained(tmp_path)
+    read = AutoModelForSeq2SeqLM.from_pretrained(tmp_path, device_map={"": "cpu"})
     ids = torch.tensor([[5, 6, 7, 1]])
     with torch.no_grad():
         given, expected = (m(input_ids=ids, labels=ids).logits for m in (read, packed))

@@ -5,7 +5,13 @@ import re
 import pandas as pd
 import pytest
 
-from flan_qa_pipeline.reporting.run_summary import WIDTH, print_next_steps, print_scores
+from flan_qa_pipeline.reporting.run_summary import (
+    WIDTH,
+    describe_saved,
+    print_next_steps,
+    print_scores,
+    without_gain,
+)
 
 LABELS = ("baseline", "fine-tuned")
 
@@ -50,3 +56,28 @@ def test_three_lines_say_what_to_do_next(capsys):
 def test_the_latest_adapter_needs_no_version(capsys):
     print_next_steps("report.html")
     assert capsys.readouterr().out.splitlines()[1] == "Ask      kedro ask"
+
+
+@pytest.mark.parametrize(
+    ("gain", "low", "high", "said"),
+    [
+        (0.5, 0.1, 0.9, None),
+        (0.5, 0.0, 1.0, "The gain may be chance: F1 +0.50 [+0.00, +1.00]."),
+        (0.0, 0.0, 0.0, "Fine-tuning did not help: F1 +0.00 [+0.00, +0.00]."),
+        (-2.0, -3.0, -1.0, "Fine-tuning did not help: F1 -2.00 [-3.00, -1.00]."),
+    ],
+)
+def test_a_run_without_gain_says_so_and_what_to_try(gain, low, high, said):
+    scores = {"F1 gain": [gain, 9], "F1 gain low": [low, 9], "F1 gain high": [high, 9]}
+    line = without_gain(pd.DataFrame({"subset": ["overall", "NoAns"], **scores}))
+    assert (line and line.partition(" Train on")[0]) == said
+    assert line is None or "training.learning_rate" in line
+
+
+def test_what_was_saved_fits_one_line_however_much_it_is():
+    places = [f"data/08/{name}" for name in "abcd"]
+    assert describe_saved([], [], None) == ""
+    assert describe_saved(["data/x"], ["data/x"], None) == "data/x"
+    assert describe_saved([], places, "V") == f"version V: {', '.join(places)}"
+    many = describe_saved(["data/x/V/x"], [*places, "data/06/e"], "V")
+    assert many == "data/x/V/x, version V: data/06/e, 4 in data/08"

@@ -22,27 +22,28 @@ KINDS = {
     "questions": "huggingface.ArrowDataset",
     "finetuned_predictions": "pandas.ParquetDataset",
     "finetuned_scores": "json.JSONDataset",
-    "score_table": "pandas.CSVDataset",
+    "node_times": "pandas.CSVDataset",
+    "score_table": "flan_qa_pipeline.datasets.previewed.TableDataset",
     "sample_answers": "flan_qa_pipeline.datasets.question_file.TextCSVDataset",
-    "report": "text.TextDataset",
+    "score_table_markdown": "flan_qa_pipeline.datasets.previewed.MarkdownDataset",
+    "report": "flan_qa_pipeline.datasets.previewed.PageDataset",
     "score_figure": "plotly.JSONDataset",
     "adapter": "flan_qa_pipeline.datasets.adapter.AdapterDataset",
+    "merged_model": "flan_qa_pipeline.datasets.merged_model.MergedModelDataset",
 }
 # Saves every kind of data small, then large: in a forked process each, which the kernel kills as
-# it writes past `limit` bytes of a file, or on a disk that has no room for it.
+# it writes past `limit` bytes of a file, or, without a limit, on a disk that has no room for it.
 SAVER = """
-import os, resource, signal, sys
+import os, resource, shutil, signal, subprocess, sys
 import pandas, plotly.graph_objects, torch, yaml
 from datasets import Dataset
 from peft import LoraConfig
-from transformers import AutoTokenizer
+from transformers import AutoTokenizer, T5Config, T5ForConditionalGeneration
 from flan_qa_pipeline.models.adapter import Adapter
+from flan_qa_pipeline.models.merged_model import MergedModel
 from flan_qa_pipeline.runtime.atomic_catalog import AtomicCatalog
 
-root, tokenizer, limit = sys.argv[1], sys.argv[2], int(sys.argv[3])
-first, second, *names = sys.argv[4:]
-config = yaml.safe_load(open(root + "/catalog.yml"))
-os.chdir(root)
+tokenizer, first, second, *roots = sys.argv[1:]
 
 
 def data(name, n):
@@ -50,19 +51,26 @@ def data(name, n):
     match config[name]["type"]:
         case "huggingface.ArrowDataset":
             return Dataset.from_dict({"text": [text]})
-        case kind if kind.endswith(("ParquetDataset", "CSVDataset")):
+        case kind if kind.endswith(("ParquetDataset", "CSVDataset", "TableDataset")):
             return pandas.DataFrame({"text": [f"{i} {i * i}" for i in range(n // 4)]})
         case "json.JSONDataset":
             return {"text": text}
-        case "text.TextDataset":
+        case kind if kind.endswith(("MarkdownDataset", "PageDataset")):
             return text
         case "plotly.JSONDataset":
             return plotly.graph_objects.Figure(layout={"title": {"text": text}})
+        case kind if kind.endswith("MergedModelDataset"):
+            sizes = {"d_model": 16, "d_kv": 4, "d_ff": 8, "num_layers": 1, "num_heads": 2}
+            model = T5ForConditionalGeneration(T5Config(vocab_size=8 + n // 64, **sizes))
+            return MergedModel(model, AutoTokenizer.from_pretrained(tokenizer), text)
     return Adapter(
         LoraConfig(task_type="SEQ_2_SEQ_LM", target_modules=["q"]),
         {"w": torch.rand(n // 4)},
         AutoTokenizer.from_pretrained(tokenizer),
-        {"model": {}, "prompt": {}},
+        {
+            "model": {"name": "base", "load_in_4bit": False},
+            "prompt": {"template": "{question} {context}", "abstention": "none"},
+        },
         {},
     )
 
@@ -83,14 +91,23 @@ def save(name, version, n, limit):
     os._exit(0)
 
 
-for name in names:
-    print(name, save(name, first, 40, 0), save(name, second, 800_000, limit), flush=True)
+for root, limit in zip(roots, (200_000, 0)):
+    os.chdir(root)
+    config = yaml.safe_load(open("catalog.yml"))
+    if not limit:
+        os.mkdir("data")
+        subprocess.run("mount -t tmpfs -o size=700k none data".split(), check=True)
+    for name in NAMES:
+        print(name, save(name, first, 40, 0), save(name, second, 800_000, limit), flush=True)
+    if not limit:
+        shutil.copytree("data", "data.kept")
+    print("end", flush=True)
 """
 
 
-@pytest.fixture
-def catalog_config(tmp_path):
-    """The project's own entries of every kind that is versioned, inside an empty folder.
+@pytest.fixture(scope="module")
+def catalog_config():
+    """The project's own entries of every kind that is versioned.
 
     All but the file of answers, which grows chunk by chunk.
     """
@@ -100,16 +117,35 @@ def catalog_config(tmp_path):
     resolver = CatalogConfigResolver(config)
     config |= {name: resolver.resolve_pattern(name) for name in KINDS}
     assert {entry["type"] for entry in config.values()} == set(KINDS.values())
-    (tmp_path / "catalog.yml").write_text(yaml.safe_dump(config), encoding="utf-8")
     return config
 
 
-def save_all(tmp_path, tiny_base, limit, *names, before=()):
-    return subprocess.run(  # noqa: S603
-        [*before, sys.executable, "-c", SAVER, *map(str, (tmp_path, tiny_base, limit)),
-         FIRST, SECOND, *names],
-        capture_output=True, text=True, check=True,
-    ).stdout  # fmt: skip
+@pytest.fixture(scope="module")
+def saved(tmp_path_factory, tiny_base, catalog_config):
+    """Two folders that one process saved in, and the lines it wrote on each.
+
+    In the first, the kernel killed the processes that saved much; in the second, `data` was a small
+    disk, which only Linux with leave to mount can give (unshare -Urm).
+    """
+    roots = [tmp_path_factory.mktemp(name) for name in ("killed", "full")]
+    for root in roots:
+        (root / "catalog.yml").write_text(yaml.safe_dump(catalog_config), encoding="utf-8")
+    unshare = [shutil.which("unshare") or "unshare", "-Urm"]
+    mount = "mount -t tmpfs -o size=700k none .".split()
+    try:
+        subprocess.run([*unshare, *mount], cwd=roots[1], capture_output=True, check=True)  # noqa: S603
+    except (OSError, subprocess.CalledProcessError):
+        unshare = []
+        del roots[1]
+    code = SAVER.replace("NAMES", repr(list(KINDS)))
+    output = subprocess.run(  # noqa: S603
+        [*unshare, sys.executable, "-c", code, *map(str, (tiny_base, FIRST, SECOND, *roots))],
+        capture_output=True,
+        text=True,
+        check=True,
+    ).stdout
+    lines = [part.splitlines() for part in output.split("end\n")[:-1]]
+    return list(zip(roots, lines, strict=True))
 
 
 def check_only_the_first_version_is_there(tmp_path, config, monkeypatch, names):
@@ -122,47 +158,31 @@ def check_only_the_first_version_is_there(tmp_path, config, monkeypatch, names):
         assert [version.name for version in folder.iterdir()] == [FIRST]
 
 
-def test_a_process_killed_while_it_saves_leaves_no_version(
-    tmp_path, tiny_base, catalog_config, monkeypatch
-):
-    output = save_all(tmp_path, tiny_base, 200_000, *KINDS)
+def test_a_process_killed_while_it_saves_leaves_no_version(saved, catalog_config, monkeypatch):
+    root, lines = saved[0]
     killed = 25  # SIGXFSZ
-    assert output.split("\n")[:-1] == [f"{name} 0 {killed}" for name in KINDS]
-    remains = [path for path in (tmp_path / "data").rglob(".*") if path.is_dir()]
+    assert lines == [f"{name} 0 {killed}" for name in KINDS]
+    remains = [path for path in (root / "data").rglob(".*") if path.is_dir()]
     assert len(remains) >= len(KINDS)
-    check_only_the_first_version_is_there(tmp_path, catalog_config, monkeypatch, KINDS)
+    check_only_the_first_version_is_there(root, catalog_config, monkeypatch, KINDS)
     catalog = AtomicCatalog.from_config(catalog_config, save_version=SECOND)
     catalog.save("report", "whole")
     assert AtomicCatalog.from_config(catalog_config).load("report") == "whole"
 
 
-def on_a_disk_of(size, folder):
-    """A command's prefix that runs it where `folder` is a disk of its own, of a given size."""
-    mount = f'mount -t tmpfs -o size={size} none "{folder}"'
-    command = [shutil.which("unshare") or "unshare", "-Urm", "sh", "-c"]
-    try:
-        subprocess.run([*command, mount], capture_output=True, check=True)  # noqa: S603
-    except (OSError, subprocess.CalledProcessError):
+def test_a_full_disk_is_told_and_leaves_earlier_versions_whole(saved, catalog_config, monkeypatch):
+    if len(saved) < 2:
         pytest.skip("a small disk needs Linux and leave to mount a tmpfs (unshare -Urm)")
-    return [*command, f'{mount} && "$@" && cp -r "{folder}" "{folder}.kept"', "sh"]
-
-
-def test_a_full_disk_is_told_and_leaves_earlier_versions_whole(
-    tmp_path, tiny_base, catalog_config, monkeypatch
-):
-    disk = tmp_path / "data"
-    disk.mkdir()
-    small_disk = on_a_disk_of("700k", disk)
-    output = save_all(tmp_path, tiny_base, 0, *KINDS, before=small_disk)
-    lines = output.split("\n")[:-1]
+    root, lines = saved[1]
     for name, error, result in zip(KINDS, lines[::2], lines[1::2], strict=True):
         assert error.startswith(f"VersionNotSavedError {name}: version {SECOND} was not saved in ")
         assert "No space left on device" in error
         assert result == f"{name} 0 256"
+    disk = root / "data"
     disk.rmdir()
-    (tmp_path / "data.kept").rename(disk)
+    (root / "data.kept").rename(disk)
     assert not [path for path in disk.rglob(".*")]
-    check_only_the_first_version_is_there(tmp_path, catalog_config, monkeypatch, KINDS)
+    check_only_the_first_version_is_there(root, catalog_config, monkeypatch, KINDS)
 
 
 def test_a_run_reads_what_it_saved_and_not_what_others_saved_meanwhile(

@@ -22,7 +22,7 @@ from flan_qa_pipeline.runtime.current_run import CurrentRun
 from flan_qa_pipeline.runtime.dataset_notes import DatasetNotes, notes_of
 from flan_qa_pipeline.runtime.hooks.costs import NODE_COSTS, NodeCostHooks
 from flan_qa_pipeline.runtime.hooks.inputs import _require_input
-from flan_qa_pipeline.runtime.hooks.logs import FailureLogHooks
+from flan_qa_pipeline.runtime.hooks.logs import FailureLogHooks, QuantizationLogHooks
 from flan_qa_pipeline.runtime.hooks.results import ResultHooks
 
 
@@ -67,6 +67,22 @@ def test_failures_are_logged_once_unless_the_command_reports_them(caplog, error,
         assert caplog.messages == ["Node a failed", "resume from a", "replaced"]
 
 
+def test_a_run_logs_a_choice_once_and_the_next_run_again(caplog):
+    hooks, logger = (
+        QuantizationLogHooks(),
+        logging.getLogger("flan_qa_pipeline.models.quantization"),
+    )
+    with caplog.at_level(logging.INFO, logger=logger.name):
+        for _ in range(2):
+            hooks.before_pipeline_run()
+            for choice, free in (("packed", 1), ("packed", 2), ("unpacked", 3)):
+                logger.info("auto: %s, %d free", choice, free)
+            hooks.after_pipeline_run()
+        logger.info("auto: %s, %d free", "packed", 4)
+    run = ["auto: packed, 1 free", "auto: unpacked, 3 free"]
+    assert caplog.messages == [*run, *run, "auto: packed, 4 free"]
+
+
 def test_nodes_get_the_costs_of_those_that_ended_and_nothing_changes_later():
     first, second = node(len, "a", "b", name="first"), node(len, [NODE_COSTS], "c", name="second")
     catalog = DataCatalog({NODE_COSTS: MemoryDataset(copy_mode="assign")})
@@ -102,11 +118,14 @@ def test_every_note_of_the_catalog_is_one_that_the_hooks_read():
         for name, entry in config.items()
     }
     assert {name for name, notes in noted.items() if notes.filled_in} == {
+        "adapter_evaluation",
+        "compared_runs",
         "node_costs",
         "run_record",
     }
     assert {name: notes.shown for name, notes in noted.items() if notes.shown} == {
         "score_table": "scores",
+        "parameter_differences": "differences",
         "comparison_table": "comparison",
         "report": "report",
         "comparison_report": "path",
@@ -167,13 +186,14 @@ def test_results_are_shown_as_the_catalog_says_in_one_order(tmp_path, capsys, ra
         catalog.save(name, content)
         nodes.append(node(lambda: None, None, name, name=name))
     run = CurrentRun()
+    run.project_path = tmp_path
     raw_parameters["compare"] = {"first": "one", "second": "two"}
     run.parameters = check_parameters(raw_parameters)
     ResultHooks(run).after_pipeline_run(Pipeline(nodes), catalog)
     printed = capsys.readouterr().out
     assert "first: one, second: two" in printed
-    assert printed.splitlines()[-1] == str(tmp_path / "page")
-    assert "hidden" not in printed
+    assert printed.splitlines()[-1] == "Saved    page, hidden, table"
+    assert "text" not in printed
 
 
 def test_parameters_say_which_dataset_reads_their_file(raw_parameters):

@@ -71,6 +71,42 @@ def test_a_command_ends_in_one_line(project, tiny_base, tmp_path, moment, times)
     assert not list((project / "data").rglob(".*"))
 
 
+PACKAGED = """
+import os, signal, sys, threading, time
+sys.argv[0] = "flan-qa-pipeline"
+
+
+def interrupt():
+    while "kedro" not in sys.modules:
+        time.sleep(0.001)
+    os.kill(os.getpid(), signal.SIGINT)
+
+
+threading.Thread(target=interrupt, daemon=True).start()
+from flan_qa_pipeline.__main__ import main
+main()
+"""
+
+
+def test_the_packaged_command_ends_in_one_line_while_kedro_is_imported(tmp_path):
+    done = subprocess.run(  # noqa: S603
+        [sys.executable, "-c", PACKAGED, "--help"], cwd=tmp_path, capture_output=True, text=True
+    )
+    assert (done.returncode, done.stdout, done.stderr.split()) == (130, "", ["Interrupted."])
+
+
+@pytest.mark.parametrize("content", ["a: [b", "- a", "version: 1\nroot: {handlers: [nothing]}"])
+def test_the_packaged_command_names_a_broken_configuration_of_logging(tmp_path, content):
+    (tmp_path / "conf").mkdir()
+    (tmp_path / "conf/logging.yml").write_text(content)
+    done = subprocess.run(  # noqa: S603
+        [sys.executable, "-m", "flan_qa_pipeline"], cwd=tmp_path, capture_output=True, text=True
+    )
+    assert (done.returncode, done.stdout) == (1, "")
+    (line,) = done.stderr.splitlines()
+    assert line.startswith("Error: conf/logging.yml cannot configure logging: ")
+
+
 def test_a_program_that_uses_the_project_keeps_its_own_way(monkeypatch):
     monkeypatch.setattr(interruption, "_last", -float("inf"))
     before = signal.getsignal(signal.SIGINT)

@@ -7,6 +7,7 @@ from kedro.framework.cli.project import run
 from kedro.io import DataCatalog, MemoryDataset
 from kedro.io.core import AbstractDataset, AbstractVersionedDataset, Version
 from kedro_datasets.huggingface import ArrowDataset
+from kedro_datasets.partitions import PartitionedDataset
 from kedro_datasets.text import TextDataset
 
 from flan_qa_pipeline.runtime import kedro_private
@@ -32,6 +33,12 @@ def test_versioned_datasets_know_their_paths(name):
 @pytest.mark.parametrize("attribute", ["_filepath", "_version", "_protocol"])
 def test_datasets_have_the_attributes(text, attribute):
     assert hasattr(text, attribute), changed(f"the attribute {attribute} of datasets")
+
+
+def test_a_folder_of_files_keeps_its_place_under_another_name(tmp_path):
+    files = PartitionedDataset(path=str(tmp_path), dataset="text.TextDataset")
+    assert getattr(files, "_path", None), changed("the attribute _path of PartitionedDataset")
+    assert kedro_private.place_of(files) == PurePosixPath(tmp_path)
 
 
 def test_a_dataset_can_be_copied_to_another_place(text):

@@ -15,7 +15,8 @@ import pandas as pd
 import psutil
 import pytest
 import torch
-from conftest import make_project
+from conftest import DEVICE, make_project, read_conf
+from english import short_pretraining, write_english
 from kedro.framework.session import KedroSession
 from kedro.framework.startup import bootstrap_project
 from kedro.io import DatasetError
@@ -54,8 +55,11 @@ VARIES = ("runtime", "per_second", "peak_memory")
 @pytest.fixture(scope="module")
 def project(tmp_path_factory, corpus):
     """A copy of the project; this process computes in one thread, as two of two cores do."""
+    if DEVICE.type == "cuda":
+        pytest.skip("by gloo, processes compute on a CPU; hide the GPUs to run this")
     root = tmp_path_factory.mktemp("project")
     make_project(root, corpus)
+    write_english(root, 30)
     rows = [
         (paragraph["context"], paragraph["qas"][0]["question"])
         for article in corpus["data"][24:]
@@ -97,13 +101,17 @@ def given(parameters: dict) -> str:
     return "--params=" + ",".join(f"{name}={value}" for name, value in parameters.items())
 
 
-def run_alone(parameters: dict, *pipelines: str, **kwargs) -> str:
-    """Run in this process; return the version."""
-    nested = {}
+def nested(parameters: dict) -> dict:
+    sections = {}
     for name, value in parameters.items():
         section, _, key = name.partition(".")
-        nested.setdefault(section, {})[key] = value
-    with KedroSession.create(runtime_params=nested) as session:
+        sections.setdefault(section, {})[key] = value
+    return sections
+
+
+def run_alone(parameters: dict, *pipelines: str, **kwargs) -> str:
+    """Run in this process; return the version."""
+    with KedroSession.create(runtime_params=nested(parameters)) as session:
         session.run(pipeline_names=list(pipelines), **kwargs)
         return session.session_id
 
@@ -184,97 +192,20 @@ def test_answers_are_those_of_one_process(in_two, options):
     assert two == one
 
 
-@pytest.fixture(scope="module")
-def drawing(in_two, options):
-    """Options of a training that draws random numbers, and what an uninterrupted one comes to."""
-    changes = {"training.optim": "adamw_torch", "training.learning_rate": 1e-3}
-    drawing = options | changes | {"distributed.num_processes": 2, "lora.dropout": 0.3}
-    done = run_in_two(*KEDRO, *TRAINING, given(drawing))
-    assert done.returncode == 0, done.stderr
-    return drawing, *adapter(last_version("adapter"))
-
-
-def kill_one(*arguments: str) -> None:
-    killed = run_in_two("-c", KILLED, "run", *arguments)
-    assert killed.returncode == 1
-    assert "Error: Process 1 of the run (PID " in killed.stderr
-    assert "was ended by SIGKILL" in killed.stderr
-    assert "Traceback" not in killed.stderr
-    checkpoints = Path("data/06_models/checkpoints").glob("*/*")
-    assert [path.name for path in checkpoints] == ["checkpoint-4"]
-
-
-@pytest.mark.slow
-def test_a_killed_process_ends_the_run_and_the_same_command_resumes(drawing):
-    drawing, expected, log = drawing
-    kill_one(*TRAINING, given(drawing))
-    resumed = run_in_two(*KEDRO, *TRAINING, given(drawing))
-    assert resumed.returncode == 0, resumed.stderr
-    assert "resumes from the checkpoint" in resumed.stdout
-    weights, training = adapter(last_version("adapter"))
-    for name, tensor in expected.items():
-        assert torch.equal(weights[name], tensor), name
-    assert log_of(training) == log_of(log)
-
-
-@pytest.mark.slow
-def test_a_sharded_base_trains_resumes_and_answers_as_a_whole_one(drawing, options):
-    drawing, expected, log = drawing
-    sharded = given(drawing | {"distributed.fsdp": "true"})
-    kill_one(*TRAINING, sharded)
-    done = run_in_two(*KEDRO, TRAINING[0], "--to-nodes=predict_finetuned", sharded)
-    assert done.returncode == 0, done.stderr
-    assert "resumes from the checkpoint" in done.stdout
-    version = last_version("adapter")
-    weights, training = adapter(version)
-    for name, tensor in expected.items():
-        torch.testing.assert_close(weights[name], tensor, rtol=1e-3, atol=1e-5)
-    for one, other in zip(log_of(log)[:-1], log_of(training)[:-1], strict=True):
-        assert other == pytest.approx(one, rel=1e-3)
-    alone = run_alone(
-        options, "evaluate", to_nodes=["predict_finetuned"], load_versions={"adapter": version}
-    )
-    path = Path("data/07_model_output/finetuned_predictions.parquet")
-    one, two = (pd.read_parquet(path / v / path.name) for v in (alone, version))
-    pd.testing.assert_frame_equal(two, one, check_exact=True)
-
-
-@pytest.mark.slow
-def test_a_base_stored_in_4_bits_is_sharded_like_one_packed_at_load(project, options, tiny_base):
-    stored = shutil.copytree(tiny_base, project / "stored")
-    packed = BitsAndBytesConfig(
-        load_in_4bit=True,
-        bnb_4bit_quant_type="nf4",
-        bnb_4bit_use_double_quant=True,
-        llm_int8_skip_modules=["wo"],
-    )
-    T5ForConditionalGeneration.from_pretrained(
-        tiny_base, dtype=torch.float32, quantization_config=packed
-    ).save_pretrained(stored)
-    sharded = {"model.skip_modules": "wo", "distributed.fsdp": "true", "training.max_steps": 2}
-    sharded["distributed.num_processes"] = 2
-    trained = []
-    for base, nodes in ((tiny_base, TRAINING[1:]), (stored, TRAINING)):
-        parameters = options | sharded | {"model.name": str(base)}
-        done = run_in_two(*KEDRO, *nodes, given(parameters))
-        assert done.returncode == 0, done.stderr
-        trained.append(adapter(last_version("adapter"))[0])
-    for name, tensor in trained[0].items():
-        assert torch.equal(trained[1][name], tensor), name
-
-
-def test_a_base_is_spread_over_several_processes_only(project, options):
-    with pytest.raises(InputError, match="distributed.fsdp spreads .* but there is one"):
-        run_alone(options | {"distributed.fsdp": True}, "evaluate")
-
-
-EXCHANGES = """
-import pickle, sys
+# Runs of one launch, in two processes: what they save is read by several tests. After them, the
+# processes exchange values and train a model whose loss differs between them. An error in one of
+# these parts ends the launch.
+SEVERAL_RUNS = """
+import json, sys
 import torch
 from accelerate import PartialState
+from kedro.framework.session import KedroSession
+from kedro.framework.startup import bootstrap_project
 from torch.distributed import distributed_c10d
 from transformers import Seq2SeqTrainingArguments
 from flan_qa_pipeline.models.exchange import broadcast_json, gather_json, gather_tensors
+from flan_qa_pipeline.runtime.runner import DistributedRunner
+from flan_qa_pipeline.training.best_adapter import BestAdapter
 from flan_qa_pipeline.training.resuming import ResumableTrainer
 
 
@@ -282,9 +213,29 @@ def refuse(*args, **kwargs):
     raise AssertionError("an object is pickled for other processes")
 
 
+def stop(self, args, state, control, **kwargs):
+    if state.global_step == 5:
+        raise KeyboardInterrupt
+
+
 distributed_c10d._object_to_tensor = distributed_c10d._tensor_to_object = refuse
-process = PartialState(cpu=True)
+given, made = sys.argv[1:]
+project = bootstrap_project(".").project_path
+go_on = BestAdapter.on_step_begin
+versions = []
+for parameters, nodes, interrupted in json.load(open(given)):
+    BestAdapter.on_step_begin = stop if interrupted else go_on
+    try:
+        with KedroSession.create(project, runtime_params=parameters) as session:
+            session.run(**nodes, runner=DistributedRunner())
+    except KeyboardInterrupt:
+        assert interrupted
+    versions.append(session.session_id)
+process = PartialState()
 rank = process.process_index
+if rank == 0:
+    json.dump(versions, open(made, "w"))
+
 sent = [None, "ä\\ud800", 0.1, float("-inf"), {"a": [1, True]}]
 assert broadcast_json(sent if rank == 0 else None) == sent
 assert gather_json([rank] * (1 + 300 * rank)) == [[0], [1] * 301]
@@ -305,7 +256,7 @@ class Model(torch.nn.Module):
 trainer = ResumableTrainer(
     model=Model(),
     args=Seq2SeqTrainingArguments(
-        output_dir=sys.argv[1], max_steps=5, logging_steps=2, per_device_train_batch_size=1,
+        output_dir="exchanges", max_steps=5, logging_steps=2, per_device_train_batch_size=1,
         save_strategy="no", report_to="none", use_cpu=True, disable_tqdm=True,
         train_sampling_strategy="sequential", accelerator_config={"split_batches": False},
     ),
@@ -315,13 +266,123 @@ trainer.train_or_resume("never")
 assert trainer.state.log_history[-1]["train_loss"] == 4.5, trainer.state.log_history
 process.destroy_process_group()
 """
+TRAIN = {
+    "from_nodes": ["modeling.quantize_base_model"],
+    "to_nodes": ["modeling.train_adapter"],
+}
 
 
-def test_processes_exchange_nothing_pickled_and_agree_on_the_mean_loss(tmp_path):
+@pytest.fixture(scope="module")
+def drawing(options):
+    """Options of a training that draws random numbers."""
+    changes = {"training.optim": "adamw_torch", "training.learning_rate": 1e-3}
+    return options | changes | {"distributed.num_processes": 2, "lora.dropout": 0.3}
+
+
+@pytest.fixture(scope="module")
+def several_runs(project, in_two, drawing, options, tiny_base):
+    """The launch of several runs, and the version of each by name."""
+    stored = shutil.copytree(tiny_base, project / "stored")
+    packed = BitsAndBytesConfig(
+        load_in_4bit=True,
+        bnb_4bit_quant_type="nf4",
+        bnb_4bit_use_double_quant=True,
+        llm_int8_skip_modules=["wo"],
+    )
+    T5ForConditionalGeneration.from_pretrained(
+        tiny_base, dtype=torch.float32, quantization_config=packed
+    ).save_pretrained(stored)
+    sharded = drawing | {"distributed.fsdp": True}
+    short = options | {"model.skip_modules": ["wo"], "distributed.fsdp": True}
+    short |= {"training.max_steps": 2, "distributed.num_processes": 2}
+    runs = {
+        "whole": (nested(drawing), TRAIN, False),
+        "interrupted": (nested(sharded), TRAIN, True),
+        "sharded": (nested(sharded), TRAIN | {"to_nodes": ["prediction.predict_finetuned"]}, False),
+        "packed at load": (nested(short), TRAIN, False),
+        "pretrained": (short_pretraining(read_conf()), {"pipeline_names": ["pretrain"]}, False),
+        "of a stored base": (nested(short | {"model.name": str(stored)}), TRAIN, False),
+    }
+    plan, made = project / "runs.json", project / "versions.json"
+    plan.write_text(json.dumps(list(runs.values())))
+    (project / "several_runs.py").write_text(SEVERAL_RUNS, encoding="utf-8")
+    done = run_in_two(*TORCHRUN, "several_runs.py", str(plan), str(made))
+    assert made.exists(), done.stderr
+    return done, dict(zip(runs, json.loads(made.read_text()), strict=True))
+
+
+def kill_one(*arguments: str) -> None:
+    killed = run_in_two("-c", KILLED, "run", *arguments)
+    assert killed.returncode == 1
+    assert "Error: Process 1 of the run (PID " in killed.stderr
+    assert "was ended by SIGKILL" in killed.stderr
+    assert "Traceback" not in killed.stderr
+    checkpoints = Path("data/06_models/checkpoints").glob("*/*")
+    assert [path.name for path in checkpoints] == ["checkpoint-4"]
+
+
+@pytest.mark.slow
+def test_a_killed_process_ends_the_run_and_the_same_command_resumes(several_runs, drawing):
+    expected, log = adapter(several_runs[1]["whole"])
+    kill_one(*TRAINING, given(drawing))
+    resumed = run_in_two(*KEDRO, *TRAINING, given(drawing))
+    assert resumed.returncode == 0, resumed.stderr
+    assert "resumes from the checkpoint" in resumed.stdout
+    weights, training = adapter(last_version("adapter"))
+    for name, tensor in expected.items():
+        assert torch.equal(weights[name], tensor), name
+    assert log_of(training) == log_of(log)
+
+
+@pytest.mark.slow
+def test_a_sharded_base_trains_resumes_and_answers_as_a_whole_one(several_runs, options):
+    done, versions = several_runs
+    expected, log = adapter(versions["whole"])
+    assert done.stdout.count("resumes from the checkpoint") == 1
+    weights, training = adapter(versions["sharded"])
+    for name, tensor in expected.items():
+        torch.testing.assert_close(weights[name], tensor, rtol=1e-3, atol=1e-5)
+    for one, other in zip(log_of(log)[:-1], log_of(training)[:-1], strict=True):
+        assert other == pytest.approx(one, rel=1e-3)
+    version = versions["sharded"]
+    alone = run_alone(
+        options,
+        "evaluate",
+        to_nodes=["prediction.predict_finetuned"],
+        load_versions={"adapter": version},
+    )
+    path = Path("data/07_model_output/finetuned_predictions.parquet")
+    one, two = (pd.read_parquet(path / v / path.name) for v in (alone, version))
+    pd.testing.assert_frame_equal(two, one, check_exact=True)
+
+
+@pytest.mark.slow
+def test_a_base_stored_in_4_bits_is_sharded_like_one_packed_at_load(several_runs):
+    _, versions = several_runs
+    expected, found = (
+        adapter(versions[name])[0] for name in ("packed at load", "of a stored base")
+    )
+    for name, tensor in expected.items():
+        assert torch.equal(found[name], tensor), name
+
+
+@pytest.mark.slow
+def test_two_processes_pretrain_together(several_runs):
+    path = Path("data/08_reporting/pretraining_base_log.csv")
+    log = pd.read_csv(path / several_runs[1]["pretrained"] / path.name)
+    assert log["step"].tolist() == [2, 4, 6, 8]
+
+
+@pytest.mark.slow
+def test_processes_exchange_nothing_pickled_and_agree_on_the_mean_loss(several_runs):
     """In the fifth step, which is not logged, one sees an example of loss 8, the other of 9."""
-    (tmp_path / "exchanges.py").write_text(EXCHANGES, encoding="utf-8")
-    done = run_in_two(*TORCHRUN, str(tmp_path / "exchanges.py"), str(tmp_path))
+    done, _ = several_runs
     assert done.returncode == 0, done.stderr
+
+
+def test_a_base_is_spread_over_several_processes_only(project, options):
+    with pytest.raises(InputError, match="distributed.fsdp spreads .* but there is one"):
+        run_alone(options | {"distributed.fsdp": True}, "evaluate")
 
 
 def has_ended(process):
@@ -447,7 +508,7 @@ def test_a_session_does_not_pass_over_the_number_of_processes(project, options):
         ({"auto_find_batch_size": True}, "auto_find_batch_size: 2 processes cannot search"),
         ({"optim": "ademamix"}, "ademamix does not support the sharded weights"),
         ({"optim": "adafactor"}, "adafactor does not support the sharded weights"),
-        ({"cuda_graphs": True}, "steps cannot be captured: .*several processes train"),
+        ({"cuda_graphs": True}, "steps cannot be captured: .*distributed.fsdp spreads the weights"),
     ],
 )
 def test_what_several_processes_cannot_train_with_is_refused(raw_parameters, changes, complaint):

@@ -5,14 +5,14 @@ from typing import ClassVar
 
 import pytest
 import torch
+from conftest import DEVICE, on_gpu
 
 from flan_qa_pipeline.errors import InputError
 from flan_qa_pipeline.models.batching import collate
+from flan_qa_pipeline.models.flat_gradients import FlatGradients
 from flan_qa_pipeline.models.loading import load_base_model
 from flan_qa_pipeline.pipelines.modeling.nodes import attach_lora
 from flan_qa_pipeline.training.cuda_graphs import GraphedPasses
-
-needs_gpu = pytest.mark.skipif(not torch.cuda.is_available(), reason="only a GPU has CUDA graphs")
 
 
 @pytest.fixture
@@ -36,18 +36,18 @@ def batches(windows, tokenizer):
     ]
 
 
-def pass_both_ways(model, batch):
-    loss = model(**batch).loss
+def pass_both_ways(model, batch, scale=1):
+    loss = model(**batch).loss * scale
     loss.backward()
     return loss.detach()
 
 
-@needs_gpu
+@on_gpu
 def test_a_graph_gives_loss_and_gradients_of_the_model(model, batches):
     assert batches[0]["input_ids"].shape == batches[2]["input_ids"].shape
     assert batches[0]["input_ids"].shape != batches[1]["input_ids"].shape
     weights = [weight for weight in model.parameters() if weight.requires_grad]
-    passes = GraphedPasses(model)
+    passes = GraphedPasses(model, FlatGradients(model))
     for accumulated in (batches, batches[1:], batches[2:], batches[:1]):
         model.zero_grad()
         losses = [passes(batch) for batch in accumulated]
@@ -68,15 +68,15 @@ def drop_out(model):
             part.p = 0.1
 
 
-@needs_gpu
+@on_gpu
 def test_a_graph_draws_new_dropout_each_time(model, batches):
     drop_out(model)
-    passes = GraphedPasses(model)
+    passes = GraphedPasses(model, FlatGradients(model))
     losses = {passes(batches[0]).item() for _ in range(4)}
     assert len(losses) == 4
 
 
-@needs_gpu
+@on_gpu
 def test_training_on_graphs_has_the_same_losses(train, training, float32):
     base = float32.model_copy(update={"dequantize": True})
     short = training.model_copy(update={"eval_strategy": "no", "learning_rate": 1e-3})
@@ -87,10 +87,10 @@ def test_training_on_graphs_has_the_same_losses(train, training, float32):
     assert losses[True] == pytest.approx(losses[False], rel=1e-3)
 
 
-@needs_gpu
+@on_gpu
 def test_capturing_draws_nothing(model, batches):
     drop_out(model)
-    passes, states = GraphedPasses(model), []
+    passes, states = GraphedPasses(model, FlatGradients(model)), []
     for clears in (False, True):
         torch.cuda.manual_seed(0)
         for _ in range(2):
@@ -107,13 +107,13 @@ class EagerPasses:
     lengths: ClassVar[set[int]] = set()
     n_cleared = 0
 
-    def __init__(self, model):
-        self._model = model
+    def __init__(self, model, gradients, scale):
+        self._model, self._scale = model, scale
 
     def __call__(self, batch):
         assert all(part.training for part in self._model.modules())
         self.lengths.add(batch["input_ids"].shape[1])
-        return pass_both_ways(self._model, batch)
+        return pass_both_ways(self._model, batch, self._scale)
 
     def clear(self):
         type(self).n_cleared += 1
@@ -127,7 +127,7 @@ def captures_eagerly(monkeypatch):
     monkeypatch.setattr("flan_qa_pipeline.training.trainer.GraphedPasses", EagerPasses)
     monkeypatch.setattr(
         "flan_qa_pipeline.pipelines.modeling.nodes.captures_graphs",
-        lambda model, training, processes: training.cuda_graphs is not False,
+        lambda model, training, fsdp: training.cuda_graphs is not False,
     )
 
 
@@ -142,6 +142,7 @@ def test_the_trainer_hands_over_all_that_a_step_needs(
             "per_device_train_batch_size": 2,
             "gradient_accumulation_steps": 2,
             "save_strategy": "no",
+            "cuda_graphs": "auto",
         }
     )
     _, expected = train(accumulating.model_copy(update={"cuda_graphs": False}))
@@ -163,7 +164,8 @@ def test_the_trainer_hands_over_all_that_a_step_needs(
 @pytest.mark.usefixtures("captures_eagerly")
 def test_batches_to_capture_have_few_lengths(train, training, monkeypatch):
     monkeypatch.setattr("flan_qa_pipeline.training.trainer.coarse_length", lambda length: 64)
-    train(training.model_copy(update={"eval_strategy": "no", "save_strategy": "no"}))
+    short = {"eval_strategy": "no", "save_strategy": "no", "cuda_graphs": "auto"}
+    train(training.model_copy(update=short))
     assert EagerPasses.lengths == {64}
 
 
@@ -171,7 +173,7 @@ def test_batches_to_capture_have_few_lengths(train, training, monkeypatch):
     ("changes", "reason"),
     [
         ({"gradient_checkpointing": True}, "gradient_checkpointing is on"),
-        ({}, "activations are computed again" if torch.cuda.is_available() else "no GPU"),
+        ({}, "activations are computed again" if DEVICE.type == "cuda" else "no GPU"),
     ],
 )
 def test_what_cannot_be_captured_is_refused(train, training, float32, changes, reason):

@@ -1,10 +1,11 @@
 """Training memory by format, measured by training the tiny base in a separate process."""
 
-import os
+import subprocess
+import sys
 
+import out_of_memory
 import pandas as pd
 import pytest
-import torch
 from peft import LoraConfig
 
 import flan_qa_pipeline.training.measured_memory
@@ -47,20 +48,10 @@ def test_a_measured_step_is_of_the_batch_given(given, peaks):
     assert 0 < smaller < peaks["float32"] / 2
 
 
-def end_for_want_of_memory(form, *given):
-    match form:
-        case "float32":
-            raise torch.OutOfMemoryError("CUDA out of memory.")
-        case "bfloat16":
-            os._exit(9)
-    return 7
-
-
-@pytest.mark.slow
 def test_what_does_not_fit_is_left_out_with_a_warning(monkeypatch, caplog):
-    monkeypatch.setattr(
-        flan_qa_pipeline.training.measured_memory, "_training_peak", end_for_want_of_memory
-    )
+    module = flan_qa_pipeline.training.measured_memory
+    monkeypatch.setattr(module, "_training_peak", out_of_memory.end_for_want_of_memory)
+    monkeypatch.setattr(module, "begin_quietly", out_of_memory.start)
     formats = ["NF4 here", "float32", "bfloat16", "NF4 by the libraries"]
     assert training_peaks(formats, None, None, None, []) == dict(
         zip(formats, (7, None, None, 7), strict=True)
@@ -84,3 +75,14 @@ def test_table_shows_what_was_measured_and_leaves_the_rest_empty(given):
     assert "nan" not in memory_markdown(table)
     none = memory_sizes(weights, measured | {"peaks": {}})
     assert pd.isna(none["training peak MiB"]).all()
+
+
+def test_the_measuring_process_begins_without_imports_that_log():
+    script = (
+        "import sys; from flan_qa_pipeline.training.quiet_process import begin_quietly; "
+        "print(sorted({'torch', 'transformers', 'bitsandbytes'} & set(sys.modules)))"
+    )
+    done = subprocess.run(  # noqa: S603
+        [sys.executable, "-c", script], capture_output=True, text=True
+    )
+    assert (done.stdout.strip(), done.stderr) == ("[]", "")

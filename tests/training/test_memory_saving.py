@@ -5,6 +5,7 @@ import logging
 import pytest
 import torch
 from bitsandbytes.optim import AdamW
+from conftest import on_cpu
 
 from flan_qa_pipeline.config.validation import check_parameters
 from flan_qa_pipeline.errors import InputError
@@ -73,7 +74,7 @@ def test_gradient_checkpointing_computes_blocks_twice(train, short, plain, train
     assert_same_adapter(adapter, plain)
 
 
-@pytest.mark.skipif(torch.cuda.is_available(), reason="training would go to the GPU")
+@on_cpu
 def test_paged_optimizer_needs_a_gpu(raw_parameters):
     raw_parameters["training"]["optim"] = "paged_adamw_8bit"
     with pytest.raises(InputError, match="paged_adamw_8bit pages .* no GPU; choose adamw_8bit"):

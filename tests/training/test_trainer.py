@@ -2,7 +2,7 @@
 
 import pytest
 import torch
-from conftest import RUN
+from conftest import DEVICE, RUN
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
 from flan_qa_pipeline.answering.dev_sample import DevSample, answer_sample
@@ -90,7 +90,7 @@ def test_the_record_says_what_training_took(long_run, training, windows):
     assert record["seconds"] > 0
     trainable = sum(p.numel() for p in model.parameters() if p.requires_grad)
     assert record["trainable_parameters"] == trainable
-    assert record["attention"] == ("sdpa" if torch.cuda.is_available() else "eager")
+    assert record["attention"] == ("sdpa" if DEVICE.type == "cuda" else "eager")
     assert record["weights_bytes"] == model.get_memory_footprint()
     assert record["peak_memory"]["process"] > record["weights_bytes"]
 
@@ -107,7 +107,7 @@ def test_without_keeping_the_best_the_last_adapter_stays(train, training):
     model, adapter = train(training.model_copy(update={"load_best_model_at_end": False}))
     held = dict(model.named_parameters())
     for name, tensor in adapter.state_dict.items():
-        assert torch.equal(tensor, held[name.replace(".weight", ".default.weight")])
+        assert torch.equal(tensor, held[name.replace(".weight", ".default.weight")].cpu())
 
 
 def test_callbacks_are_called_in_their_order_and_transformers_bar_is_not(

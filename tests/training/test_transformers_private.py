@@ -21,6 +21,7 @@ OVERRIDDEN = {
     "_load_from_checkpoint": ["self", "resume_from_checkpoint", "model"],
     "_load_optimizer_and_scheduler": ["self", "checkpoint"],
     "_load_rng_state": ["self", "checkpoint"],
+    "_clip_grad_norm": ["self", "model"],
     "_finalize_training": ["self", "trial", "num_train_samples", "start_time"],
     "_get_train_sampler": ["self", "train_dataset"],
 }
@@ -178,6 +179,7 @@ def test_similar_lengths_are_drawn_from_the_batch_of_all_processes(tmp_path, mon
     [sampler] = samplers
     assert isinstance(sampler, LengthGroupedSampler), TRANSFORMERS
     assert sampler.batch_size == 4, TRANSFORMERS
+    assert sampler.lengths == [LENGTHS[n % 2] for n in range(N_EXAMPLES)], TRANSFORMERS
 
 
 def test_batches_are_not_multiplied_by_the_gpus_seen(tmp_path, monkeypatch):

@@ -4,7 +4,7 @@ import logging
 import math
 import re
 import threading
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import nullcontext
 from dataclasses import dataclass
 from pathlib import Path
@@ -13,6 +13,7 @@ from typing import Any, Literal, Self, TypeVar
 from datasets import Dataset
 from pydantic import BaseModel, ValidationError
 
+from flan_qa_pipeline.answering.batch_tokens import resolve_batch_tokens
 from flan_qa_pipeline.answering.window_answers import WindowAnswer, answer_windows
 from flan_qa_pipeline.config.parameters import (
     AttnImplementation,
@@ -23,7 +24,7 @@ from flan_qa_pipeline.config.parameters import (
     TokenizationParameters,
 )
 from flan_qa_pipeline.config.validation import check_parameters
-from flan_qa_pipeline.data.texts import has_text, is_unicode
+from flan_qa_pipeline.data.texts import text_problem
 from flan_qa_pipeline.data.windows import (
     question_windows,
     tokenize_contexts,
@@ -129,6 +130,8 @@ class QuestionAnswerer:
         self._model = attach_adapter(base, adapter, adapter.provenance)
         if fsdp:
             shard(self._model)
+        batch_tokens = resolve_batch_tokens(self.generation.batch_tokens, self._model)
+        self.generation = self.generation.model_copy(update={"batch_tokens": batch_tokens})
         self._lock = threading.Lock()
 
     @classmethod
@@ -139,14 +142,17 @@ class QuestionAnswerer:
         adapter_version: str | None = None,
         env: str | None = None,
         runtime_params: dict[str, Any] | None = None,
+        tell: Callable[[str], Any] = logger.info,
     ) -> Self:
-        """Load the latest adapter of a Kedro project, or a pinned version, from its catalog.
+        """Load the promoted adapter of a Kedro project, or a pinned version, from its catalog.
 
         Args:
             project_path: the project or a folder in it. None: the current folder.
-            adapter_version: the time stamp of a saved version. None: the latest version.
+            adapter_version: the time stamp of a saved version. None: the promoted version, or the
+                latest if none is promoted.
             env: configuration environment, as in `kedro run --env`.
             runtime_params: parameters that override the configuration, as in `--params`.
+            tell: receives one line: which version answers and why, on which base, with which F1.
 
         Raises:
             InputError: no project, no such version, or an invalid parameter.
@@ -155,7 +161,7 @@ class QuestionAnswerer:
         from kedro.framework.startup import bootstrap_project
         from kedro.utils import find_kedro_project
 
-        from flan_qa_pipeline.datasets.reading import load_version
+        from flan_qa_pipeline.datasets.promotion import load_answering_adapter
 
         folder = Path(project_path or Path.cwd()).resolve()
         root = find_kedro_project(folder)
@@ -166,12 +172,12 @@ class QuestionAnswerer:
         with session:
             context = session.load_context()
             parameters = check_parameters(context.config_loader["parameters"])
-            adapter = load_version(context.catalog, "adapter", adapter_version)
+            loaded = load_answering_adapter(context.catalog, adapter_version)
         if parameters.distributed.fsdp:
             logger.info("distributed.fsdp affects kedro run only; this process holds the base.")
-        base_model = root / str(adapter.provenance["model"].get("name"))
-        return cls(
-            adapter,
+        base_model = root / str(loaded.adapter.provenance["model"].get("name"))
+        answerer = cls(
+            loaded.adapter,
             tokenization=parameters.tokenization,
             generation=parameters.generation,
             no_answer_threshold=parameters.inference.no_answer_threshold,
@@ -180,6 +186,8 @@ class QuestionAnswerer:
             compute_dtype=parameters.model.compute_dtype,
             attn_implementation=parameters.model.attn_implementation,
         )
+        tell(loaded.origin)
+        return answerer
 
     @classmethod
     def from_folder(cls, folder: str | Path, **options: Any) -> Self:
@@ -254,14 +262,8 @@ class QuestionAnswerer:
 
     def _tokenize_question(self, context: Any, question: Any) -> tuple[list[int], list[int]]:
         for name, value in (("context", context), ("question", question)):
-            if value is None or value != value:
-                raise InputError(f"The {name} is missing; give it as text.")
-            if not isinstance(value, str):
-                raise InputError(f"The {name} is of type {type(value).__name__}; give it as text.")
-            if not has_text(value):
-                raise InputError(f"The {name} is empty; give it as text.")
-            if not is_unicode(value):
-                raise InputError(f"The {name} holds half a surrogate pair; remove it.")
+            if problem := text_problem(value, f"The {name}"):
+                raise InputError(problem)
         return tokenize_question(
             self.adapter.tokenizer, self.prompt.template, question, self.tokenization
         )

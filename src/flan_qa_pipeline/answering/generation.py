@@ -4,7 +4,7 @@ import logging
 import math
 from collections.abc import Sequence
 from contextlib import nullcontext
-from dataclasses import astuple, dataclass
+from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
@@ -127,8 +127,8 @@ def generate_answers(
 
 def _gather(answers: dict[int, GeneratedAnswer]) -> dict[int, GeneratedAnswer]:
     """Return the answers of all processes by the numbers of their inputs."""
-    parts = gather_json([[row, astuple(answer)] for row, answer in answers.items()])
-    return {row: GeneratedAnswer(*fields) for part in parts for row, fields in part}
+    parts = gather_json([[row, *vars(answer).values()] for row, answer in answers.items()])
+    return {row: GeneratedAnswer(*fields) for part in parts for row, *fields in part}
 
 
 def _warn_of_missing_answers(answers: dict[int, GeneratedAnswer]) -> None:

@@ -1,34 +1,32 @@
-"""A web page and its HTTP API: both models answer a question about one context.
+"""The web page, and gradio's API: both models answer a question about one context.
 
 Gradio queues requests and answers them in turn; see https://www.gradio.app/guides/queuing.
 """
 
-import ipaddress
-import logging
-import socket
-import threading
-from collections.abc import Callable
-from concurrent.futures import Future
-from dataclasses import asdict, dataclass
+import asyncio
+import json
+from dataclasses import asdict
 from html import escape
 from itertools import pairwise
 from typing import Any
 
 import gradio as gr
 
-from flan_qa_pipeline.answering.answerer import Answer, QuestionAnswerer
+from flan_qa_pipeline.answering.answerer import Answer
+from flan_qa_pipeline.answering.batches import Batches, Query
+from flan_qa_pipeline.answering.question_rules import Pair, QuestionRules
+from flan_qa_pipeline.answering.served_model import ServedModel
 from flan_qa_pipeline.config.parameters import ServingParameters
-from flan_qa_pipeline.errors import InputError
-from flan_qa_pipeline.evaluation.subject import base_name, corpus_name
-
-logger = logging.getLogger(__name__)
-
-Pair = tuple[str, str]  # context, question
 
 NO_ANSWER = "No answer in this context"
 CAVEAT = (
     "Confidence is the probability of the whole answer or, if a model abstains, the probability of "
-    "abstaining rather than giving its best answer. It is not calibrated."
+    "abstaining rather than giving its best answer. It is not calibrated. Models err: check an "
+    "answer in the context."
+)
+EMBEDDED_CAVEAT = (
+    "The adapter learned from the embedded starter corpus, a small made-up one: expect right "
+    "answers only about texts like the examples."
 )
 CSS = """
 .context {white-space: pre-wrap; overflow-wrap: anywhere; max-height: 30rem; overflow-y: auto}
@@ -37,7 +35,6 @@ mark.base {background: #fde68a}
 mark.fine-tuned {background: #86efac}
 mark.both {background: #7dd3fc}
 """
-MAX_BODY_BYTES = 2**24
 API_DESCRIPTION = (
     "Answers a question about a context with the base model and with the fine-tuned model. Each "
     "answer has text (empty if the model abstains), score (its confidence, 0..1), abstained, "
@@ -46,124 +43,74 @@ API_DESCRIPTION = (
 )
 
 
-@dataclass(frozen=True)
-class BothAnswers:
-    """The answers of the two models to one question."""
-
-    base: Answer
-    fine_tuned: Answer
-
-
-class Batches:
-    """Collects the requests that arrive while a batch is being answered into the next batch.
-
-    (Gradio's `batch=True` cannot check two inputs before it queues them.)
-    """
-
-    def __init__(self, answer: Callable[[list[Pair]], list[BothAnswers]]):
-        self._answer = answer
-        self._waiting: list[tuple[Pair, Future[BothAnswers]]] = []
-        self._turn = threading.Lock()
-
-    def call(self, pair: Pair) -> BothAnswers:
-        """Wait until the batch that holds this pair is answered.
-
-        Raises:
-            Exception: any error of the batch, in each of its threads.
-        """
-        future: Future[BothAnswers] = Future()
-        self._waiting.append((pair, future))
-        with self._turn:
-            if not future.done():
-                self._answer_waiting()
-        return future.result()
-
-    def _answer_waiting(self) -> None:
-        batch = list(self._waiting)
-        del self._waiting[: len(batch)]
-        try:
-            answers = self._answer([pair for pair, _ in batch])
-        except Exception as error:
-            for _, future in batch:
-                future.set_exception(error)
-        else:
-            for (_, future), answer in zip(batch, answers, strict=True):
-                future.set_result(answer)
-
-
 class _Endpoints:
-    """What the page and the API call."""
+    """What the page and gradio's API call."""
 
-    def __init__(self, answerer: QuestionAnswerer, serving: ServingParameters):
-        self._answerer, self._serving = answerer, serving
-        self._batches = Batches(self._answer_both)
+    def __init__(self, rules: QuestionRules, batches: Batches):
+        self._rules, self._batches = rules, batches
 
     def check(self, context: str, question: str) -> list[dict[str, Any]]:
         """Validate both fields before the request enters the queue."""
-        limits = self._serving
-        problems = [
-            _too_long("context", context, limits.max_context_characters),
-            _too_long("question", question, limits.max_question_characters),
-        ]
-        if not any(problems) and (problem := self._answerer.problem(context, question)):
-            problems = [problem, None] if not (context or "").strip() else [None, problem]
-        return [gr.validate(problem is None, problem or "") for problem in problems]
+        faults = self._rules.faults(Pair(context=context, question=question))
+        sentences = [faults.get(field) for field in ("context", "question")]
+        return [gr.validate(sentence is None, sentence or "") for sentence in sentences]
 
-    def answer_as_json(self, context: str, question: str) -> dict[str, Any]:
+    async def answer_as_json(self, context: str, question: str) -> dict[str, Any]:
         """Return the fields of both answers."""
-        return asdict(self._batches.call((context, question)))
+        base, fine_tuned = await self._answer_both(context, question)
+        return {"base": asdict(base), "fine_tuned": asdict(fine_tuned)}
 
-    def answer_for_page(self, context: str, question: str) -> tuple[str, ...]:
+    async def answer_for_page(self, context: str, question: str) -> tuple[str, ...]:
         """Return the texts of the page's output fields."""
-        both = self._batches.call((context, question))
+        base, fine_tuned = await self._answer_both(context, question)
         return (
-            _shown_answer(both.base),
-            _shown_confidence(both.base),
-            _shown_answer(both.fine_tuned),
-            _shown_confidence(both.fine_tuned),
-            _marked(highlight(context, both.base, both.fine_tuned)),
+            _shown_answer(base),
+            _shown_confidence(base),
+            _shown_answer(fine_tuned),
+            _shown_confidence(fine_tuned),
+            _marked(highlight(context, base, fine_tuned)),
         )
 
-    def _answer_both(self, pairs: list[Pair]) -> list[BothAnswers]:
-        return [
-            BothAnswers(base, fine_tuned)
-            for base, fine_tuned in zip(
-                self._answerer.answer(pairs, base=True), self._answerer.answer(pairs), strict=True
-            )
-        ]
+    async def _answer_both(self, context: str, question: str) -> list[Answer]:
+        queries = [Query(context, question, base) for base in (True, False)]
+        return await asyncio.gather(*map(asyncio.wrap_future, self._batches.submit(queries)))
 
 
-def build_page(answerer: QuestionAnswerer, serving: ServingParameters) -> gr.Blocks:
-    """Lay out the page and its API, without serving them.
+def build_page(rules: QuestionRules, batches: Batches, model: ServedModel) -> gr.Blocks:
+    """Lay out the page and gradio's API, without serving them.
 
     The only public endpoint, `answer`, takes a context and a question and returns
     `{"base": …, "fine_tuned": …}`, each with the fields of an `Answer`.
     """
-    endpoints = _Endpoints(answerer, serving)
+    serving, endpoints = rules.serving, _Endpoints(rules, batches)
+    request: dict[str, Any] = {
+        "validator": endpoints.check,
+        "concurrency_id": "model",
+        "concurrency_limit": serving.concurrency,
+    }
     with gr.Blocks(title="Question answering", analytics_enabled=False) as page:
-        gr.Markdown(_introduction(answerer))
+        gr.Markdown(_introduction(model))
         with gr.Row():
             with gr.Column():
                 context, question, button = _question_form(serving)
             with gr.Column():
                 outputs = _answer_fields()
-        request: dict[str, Any] = {
-            "inputs": [context, question],
-            "validator": endpoints.check,
-            "concurrency_id": "model",
-            "concurrency_limit": serving.concurrency,
-        }
+        taken = _examples(serving, [context, question], outputs)
+        gr.Markdown("Programs ask by [HTTP](docs).")
         clear_answers = "() => ['', '', '', '', '']"
         gr.on([context.change, question.change], None, outputs=outputs, js=clear_answers)
-        gr.on(
-            [button.click, question.submit],
-            endpoints.answer_for_page,
-            outputs=outputs,
-            api_visibility="private",
-            **request,
-        )
+        for event in (button.click, question.submit, taken):
+            event(
+                endpoints.answer_for_page,
+                inputs=[context, question],
+                outputs=outputs,
+                api_visibility="private",
+                scroll_to_output=True,
+                **request,
+            )
         gr.Button(visible=False).click(
             endpoints.answer_as_json,
+            inputs=[context, question],
             outputs=gr.JSON(label="answers", visible=False),
             api_name="answer",
             api_description=API_DESCRIPTION,
@@ -172,37 +119,32 @@ def build_page(answerer: QuestionAnswerer, serving: ServingParameters) -> gr.Blo
     return page.queue(max_size=serving.max_queue_size, api_open=False)
 
 
-def _introduction(answerer: QuestionAnswerer) -> str:
-    adapter = answerer.adapter
-    run = adapter.training.get("run", {})
-    parameters = run.get("parameters")
-    corpus = f" on {corpus_name(parameters['data']['train_file'])}" if parameters else ""
-    version = f" (adapter {run['run_id']})" if "run_id" in run else ""
-    base = base_name(adapter.provenance["model"]["name"])
-    models = f"The base model {base} and the same model fine-tuned{corpus}{version} answer."
-    return f"# Question answering\n{escape(models)}\n\n{CAVEAT}\n"
+def _introduction(model: ServedModel) -> str:
+    corpus = f" on {model.corpus}" if model.corpus else ""
+    version = f" (adapter {model.adapter})" if model.adapter else ""
+    models = f"The base model {model.base} and the same model fine-tuned{corpus}{version} answer."
+    caveats = f"{EMBEDDED_CAVEAT} {CAVEAT}" if model.learned_from_embedded_corpus else CAVEAT
+    return f"# Question answering\n{escape(models)}\n\n{caveats}\n"
 
 
 def _question_form(serving: ServingParameters) -> tuple[gr.Textbox, gr.Textbox, gr.Button]:
-    """Lay out the fields for a context and a question, the button and the examples."""
+    """Lay out the fields for a context and a question, and the button."""
     context = gr.Textbox(
         "",
         label="Context",
-        lines=10,
+        placeholder="Paste the text that the question is about, or choose an example below.",
+        lines=8,
         max_lines=20,
         info=f"Up to {serving.max_context_characters:,} characters. The models read a long "
         "context in overlapping windows.",
     )
     question = gr.Textbox(
-        "", label="Question", info=f"Up to {serving.max_question_characters:,} characters."
+        "",
+        label="Question",
+        placeholder="Ask what the text says, for example when, where or how many.",
+        info=f"Up to {serving.max_question_characters:,} characters.",
     )
-    button = gr.Button("Answer", variant="primary")
-    if serving.examples:
-        gr.Examples(
-            [[example.context, example.question] for example in serving.examples],
-            [context, question],
-        )
-    return context, question, button
+    return context, question, gr.Button("Answer", variant="primary")
 
 
 def _answer_fields() -> list[gr.Component]:
@@ -210,64 +152,32 @@ def _answer_fields() -> list[gr.Component]:
     fields: list[gr.Component] = []
     with gr.Row():
         for model in ("Base", "Fine-tuned"):
-            with gr.Column(min_width=240):
+            with gr.Column(min_width=140):
                 fields.append(gr.Textbox(label=model, lines=2, interactive=False))
                 fields.append(gr.Textbox(label=f"{model}: confidence", interactive=False))
     fields.append(gr.HTML(container=True))
     return fields
 
 
-def check_address(serving: ServingParameters) -> None:
-    """Check the host and the port before a model is loaded.
-
-    Raises:
-        InputError: the process cannot listen on them.
-    """
-    try:
-        socket.create_server((serving.host, serving.port)).close()
-    except OSError as error:
-        raise InputError(
-            f"The page cannot be served on {serving.host}:{serving.port}: {error.strerror}; choose "
-            "another address with --host or --port."
-        ) from error
-
-
-def launch(page: gr.Blocks, serving: ServingParameters) -> str:
-    """Serve the page in the background until `page.close()`.
-
-    The server contacts no other machine. It warns if other machines can reach it, because the page
-    asks for no password.
+def _examples(serving: ServingParameters, fields: list[gr.Textbox], answers: list[Any]) -> Any:
+    """Offer the examples; a click fills the fields in and empties the answers.
 
     Returns:
-        The page's address.
-
-    Raises:
-        InputError: the process cannot listen on the host and the port.
+        The event after that.
     """
-    check_address(serving)
-    if not _is_loopback(serving.host):
-        logger.warning(
-            "Other machines can reach %s, and the page asks for no password; serving.host "
-            "127.0.0.1 restricts it to this machine.",
-            serving.host,
-        )
-    _, address, _ = page.launch(
-        server_name=serving.host,
-        server_port=serving.port,
-        prevent_thread_lock=True,
-        share=False,
-        inline=False,
-        quiet=True,
-        ssr_mode=False,
-        mcp_server=False,
-        pwa=False,
-        run_history=False,
-        enable_monitoring=False,
-        footer_links=["api"],
-        css=CSS,
-        app_kwargs={"max_body_size": MAX_BODY_BYTES},
+    samples = [[example.context, example.question] for example in serving.examples]
+    examples = gr.Dataset(
+        label="Examples: a click answers",
+        components=fields,
+        samples=samples,
+        type="index",
+        visible=bool(samples),
     )
-    return address
+    emptied = [""] * len(answers)
+    filled_in = json.dumps([[*sample, *emptied] for sample in samples])
+    return examples.click(
+        None, examples, [*fields, *answers], js=f"(number) => {filled_in}[number]"
+    ).then
 
 
 def highlight(context: str, base: Answer, fine_tuned: Answer) -> list[tuple[str, str | None]]:
@@ -310,16 +220,3 @@ def _shown_confidence(answer: Answer) -> str:
     if answer.abstained or answer.start is not None:
         return confidence
     return f"{confidence}; not word for word in the context"
-
-
-def _too_long(name: str, text: str, limit: int) -> str | None:
-    if len(text or "") <= limit:
-        return None
-    return f"The {name} has {len(text):,} characters; shorten it to {limit:,}."
-
-
-def _is_loopback(host: str) -> bool:
-    try:
-        return ipaddress.ip_address(host).is_loopback
-    except ValueError:
-        return host == "localhost"

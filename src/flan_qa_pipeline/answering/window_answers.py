@@ -2,11 +2,15 @@
 
 from collections.abc import Iterable
 from dataclasses import dataclass, replace
+from typing import Any
 
+import numpy as np
+import pyarrow.compute as pc
 from datasets import Dataset
 from peft import PeftModel
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
+from flan_qa_pipeline.answering.batch_tokens import resolve_batch_tokens
 from flan_qa_pipeline.answering.generation import (
     GeneratedAnswer,
     generate_answers,
@@ -48,9 +52,9 @@ def answer_windows(
     generated = generate_answers(
         model,
         tokenizer,
-        windows["input_ids"][:],
+        _token_ids(windows),
         abstention=prompt.abstention,
-        batch_tokens=generation.batch_tokens,
+        batch_tokens=resolve_batch_tokens(generation.batch_tokens, model),
         max_new_tokens=generation.max_new_tokens,
         description=description,
     )
@@ -63,6 +67,15 @@ def answer_windows(
         ),
         prompt.abstention,
     )
+
+
+def _token_ids(windows: Dataset) -> list[Any]:
+    """Return the token ids of each window as a NumPy array, without making Python's numbers."""
+    if not len(windows):
+        return []  # their column has no type
+    column = windows.with_format("arrow")[:]["input_ids"]
+    ends = np.cumsum(pc.list_value_length(column).to_numpy())
+    return np.split(pc.list_flatten(column).to_numpy(), ends)[:-1]
 
 
 def merge_windows(answers: Iterable[WindowAnswer], abstention: str) -> dict[str, WindowAnswer]:

@@ -298,6 +298,9 @@ class TrainingParameters(_Section):
     """The order of the training windows; `group_by_length` makes batches of similar length."""
     logging_steps: Positive
     """Steps between two logs of the loss."""
+    report_to: Literal["tensorboard", "wandb", "mlflow", "none"]
+    """The tracker that gets the log. `tensorboard` writes into `logging_dir`; `wandb` and `mlflow`
+    must be installed and are set up by their own environment variables."""
     eval_strategy: Strategy
     """When to evaluate on the dev articles: never, every `eval_steps`, or after each epoch."""
     eval_steps: Steps
@@ -345,8 +348,10 @@ class DistributedParameters(_Section):
 class GenerationParameters(_Section):
     """Greedy decoding, the same for the base and the fine-tuned model."""
 
-    batch_tokens: Positive
-    """Input tokens in a batch of questions to answer, padding included."""
+    batch_tokens: Literal["auto"] | Positive
+    """Input tokens in a batch of questions to answer, padding included. `auto` is 8,192 on a CPU
+    and as many as fit in the free memory of a GPU, at most 262,144. A batch that does not fit is
+    halved."""
     max_new_tokens: Annotated[int, Field(ge=1, le=65536)]
     """The longest answer in tokens."""
 
@@ -377,18 +382,19 @@ class ServingParameters(_Section):
     """Where the web page and its API listen, and what they accept."""
 
     host: Annotated[str, Field(min_length=1)]
-    """The address to listen on. 127.0.0.1 is this machine only; the page asks for no password."""
+    """The address to listen on. 127.0.0.1 is this machine only; others need a password."""
     port: Annotated[int, Field(ge=1, le=65535)]
     """The port to listen on."""
+    open: bool
+    """Lets everyone who reaches the port ask without a password."""
     max_context_characters: Positive
     """The longest context that a request may send."""
     max_question_characters: Positive
     """The longest question that a request may send."""
     concurrency: Annotated[int, Field(ge=1, le=40)]
-    """Questions answered at a time; those that arrive together share a batch. Gradio has at most 40
-    threads."""
+    """Questions answered at a time; those that arrive together share a batch."""
     max_queue_size: Positive
-    """Questions that may wait; the server refuses more."""
+    """Questions that may wait; the server refuses more. Also the most in one request."""
     examples: list[ExampleParameters]
     """Examples offered on the page."""
 

@@ -1,6 +1,6 @@
-"""Split questions by article, with one batch of them in memory at a time.
+"""Split questions by article while reading them in batches.
 
-Only numbers, distinct titles and digests of all questions are in memory together.
+Beyond the current batch, memory holds only numbers, distinct titles and digests.
 """
 
 import json
@@ -12,7 +12,7 @@ from hashlib import blake2b
 from typing import Any
 
 import numpy as np
-from datasets import Dataset, concatenate_datasets
+from datasets import Dataset, DatasetDict, concatenate_datasets
 
 from flan_qa_pipeline.data.squad import split_titles
 from flan_qa_pipeline.data.texts import normalized
@@ -21,16 +21,21 @@ from flan_qa_pipeline.errors import InputError
 ROWS = 1000
 SHINGLE = 8  # words in a row
 FACTORS = np.random.default_rng(0).integers(2**63, size=SHINGLE, dtype=np.uint64) * 2 + 1
-NEAR = 0.9  # the share of a text's shingles that makes it a near duplicate
+NEAR = 0.9  # a context is a near duplicate if at least this share of its shingles is found
+
+
+def describe_splits(splits: DatasetDict) -> str:
+    """Count the questions of each split, as in "40 train, 10 dev"."""
+    return ", ".join(f"{len(split):,} {name}" for name, split in splits.items())
 
 
 def hold_out(questions: Dataset, fraction: float, seed: int) -> tuple[Dataset, Dataset]:
-    """Hold out a fraction of the articles, and every article that shares a context with them.
+    """Hold out a fraction of the articles and every article that shares a context with one of them.
 
-    Contexts that differ only in spaces, case or Unicode form count as the same.
+    Contexts that differ only in white space, case or Unicode form count as equal.
 
     Returns:
-        The other questions, and the questions held out.
+        The remaining questions and the held-out questions.
     """
     numbers: dict[str, int] = {}
     groups: list[int] = []
@@ -61,10 +66,10 @@ def _root(groups: list[int], article: int) -> int:
 
 
 def pool(train: Dataset, validation: Dataset) -> Dataset:
-    """Join two files; a question that occurs in both, unchanged, counts once.
+    """Concatenate two files; a question that occurs unchanged in both is kept once.
 
     Raises:
-        InputError: the same id stands for different questions.
+        InputError: two different questions have the same id.
     """
     known = {row["id"]: _digest(json.dumps(row)) for row in train}
     new = []
@@ -74,26 +79,26 @@ def pool(train: Dataset, validation: Dataset) -> Dataset:
         elif known[row["id"]] != _digest(json.dumps(row)):
             raise InputError(
                 f"Question id {row['id']!r} stands for different questions in the two files; "
-                "give every question an id of its own."
+                "give every question a unique id."
             )
     return concatenate_datasets([train, validation.select(new)])
 
 
 def shared_values(one: Dataset, other: Dataset, column: str) -> list[str]:
-    """List the texts that a column has in both datasets, sorted; contexts compare normalized."""
+    """Return, sorted, the values of a column that both datasets hold; contexts are normalized."""
     key = normalized if column == "context" else str
     digests = {_digest(key(value)) for value in distinct_values(other, column)}
     return sorted({v for v in distinct_values(one, column) if _digest(key(v)) in digests})
 
 
 def near_duplicates(train: Dataset, validation: Dataset) -> tuple[int, int, str]:
-    """Count validation contexts with at least `NEAR` of their shingles in training contexts.
+    """Count the validation contexts that share at least `NEAR` of their shingles with training.
 
-    Memory holds the shingles of the validation contexts, as numbers.
+    Memory holds one number for each shingle of the validation contexts.
 
     Returns:
-        The count, the number of distinct contexts with at least one shingle, and the first near
-        duplicate ("" if there is none).
+        The number of near duplicates, the number of distinct validation contexts that are long
+        enough to have a shingle, and the first near duplicate ("" if there is none).
     """
     shingles = [_shingles(context) for context in distinct_values(validation, "context")]
     known = np.unique(np.concatenate([*shingles, np.array([], np.uint64)]))
@@ -111,7 +116,7 @@ def near_duplicates(train: Dataset, validation: Dataset) -> tuple[int, int, str]
 
 
 def _shingles(text: str) -> np.ndarray:
-    """Hash each run of `SHINGLE` words to a number; a shorter text has none."""
+    """Hash every run of `SHINGLE` words to a number; a shorter text gives no number."""
     words = re.findall(r"\w+", normalized(text))
     numbers = np.array([_number(word) for word in words], np.uint64)
     if len(words) < SHINGLE:
@@ -126,7 +131,7 @@ def _number(word: str) -> int:
 
 
 def distinct_values(dataset: Dataset, column: str) -> Iterator[str]:
-    """Yield the distinct values of a column in order; memory holds their digests."""
+    """Yield the distinct values of a column in order, keeping only digests in memory."""
     known: set[bytes] = set()
     for value in column_values(dataset, column):
         digest = _digest(value)
@@ -136,7 +141,7 @@ def distinct_values(dataset: Dataset, column: str) -> Iterator[str]:
 
 
 def column_values(dataset: Dataset, column: str) -> Iterator[Any]:
-    """Yield the values of a column, with `ROWS` of them in memory at a time."""
+    """Yield the values of a column, reading `ROWS` of them at a time."""
     batches = dataset.select_columns(column).with_format("arrow").iter(ROWS)
     return (value for batch in batches for value in batch[column].to_pylist())
 

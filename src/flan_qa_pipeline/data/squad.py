@@ -357,7 +357,7 @@ def check(
             record = _with_places(record)
         problem = _problem(record)
         if record["id"] in good:
-            problem = "its id occurs more than once; give every question an id of its own"
+            problem = "its id occurs more than once; give every question a unique id"
         if problem is None:
             good.add(record["id"])
             placed += starts.count(None)

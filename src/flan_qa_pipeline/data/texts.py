@@ -29,6 +29,24 @@ def has_text(text: str) -> bool:
     )
 
 
+def text_problem(value: Any, thing: str) -> str | None:
+    """Say why a value cannot be a context or a question; None if it can.
+
+    Args:
+        value: the value.
+        thing: how the message calls it, such as "The context".
+    """
+    if value is None or value != value:
+        return f"{thing} is missing; give it as text."
+    if not isinstance(value, str):
+        return f"{thing} is of type {type(value).__name__}; give it as text."
+    if not has_text(value):
+        return f"{thing} is empty; give it as text."
+    if not is_unicode(value):
+        return f"{thing} holds half a surrogate pair; remove it."
+    return None
+
+
 def name_problem(name: str, thing: str) -> str | None:
     """Say why a text cannot be an id or a title; None if it can.
 

@@ -17,6 +17,7 @@ from flan_qa_pipeline.data.windows import WINDOWING
 from flan_qa_pipeline.errors import InputError
 
 QUESTIONS = "questions"
+DATA = "data"
 REMEDY = (
     "make them again with kedro run --pipelines=data_engineering, or name another version with "
     "--load-versions=tokenized_questions:…"
@@ -51,9 +52,30 @@ def digest_of(tokenizer: PreTrainedTokenizerBase) -> str:
     return sha256(text.encode()).hexdigest()
 
 
-def describe(made: Mapping[str, Any], questions: Mapping[str, str]) -> str:
-    """Join the inputs of the windows and the fingerprints of their questions in one JSON text."""
-    return json.dumps({**made, QUESTIONS: questions})
+def describe(
+    made: Mapping[str, Any], questions: Mapping[str, str], data: DataParameters | None = None
+) -> str:
+    """Join what windows were made with in one JSON text.
+
+    Args:
+        made: the inputs of the windows, as `made_with` lists them.
+        questions: the fingerprints of the questions, by split.
+        data: the parameters that made the questions.
+    """
+    chosen = {DATA: data.model_dump(mode="json")} if data else {}
+    return json.dumps({**made, QUESTIONS: questions, **chosen})
+
+
+def fingerprints_of(tokenized_questions: DatasetDict) -> dict[str, str]:
+    """Return the fingerprints of the questions that windows were made of, by split."""
+    fingerprints: dict[str, str] = _description(tokenized_questions)[QUESTIONS]
+    return fingerprints
+
+
+def data_parameters_of(tokenized_questions: DatasetDict) -> dict[str, Any]:
+    """Return the parameters that made the questions of the windows; {} if not recorded."""
+    parameters: dict[str, Any] = _description(tokenized_questions).get(DATA, {})
+    return parameters
 
 
 def require_made_with(tokenized_questions: DatasetDict, wanted: Mapping[str, Any]) -> None:
@@ -81,7 +103,7 @@ def require_made_of(tokenized_questions: DatasetDict, fingerprints: Mapping[str,
     Raises:
         InputError: names the first split that differs.
     """
-    made = _description(tokenized_questions)[QUESTIONS]
+    made = fingerprints_of(tokenized_questions)
     for split, fingerprint in fingerprints.items():
         if made.get(split) != fingerprint:
             raise InputError(

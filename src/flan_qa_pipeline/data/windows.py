@@ -1,7 +1,7 @@
-"""Prompts and context windows: the model's inputs for a (question, context) pair.
+"""Build the model's inputs for a question and its context: a prompt with a window of the context.
 
-Windows never cut the question. If the context does not fit beside it, the model reads the context
-in overlapping windows.
+The question is never truncated. A context that does not fit beside it is split into overlapping
+windows.
 """
 
 import re
@@ -13,18 +13,18 @@ from transformers import PreTrainedTokenizerBase
 from flan_qa_pipeline.config.parameters import PromptParameters, TokenizationParameters
 from flan_qa_pipeline.errors import InputError
 
-WINDOWING = 1  # version; increase it whenever the same input gets other windows or labels
+WINDOWING = 1  # version; increase it when a change alters the windows or labels of any input
 
 
 class ContextTokens(NamedTuple):
-    """A context's token ids, and the [start, end) characters of each token."""
+    """The token ids of a context and the [start, end) character span of each token."""
 
     input_ids: list[int]
     offsets: list[tuple[int, int]]
 
 
 class Window(NamedTuple):
-    """One input of the model: its token ids, and the [start, end) characters of the context."""
+    """One model input: its token ids and the [start, end) characters of the context it covers."""
 
     input_ids: list[int]
     span: tuple[int, int]
@@ -33,10 +33,10 @@ class Window(NamedTuple):
 def tokenize_contexts(
     tokenizer: PreTrainedTokenizerBase, contexts: Iterable[str]
 ) -> dict[str, ContextTokens]:
-    """Tokenize each distinct context once, for all questions about it.
+    """Tokenize each distinct context once, however many questions ask about it.
 
     Returns:
-        The tokens by context.
+        A mapping from each context to its tokens.
     """
     distinct = list(dict.fromkeys(contexts))
     if not distinct:
@@ -55,13 +55,14 @@ def tokenize_contexts(
 def tokenize_prompts(
     tokenizer: PreTrainedTokenizerBase, template: str, questions: Sequence[str]
 ) -> list[tuple[list[int], list[int]]]:
-    """Fill the questions into the prompt and tokenize it without the context.
+    """Insert each question into the prompt template and tokenize the result without the context.
 
     Args:
-        template: the prompt, with `{question}` and `{context}`.
+        template: the prompt, with the placeholders `{question}` and `{context}`.
 
     Returns:
-        For each question, the token ids before and after the context, end token included.
+        For each question, the token ids before and after the context; the latter include the end
+        token.
     """
     parts = zip(*(split_template(template, question) for question in questions), strict=True)
     before, after = (
@@ -82,7 +83,7 @@ def tokenize_question(
     question: str,
     lengths: TokenizationParameters,
 ) -> tuple[list[int], list[int]]:
-    """Tokenize one prompt, as `tokenize_prompts` does.
+    """Tokenize the prompt of one question, as `tokenize_prompts` does.
 
     Raises:
         InputError: the question leaves too few tokens for the context.
@@ -113,7 +114,7 @@ def question_problems(
     template: str,
     lengths: TokenizationParameters,
 ) -> list[str | None]:
-    """Return why each question leaves too few tokens for its context, or None if it does not."""
+    """Return, for each question, why it leaves too few tokens for a context, or None if it fits."""
     return [
         _lack_of_room(prompt, lengths)
         for prompt in tokenize_prompts(tokenizer, template, questions)
@@ -129,23 +130,23 @@ def window_columns(
     abstains: bool,
     for_training: bool,
 ) -> dict[str, list[Any]]:
-    """Turn columns of questions into columns of windows.
+    """Convert columns of questions to columns of windows.
 
-    A window that holds an answer has its token ids as labels. A window without one has the
-    abstention as its label if the model `abstains`, and otherwise no labels. A window that has an
-    answer's words at another place than the annotated one may answer the question or not
-    (docs/large_corpora.md), so it has no labels either.
+    The labels of a window are the token ids of the first answer that lies in it. A window without
+    an answer is labelled with the abstention if the model `abstains`; otherwise it gets no labels.
+    A window that contains an answer's words, but not at the annotated position, also gets no
+    labels: it may or may not answer the question (docs/large_corpora.md).
 
     Args:
-        questions: columns id, question, context and answers.
+        questions: the columns id, question, context and answers.
         abstains: whether the model learns to abstain.
-        for_training: leave out windows without labels.
+        for_training: whether to drop windows without labels.
 
     Returns:
-        Columns id, window (its number), input_ids and labels.
+        The columns id, window (its index within the question), input_ids and labels.
 
     Raises:
-        InputError: a question leaves too few tokens for its context; the error names its id.
+        InputError: a question leaves too few tokens for its context; the message gives its id.
     """
     contexts = tokenize_contexts(tokenizer, questions["context"])
     prompts = tokenize_prompts(tokenizer, prompt.template, questions["question"])
@@ -178,7 +179,7 @@ def window_columns(
 def question_windows(
     question: tuple[list[int], list[int]], context: ContextTokens, lengths: TokenizationParameters
 ) -> list[Window]:
-    """Combine a tokenized question with each part of a tokenized context, in order."""
+    """Combine a tokenized question with each window of its tokenized context, in order."""
     before, after = question
     ids, offsets = context
     size = lengths.max_source_length - len(before) - len(after)
@@ -192,7 +193,7 @@ def question_windows(
 
 
 def split_template(template: str, question: str) -> tuple[str, str]:
-    """Fill in the question and return the prompt's text before and after the context.
+    """Insert the question and return the parts of the prompt before and after the context.
 
     >>> split_template("question: {question} context: {context}", "Who?")
     ('question: Who? context:', '')
@@ -211,7 +212,7 @@ def window_spans(n_tokens: int, size: int, stride: int) -> list[tuple[int, int]]
     [(0, 4), (3, 7), (6, 10)]
 
     Raises:
-        ValueError: `size` is not larger than `stride`, so the windows would not advance.
+        ValueError: `size` does not exceed `stride`, so the windows would never advance.
     """
     if size <= stride:
         raise ValueError(f"a window of {size} tokens cannot overlap its neighbour by {stride}")
@@ -225,7 +226,7 @@ def window_spans(n_tokens: int, size: int, stride: int) -> list[tuple[int, int]]
 def answer_in_window(
     texts: Sequence[str], starts: Sequence[int], window: tuple[int, int]
 ) -> str | None:
-    """Return the first answer that lies entirely inside the window's characters, or None."""
+    """Return the first answer that lies entirely within the window, or None."""
     for text, start in zip(texts, starts, strict=True):
         if window[0] <= start and start + len(text) <= window[1]:
             return text
@@ -233,7 +234,7 @@ def answer_in_window(
 
 
 def answer_words(texts: Iterable[str]) -> re.Pattern[str]:
-    """Compile a pattern that finds any of the answers as whole words; white space may differ.
+    """Compile a pattern that matches any of the answers as whole words, whatever the white space.
 
     >>> bool(answer_words(["5 May"]).search("On 5\\nMay.")), bool(answer_words([]).search("5"))
     (True, False)

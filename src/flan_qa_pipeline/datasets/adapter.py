@@ -6,15 +6,16 @@ from typing import Any
 from kedro.io.core import AbstractVersionedDataset, Version
 
 from flan_qa_pipeline.errors import InputError
-from flan_qa_pipeline.files import DIGESTS, remove_at_once, saved_digests
+from flan_qa_pipeline.files import CARD, DIGESTS, is_as_saved, remove_at_once, saved_digests
 from flan_qa_pipeline.models.adapter import WEIGHTS, Adapter, load_adapter, save_adapter
+from flan_qa_pipeline.reporting.model_card import adapter_card
 
 
 class AdapterDataset(AbstractVersionedDataset[Adapter, Adapter]):
-    """Saves a LoRA adapter and its tokenizer in peft's layout (see `save_adapter`).
+    """Saves a LoRA adapter, its tokenizer and a model card in peft's layout (see `save_adapter`).
 
     `PeftModel.from_pretrained` reads the folder. Without versions, saving replaces the adapter in
-    the folder and refuses to touch a folder that holds other files.
+    the folder and refuses to touch a folder that holds other files or an edited card.
 
     Example:
     ```yaml
@@ -46,6 +47,8 @@ class AdapterDataset(AbstractVersionedDataset[Adapter, Adapter]):
         folder = Path(self._get_save_path())
         if folder.exists():
             own = {*saved_digests(folder), DIGESTS}
+            if not is_as_saved(folder, CARD):
+                own.discard(CARD)
             for path in sorted(folder.iterdir()):
                 if path.name not in own:
                     raise InputError(
@@ -53,7 +56,7 @@ class AdapterDataset(AbstractVersionedDataset[Adapter, Adapter]):
                         "or name another folder in the catalog."
                     )
             remove_at_once(folder, own)
-        save_adapter(data, folder)
+        save_adapter(data, folder, adapter_card(data))
 
     def _exists(self) -> bool:
         return (Path(self._get_load_path()) / WEIGHTS).is_file()

@@ -5,10 +5,10 @@ from typing import Any
 
 import pandas as pd
 from kedro.io.core import get_filepath_str
-from kedro_datasets.pandas import CSVDataset
 
 from flan_qa_pipeline.data.question_files import QuestionFile
 from flan_qa_pipeline.data.row_files import RowFiles
+from flan_qa_pipeline.datasets.previewed import TableDataset
 from flan_qa_pipeline.datasets.row_files import RowFilesDataset
 
 FORMULA = re.compile(
@@ -42,7 +42,7 @@ class QuestionFileDataset(RowFilesDataset[QuestionFile]):
         return QuestionFile(files.url, credentials=files.credentials)
 
 
-class TextCSVDataset(CSVDataset):
+class TextCSVDataset(TableDataset):
     """A CSV file of texts by other people, safe to open in a spreadsheet.
 
     Takes the arguments of `pandas.CSVDataset`. A text that a spreadsheet would read as a formula is
@@ -58,7 +58,7 @@ class TextCSVDataset(CSVDataset):
     """
 
     # Python 3.11 quotes a text only if it holds a character of the line terminator
-    DEFAULT_SAVE_ARGS = CSVDataset.DEFAULT_SAVE_ARGS | {"lineterminator": "\r\n"}
+    DEFAULT_SAVE_ARGS = TableDataset.DEFAULT_SAVE_ARGS | {"lineterminator": "\r\n"}
 
     def load(self) -> pd.DataFrame:
         return super().load().map(_unescaped)

@@ -6,7 +6,9 @@ from kedro.io import AbstractDataset, DatasetError
 from kedro.io.core import Version
 
 from flan_qa_pipeline.errors import InputError, in_one_line
-from flan_qa_pipeline.runtime.kedro_private import place_of
+from flan_qa_pipeline.runtime.kedro_private import is_versioned, place_of
+
+EVALUATIONS = "evaluation_record"
 
 
 def load(dataset: AbstractDataset[Any, Any]) -> Any:
@@ -40,6 +42,26 @@ def load_version(catalog: Any, name: str, version: str | None) -> Any:
             f"`kedro run` or name one of: {saved or 'none yet'}."
         )
     return load(dataset)
+
+
+def newest_evaluation(catalog: Any, adapter: str | None) -> dict[str, Any]:
+    """Find the newest saved evaluation of an adapter.
+
+    Args:
+        catalog: the project's catalog.
+        adapter: the version that the adapter was trained under; None: unknown.
+
+    Returns:
+        The record, as the node `record_evaluation` made it; {} if there is none.
+    """
+    dataset = catalog[EVALUATIONS]
+    if adapter is None or not is_versioned(dataset) or not dataset.exists():
+        return {}
+    for version in dataset.list_versions(full_path=False):
+        record: dict[str, Any] = load_version(catalog, EVALUATIONS, version)
+        if record.get("adapter") == adapter:
+            return record
+    return {}
 
 
 def explained(error: DatasetError, dataset: AbstractDataset[Any, Any] | None) -> InputError:

@@ -1,12 +1,18 @@
 """What a result is about, as titles name it: the base model and the corpus."""
 
+from collections.abc import Mapping
 from pathlib import PurePath
+from typing import Any
+
+import numpy as np
+from datasets import Dataset, DatasetDict
 
 from flan_qa_pipeline.config.parameters import DataParameters, ModelParameters
 from flan_qa_pipeline.hub import PROTOCOL, DataFiles
+from flan_qa_pipeline.pretraining.starter_corpus import is_starter_question
 
 EMBEDDED_CORPUS = "the embedded starter corpus"
-EMBEDDED_FILES = {"starter_train.json", "starter_validation.json"}
+ROWS_READ = 50  # of a split, to recognize its corpus
 
 
 def base_name(model: str) -> str:
@@ -20,25 +26,45 @@ def base_name(model: str) -> str:
 
 
 def corpus_name(file: str) -> str:
-    """Name the corpus of a file: the embedded one, a dataset of the hub, or the file itself.
+    """Name the corpus of a file that is not recognized: a dataset of the hub, or the file itself.
 
-    >>> corpus_name("data/01_raw/starter_validation.json"), corpus_name("../squad/dev-v2.0.json")
-    ('the embedded starter corpus', 'dev-v2.0.json')
+    >>> corpus_name("hf://datasets/rajpurkar/squad_v2/a.parquet"), corpus_name("../squad/dev.json")
+    ('rajpurkar/squad_v2', 'dev.json')
     """
-    if file.startswith(PROTOCOL):
-        return DataFiles.of(file).repo_id
-    name = PurePath(file).name
-    return EMBEDDED_CORPUS if name in EMBEDDED_FILES else name
+    return DataFiles.of(file).repo_id if file.startswith(PROTOCOL) else PurePath(file).name
 
 
-def scored_on(data: DataParameters) -> str:
+def recognized(questions: DatasetDict) -> dict[str, str]:
+    """Map the splits that hold an embedded corpus to its name, whatever their files are called."""
+    return {name: EMBEDDED_CORPUS for name, split in questions.items() if _is_starter(split)}
+
+
+def _is_starter(split: Dataset) -> bool:
+    if not len(split) or "title" not in split.column_names:
+        return False
+    rows = np.unique(np.linspace(0, len(split) - 1, ROWS_READ).astype(int))
+    columns = split.select_columns(["title", "question", "id"])[rows]
+    return all(map(is_starter_question, columns["title"], columns["question"], columns["id"]))
+
+
+def trained_on(run: Mapping[str, Any]) -> str | None:
+    """Name the corpus of a training from its adapter's record of the run; None: it is not known."""
+    if corpus := run.get("corpora", {}).get("train"):
+        return str(corpus)
+    parameters = run.get("parameters")
+    return corpus_name(parameters["data"]["train_file"]) if parameters else None
+
+
+def scored_on(data: DataParameters, questions: DatasetDict) -> str:
     """Name the corpora of the validation questions, which may come from both files."""
+    if corpus := recognized(questions).get("validation"):
+        return corpus
     files = [data.validation_file]
     if data.validation_fraction is not None:
         files.insert(0, data.train_file)
     return " and ".join(dict.fromkeys(map(corpus_name, files)))
 
 
-def subject(model: ModelParameters, data: DataParameters) -> str:
+def subject(model: ModelParameters, data: DataParameters, questions: DatasetDict) -> str:
     """Name the base model and the corpus, as in "starter_t5 on the embedded starter corpus"."""
-    return f"{base_name(model.name)} on {scored_on(data)}"
+    return f"{base_name(model.name)} on {scored_on(data, questions)}"

@@ -23,7 +23,7 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from flan_qa_pipeline.config.parameters import LoraParameters, ModelParameters, PromptParameters
 from flan_qa_pipeline.errors import InputError, in_one_line
-from flan_qa_pipeline.files import DIGESTS, refuse_pickles, require_undamaged, save_digests
+from flan_qa_pipeline.files import CARD, DIGESTS, refuse_pickles, require_undamaged, save_digests
 from flan_qa_pipeline.models.fused_lora import fuse
 from flan_qa_pipeline.models.loading import read_tokenizer, require_vocabulary
 from flan_qa_pipeline.models.sharded_tensors import sharded_like, whole
@@ -93,10 +93,15 @@ def lora_config(lora: LoraParameters) -> LoraConfig:
     )
 
 
-def save_adapter(adapter: Adapter, folder: Path) -> None:
+def save_adapter(adapter: Adapter, folder: Path, card: str | None = None) -> None:
     """Save an adapter into a new or empty folder, in peft's own layout, with digests of its files.
 
     Weights are safetensors, everything else is JSON.
+
+    Args:
+        adapter: the adapter.
+        folder: the folder; made if it does not exist.
+        card: the model card, in Markdown.
     """
     folder.mkdir(parents=True, exist_ok=True)
     save_file(adapter.state_dict, folder / WEIGHTS, metadata={"format": "pt"})
@@ -105,6 +110,8 @@ def save_adapter(adapter: Adapter, folder: Path) -> None:
     for name, content in ((PROVENANCE, adapter.provenance), (TRAINING, adapter.training)):
         text = json.dumps(content, indent=2, ensure_ascii=False)
         (folder / name).write_text(text, encoding="utf-8")
+    if card is not None:
+        (folder / CARD).write_text(card, encoding="utf-8")
     save_digests(folder, (path.name for path in folder.iterdir()))
 
 

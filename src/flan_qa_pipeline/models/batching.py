@@ -10,6 +10,7 @@ from typing import Any
 
 import numpy as np
 import torch
+from torch import nn
 
 PAD_TO_MULTIPLE = 8  # matrix units read this many values at a time
 MIN_ROWS, ROWS_MULTIPLE = 16, 64  # of batches to answer
@@ -82,6 +83,21 @@ def collate(
         "input_ids": pad(input_ids, pad_token_id, length),
         "attention_mask": mask(input_ids, length),
         "labels": pad(labels, NO_LABEL, labels_length),
+    }
+
+
+def lengthen(
+    batch: Mapping[str, torch.Tensor], pad_token_id: int, length: int, labels_length: int
+) -> dict[str, torch.Tensor]:
+    """Pad a batch that `collate` made to greater lengths."""
+    padding = {
+        "input_ids": (length, pad_token_id),
+        "attention_mask": (length, 0),
+        "labels": (labels_length, NO_LABEL),
+    }
+    return {
+        name: nn.functional.pad(part, (0, padding[name][0] - part.shape[1]), value=padding[name][1])
+        for name, part in batch.items()
     }
 
 

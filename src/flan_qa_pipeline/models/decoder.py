@@ -7,6 +7,7 @@ from transformers.models.t5.modeling_t5 import T5Attention, eager_attention_forw
 
 from flan_qa_pipeline.models.batching import round_up
 from flan_qa_pipeline.models.t5 import additive
+from flan_qa_pipeline.models.transformers_private import attention_of
 
 
 class Decoder:
@@ -74,7 +75,8 @@ class Decoder:
         """Keep only these rows of the batch."""
         self._mask = self._mask[rows]
         for kept in (self._read, self._written):
-            kept[:] = [(key[rows], value[rows]) for key, value in kept]
+            for i, (key, value) in enumerate(kept):  # one layer at a time, for its memory
+                kept[i] = key[rows], value[rows]
 
 
 def _key_value(attention: T5Attention) -> tuple[torch.nn.Module, torch.nn.Module]:
@@ -96,7 +98,7 @@ def _attend(
 ) -> torch.Tensor:
     query = _heads(attention, attention.q(normed))
     attend = ALL_ATTENTION_FUNCTIONS.get_interface(
-        attention.config._attn_implementation, eager_attention_forward
+        attention_of(attention.config), eager_attention_forward
     )
     states, _ = attend(
         attention, query, key, value, None, position_bias=bias, scaling=1.0, is_causal=False

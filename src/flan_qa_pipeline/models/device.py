@@ -39,6 +39,11 @@ def resolve_attention(name: str) -> str:
     return "sdpa" if torch.cuda.is_available() else "eager"
 
 
+def device_name() -> str:
+    """Return the name of the GPU, or "CPU"."""
+    return torch.cuda.get_device_name() if torch.cuda.is_available() else "CPU"
+
+
 def free_memory(device: torch.device) -> int:
     """Bytes that this process may still allocate: on the GPU, or its share of main memory."""
     if device.type == "cuda":

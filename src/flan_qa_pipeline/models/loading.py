@@ -41,6 +41,7 @@ from flan_qa_pipeline.models.quantization import (
     shape_of,
 )
 from flan_qa_pipeline.models.t5 import QuantizableT5
+from flan_qa_pipeline.models.transformers_private import set_attention
 
 LFS_POINTER = b"version https://git-lfs.github.com/spec/"
 
@@ -168,14 +169,13 @@ def load_base_model(model: ModelParameters, *, to_shard: bool = False) -> PreTra
 
     Raises:
         InputError: the name is neither a folder nor a hub id; the model is not a T5 v1.1; its files
-            are damaged, its weights incomplete or not finite; it has fewer embeddings than its
-            tokenizer has tokens; `skip_modules` names no linear layer; or a parameter contradicts
-            the 4 bits that the base is stored in.
+            are damaged, its weights incomplete or not finite; `skip_modules` names no linear layer;
+            or a parameter contradicts the 4 bits that the base is stored in. `check_base` and
+            `attach_adapter` check the tokenizer.
     """
     folder = base_folder(model)
     config = _load_config(model, folder)
     _require_whole(folder)
-    require_vocabulary(load_tokenizer(model), config.vocab_size, model.name)
     require_undamaged(folder)
     layers = _stored_layers(model, folder, config)
     _require_finite(folder, layers)
@@ -290,7 +290,7 @@ def as_transformers_t5(model: PreTrainedModel) -> T5ForConditionalGeneration:
     """
     config = deepcopy(model.config)
     config.tie_word_embeddings = True  # embeddings of encoder and decoder; the head is not
-    config._attn_implementation = "eager"
+    set_attention(config, "eager")
     with torch.device("meta"):
         plain = T5ForConditionalGeneration(config)
     plain.config.tie_word_embeddings = False  # transformers 4 would tie the head, too

@@ -58,16 +58,6 @@ class PackedLayer:
     storage: str
 
 
-def allow_every_layer(model: PreTrainedModel) -> None:
-    """Open T5's feed-forward `wo` to quantization.
-
-    transformers keeps `wo` out, because its output overflows float16; bfloat16 and float32, the
-    compute dtypes of this project, hold it. transformers reads the list from this attribute of an
-    initialized model and offers no public way to change it.
-    """
-    model._keep_in_fp32_modules = set()
-
-
 @contextmanager
 def readable_weights(path: Path) -> Iterator[None]:
     """Turn errors of the block that reads a safetensors file into a sentence.

@@ -27,8 +27,12 @@ from transformers.models.t5.modeling_t5 import (
     T5LayerNorm,
 )
 
-from flan_qa_pipeline.models.quantization import allow_every_layer
 from flan_qa_pipeline.models.subclasses import become
+from flan_qa_pipeline.models.transformers_private import (
+    allow_every_layer,
+    attention_of,
+    set_attention,
+)
 
 LOSS_CHUNK = 256
 
@@ -203,8 +207,8 @@ class QuantizableT5(T5ForConditionalGeneration):
         config = deepcopy(config)
         if config.dense_act_fn == "gelu_new":
             config.dense_act_fn = "gelu_pytorch_tanh"  # the same function, one kernel
-        if config._attn_implementation == "eager":
-            config._attn_implementation = LEAN
+        if attention_of(config) == "eager":
+            set_attention(config, LEAN)
         super().__init__(config)
         allow_every_layer(self)
         become(self, LEAN_LAYERS)

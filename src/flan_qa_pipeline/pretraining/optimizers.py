@@ -15,6 +15,7 @@ from transformers import T5ForConditionalGeneration
 from flan_qa_pipeline.config.parameters import PretrainOptimizerParameters
 from flan_qa_pipeline.pretraining.objectives import Objectives
 from flan_qa_pipeline.pretraining.replaced_tokens import ReplacedTokens
+from flan_qa_pipeline.training.torch_private import multiply_all
 
 NEWTON_SCHULZ = (3.4445, -4.7750, 2.0315)
 GENERATOR_WEIGHT_DECAY = 0.02
@@ -79,7 +80,7 @@ class Muon(torch.optim.Optimizer):
             update = orthogonalize(torch.lerp(gradients, buffer, group["momentum"]))
             size = 0.2 * max(update.shape[-2:]) ** 0.5 * group["lr"] * group["scale"]
             if group["weight_decay"]:
-                torch._foreach_mul_(parameters, 1 - group["lr"] * group["weight_decay"])
+                multiply_all(parameters, 1 - group["lr"] * group["weight_decay"])
             for parameter, change in zip(parameters, update, strict=True):
                 parameter.add_(change.float(), alpha=-size)
 

@@ -24,6 +24,7 @@ SQUAD_VERSION = "v2.0"
 MAX_CONTEXT_WORDS = 100
 MIN_SENTENCES = 3
 MAX_QUESTIONS_PER_PARAGRAPH = 12
+PARAGRAPHS_SEARCHED = 16  # of an article, for the place that an id holds
 MIN_ATTRIBUTES = 6
 MIN_QUESTIONS = 3
 
@@ -252,15 +253,28 @@ def _title(kind: Kind, entity: Entity) -> str:
     return f"{entity.name} ({kind.noun})".replace(" ", "_")
 
 
+def is_starter_question(title: str, question: str, id_: str) -> bool:
+    """Return whether a question comes from `generate_corpus`, as its id shows."""
+    return any(
+        _question_id(title, paragraph, index, question) == id_
+        for paragraph in range(PARAGRAPHS_SEARCHED)
+        for index in range(MAX_QUESTIONS_PER_PARAGRAPH)
+    )
+
+
+def _question_id(title: str, paragraph_index: int, index: int, question: str) -> str:
+    key = f"{title}\n{paragraph_index}\n{index}\n{question}"
+    return hashlib.sha1(key.encode(), usedforsecurity=False).hexdigest()[:24]
+
+
 def _qa(title: str, paragraph_index: int, index: int, question: Question) -> dict[str, Any]:
-    key = f"{title}\n{paragraph_index}\n{index}\n{question.text}"
     answers = (
         []
         if question.impossible_type
         else [{"text": question.answer, "answer_start": question.answer_start}]
     )
     return {
-        "id": hashlib.sha1(key.encode(), usedforsecurity=False).hexdigest()[:24],
+        "id": _question_id(title, paragraph_index, index, question.text),
         "question": question.text,
         "is_impossible": bool(question.impossible_type),
         "answers": answers,

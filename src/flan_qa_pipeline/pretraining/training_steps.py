@@ -12,7 +12,7 @@ from typing import Any
 
 import torch
 from accelerate import PartialState
-from accelerate.utils import reduce, set_seed
+from accelerate.utils import set_seed
 from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from transformers import T5ForConditionalGeneration
@@ -22,6 +22,7 @@ from flan_qa_pipeline.errors import InputError
 from flan_qa_pipeline.files import refuse_pickles, remove_at_once, written_aside
 from flan_qa_pipeline.models.device import multiplies_bfloat16
 from flan_qa_pipeline.models.exchange import broadcast_json
+from flan_qa_pipeline.models.flat_gradients import FlatGradients
 from flan_qa_pipeline.pretraining.batches import Batch, Batches, BatchSource
 from flan_qa_pipeline.pretraining.objectives import DENOISING, Objectives
 from flan_qa_pipeline.pretraining.optimizers import (
@@ -66,30 +67,6 @@ def compute_dtype() -> AbstractContextManager[None]:
         PartialState().device.type, torch.bfloat16, enabled=multiplies_bfloat16()
     )
     return autocast
-
-
-class FlatGradients:
-    """A model's gradients as views of one buffer, which one call reduces."""
-
-    def __init__(self, model: torch.nn.Module) -> None:
-        parameters = list(model.parameters())
-        self.buffer = parameters[0].new_zeros(sum(p.numel() for p in parameters))
-        start = 0
-        for parameter in parameters:
-            view = self.buffer[start : start + parameter.numel()]
-            parameter.grad = view.view_as(parameter)
-            start += parameter.numel()
-
-    def average(self) -> None:
-        """Average over the processes, in bfloat16."""
-        if PartialState().num_processes > 1:
-            self.buffer.copy_(reduce(self.buffer.bfloat16(), reduction="mean"))
-
-    def clip(self, largest: float) -> torch.Tensor:
-        """Scale the gradients to a norm of at most `largest`; return the norm before."""
-        norm = self.buffer.norm()
-        self.buffer.mul_((largest / (norm + 1e-6)).clamp(max=1.0))
-        return norm
 
 
 @dataclass
@@ -141,6 +118,8 @@ class Phase:
         for group in self._groups(self._parts):
             group["initial_lr"] = group["lr"]
         self._gradients = {name: FlatGradients(part) for name, part in self._parts.items()}
+        for gradients in self._gradients.values():
+            gradients.attach()
         self._state = PartialState()
         compiles = self._state.device.type == "cuda" if settings.compile == "auto" else False
         if settings.compile is True or compiles:
@@ -240,14 +219,14 @@ class Phase:
         total.backward()
         trained = [MODEL, *self._objectives.trained_by(kind)]
         for name in trained:
-            self._gradients[name].average()
+            self._gradients[name].average(torch.bfloat16)
         norm = self._gradients[MODEL].clip(self._phase.optimizer.max_grad_norm)
         for group in self._groups(trained):
             group["lr"] = group["initial_lr"] * factor
         for name in trained:
             for optimizer in self._optimizers[name]:
                 optimizer.step()
-            self._gradients[name].buffer.zero_()
+            self._gradients[name].whole.zero_()
         return losses, norm
 
     def _groups(self, parts: Iterable[str]) -> Iterator[dict[str, Any]]:

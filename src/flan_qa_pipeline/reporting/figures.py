@@ -6,6 +6,7 @@ from typing import Any
 import numpy as np
 import pandas as pd
 import plotly.graph_objects as go
+from datasets import DatasetDict
 from plotly.subplots import make_subplots
 
 from flan_qa_pipeline.config.parameters import DataParameters, ModelParameters
@@ -16,6 +17,7 @@ from flan_qa_pipeline.models.adapter import Adapter
 MODELS = ("baseline", "fine-tuned")
 COLORS = dict(zip(MODELS, ("#9aa5b1", "#1f6feb"), strict=True))
 ACCENT = "#c2410c"
+RULE = "#94a3b8"
 PERCENT = {"title": "percent", "range": [0, 105]}
 _LAYOUT: dict[str, Any] = {
     "template": "plotly_white",
@@ -25,12 +27,17 @@ _LAYOUT: dict[str, Any] = {
 _POINTS_DRAWN = 400
 
 
-def _title(text: str, model: ModelParameters, data: DataParameters) -> dict[str, Any]:
-    return {"text": text, "subtitle": {"text": escape(subject(model, data))}}
+def _title(
+    text: str, model: ModelParameters, data: DataParameters, questions: DatasetDict
+) -> dict[str, Any]:
+    return {"text": text, "subtitle": {"text": escape(subject(model, data, questions))}}
 
 
 def plot_scores(
-    score_table: pd.DataFrame, model: ModelParameters, data: DataParameters
+    score_table: pd.DataFrame,
+    model: ModelParameters,
+    data: DataParameters,
+    questions: DatasetDict,
 ) -> go.Figure:
     """Draw each subset's EM and F1 before and after fine-tuning."""
     figure = make_subplots(cols=2, subplot_titles=["EM", "F1"], shared_yaxes=True)
@@ -49,7 +56,7 @@ def plot_scores(
                 row=1,
             )
     figure.update_layout(
-        title=_title("EM and F1 before and after fine-tuning", model, data),
+        title=_title("EM and F1 before and after fine-tuning", model, data, questions),
         barmode="group",
         yaxis=PERCENT,
         **_LAYOUT,
@@ -62,6 +69,7 @@ def plot_abstention(
     abstention_table: pd.DataFrame,
     model: ModelParameters,
     data: DataParameters,
+    questions: DatasetDict,
 ) -> go.Figure:
     """Draw the precision of the answers given against the share of questions abstained on."""
     figure = go.Figure()
@@ -92,7 +100,7 @@ def plot_abstention(
                 marker={"size": 12, "color": color, "symbol": "diamond"},
             )
     figure.update_layout(
-        title=_title("Precision of the answers given against abstention", model, data),
+        title=_title("Precision of the answers given against abstention", model, data, questions),
         xaxis={"title": "questions abstained on, percent", "range": [0, 100]},
         yaxis={**PERCENT, "title": "mean F1 of the answers given, percent"},
         **_LAYOUT,
@@ -100,7 +108,9 @@ def plot_abstention(
     return figure
 
 
-def plot_training(adapter: Adapter, model: ModelParameters, data: DataParameters) -> go.Figure:
+def plot_training(
+    adapter: Adapter, model: ModelParameters, data: DataParameters, questions: DatasetDict
+) -> go.Figure:
     """Draw loss, learning rate and the scores on held-out train articles over the steps."""
     log = pd.DataFrame(adapter.training["log"], columns=["step", *_CURVES])
     figure = make_subplots(
@@ -120,8 +130,15 @@ def plot_training(adapter: Adapter, model: ModelParameters, data: DataParameters
             )
     best = adapter.training["best_step"]
     if best is not None:
-        figure.add_vline(x=best, line_dash="dot", annotation_text="adapter kept", row=3, col=1)
-    figure.update_layout(title=_title("Training", model, data), height=640, **_LAYOUT)
+        figure.add_vline(
+            x=best,
+            line_dash="dot",
+            line_color=RULE,
+            annotation_text="adapter kept",
+            row=3,
+            col=1,
+        )
+    figure.update_layout(title=_title("Training", model, data, questions), height=640, **_LAYOUT)
     figure.update_yaxes(title_text="loss", row=1)
     figure.update_yaxes(title_text="learning rate", row=2)
     figure.update_yaxes(title_text="percent", range=[0, 105], row=3)
@@ -132,14 +149,17 @@ def plot_training(adapter: Adapter, model: ModelParameters, data: DataParameters
 _CURVES = {
     "loss": (1, "loss on train", COLORS["baseline"]),
     "eval_loss": (1, "loss on held-out train articles", COLORS["fine-tuned"]),
-    "learning_rate": (2, "learning rate", "#475569"),
+    "learning_rate": (2, "learning rate", "#64748b"),
     "eval_f1": (3, "F1 on held-out train articles", COLORS["fine-tuned"]),
     "eval_exact": (3, "EM on held-out train articles", ACCENT),
 }
 
 
 def plot_context_length(
-    breakdown_table: pd.DataFrame, model: ModelParameters, data: DataParameters
+    breakdown_table: pd.DataFrame,
+    model: ModelParameters,
+    data: DataParameters,
+    questions: DatasetDict,
 ) -> go.Figure:
     """Draw F1 against context length, in quarters of the questions."""
     rows = breakdown_table[breakdown_table["group"] == "context length"]
@@ -155,7 +175,7 @@ def plot_context_length(
             line_color=color,
         )
     figure.update_layout(
-        title=_title("F1 against context length", model, data),
+        title=_title("F1 against context length", model, data, questions),
         yaxis={**PERCENT, "title": "F1, percent"},
         **_LAYOUT,
     )
@@ -178,7 +198,7 @@ def plot_comparison(comparison_table: pd.DataFrame) -> go.Figure:
         mode="markers",
         marker={"size": 9, "color": COLORS["fine-tuned"]},
     )
-    figure.add_vline(x=0, line_color="#94a3b8")
+    figure.add_vline(x=0, line_color=RULE)
     figure.update_layout(
         title="F1 of the second version minus the first",
         xaxis_title="points",

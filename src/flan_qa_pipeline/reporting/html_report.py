@@ -1,4 +1,4 @@
-"""The report: one HTML file that opens from disk without a network.
+"""The report and the list of runs: HTML files that open from disk without a network.
 
 Data reaches the page in one of two ways: Jinja escapes it, or it is JSON in which no character can
 end the surrounding script element. The page shows values from the JSON as text only.
@@ -7,16 +7,16 @@ end the surrounding script element. The page shows values from the JSON as text 
 import json
 import re
 from collections.abc import Mapping
-from importlib.resources import files
 from typing import Any
 
 import pandas as pd
 import plotly.graph_objects as go
-from jinja2 import Environment, StrictUndefined
+from jinja2 import Environment, PackageLoader, StrictUndefined
 from markupsafe import Markup
 from plotly.offline import get_plotlyjs
 
-TEMPLATE = files("flan_qa_pipeline.reporting") / "report.html.j2"
+Tables = Mapping[str, tuple[pd.DataFrame, str]]  # a table and a note for each heading
+
 _NUMBER = re.compile(r"[-+]?[\d,.]+(e[-+]?\d+)?( \[.*\])?")
 _UNSAFE = {ord(char): f"\\u{ord(char):04x}" for char in "<>&"}
 
@@ -42,7 +42,7 @@ def browsable_questions(question_table: pd.DataFrame, labels: tuple[str, str]) -
     """Return the contexts, each once, and the questions for the page's script.
 
     Offsets count code points, as in SQuAD. `abstained` marks a question that has an answer but on
-    which the second model abstained.
+    which the second model abstained, `answered` one that has no answer but that it answered.
 
     Args:
         question_table: one row per question, with each label's answer, EM and F1.
@@ -67,9 +67,11 @@ def browsable_questions(question_table: pd.DataFrame, labels: tuple[str, str]) -
                 "spans": sorted(spans),
                 "before": row[before],
                 "after": row[after],
+                "em": [round(row[f"{label} EM"]) for label in labels],
                 "f1": [round(row[f"{label} F1"], 1) for label in labels],
                 "outcome": outcome(row[f"{before} EM"], row[f"{after} EM"]),
                 "abstained": bool(answers) and not row[after],
+                "answered": not answers and bool(row[after]),
             }
         )
     return {"contexts": list(contexts), "questions": rows}
@@ -84,41 +86,54 @@ def _cell(value: Any) -> tuple[str, bool]:
     return str(value), bool(_NUMBER.fullmatch(str(value)))
 
 
+def _shown(table: pd.DataFrame, note: str) -> dict[str, Any]:
+    return {
+        "columns": list(table.columns),
+        "rows": [[_cell(value) for value in row] for row in table.itertuples(index=False)],
+        "note": note,
+    }
+
+
+def _render(template: str, **values: Any) -> str:
+    environment = Environment(
+        autoescape=True,
+        undefined=StrictUndefined,
+        loader=PackageLoader("flan_qa_pipeline", "reporting"),
+    )
+    return environment.get_template(template).render(values)
+
+
 def render_report(
     *,
     title: str,
     facts: Mapping[str, str],
-    tables: Mapping[str, tuple[pd.DataFrame, str]],
+    summary: Tables,
     figures: Mapping[str, go.Figure],
+    tables: Tables,
     question_table: pd.DataFrame,
     labels: tuple[str, str],
+    costs: Tables,
 ) -> str:
-    """Render the page.
+    """Render a page of two models' results, in the order of the arguments.
 
     Args:
         title: the page's title and heading.
         facts: name and value of each fact in the page's head.
-        tables: a table and a note for each heading.
+        summary: the tables above the figures.
         figures: a figure for each name.
+        tables: the tables below the figures.
         question_table: as in `browsable_questions`.
         labels: the model before and the model after.
+        costs: the tables at the page's end.
 
     Returns:
         The page as HTML.
     """
-    environment = Environment(autoescape=True, undefined=StrictUndefined)
-    template = environment.from_string(TEMPLATE.read_text(encoding="utf-8"))
-    return template.render(
+    groups = {"summary": summary, "tables": tables, "costs": costs}
+    return _render(
+        "report.html.j2",
         title=title,
         facts=facts,
-        tables={
-            heading: {
-                "columns": list(table.columns),
-                "rows": [[_cell(value) for value in row] for row in table.itertuples(index=False)],
-                "note": note,
-            }
-            for heading, (table, note) in tables.items()
-        },
         labels=labels,
         figures={f"figure-{i}": name for i, name in enumerate(figures)},
         plotlyjs=Markup(get_plotlyjs()),  # noqa: S704
@@ -129,4 +144,13 @@ def render_report(
             }
         ),
         question_json=script_json(browsable_questions(question_table, labels)),
+        **{
+            group: {heading: _shown(*table) for heading, table in shown.items()}
+            for group, shown in groups.items()
+        },
     )
+
+
+def render_table(title: str, facts: Mapping[str, str], table: pd.DataFrame, note: str) -> str:
+    """Render a page that holds one table."""
+    return _render("table.html.j2", title=title, facts=facts, table=_shown(table, note))

@@ -1,16 +1,20 @@
 """What a run prints at its end: the scores, and what to do next."""
 
-from collections.abc import Sequence
+from collections import Counter
+from collections.abc import Iterable, Sequence
+from pathlib import PurePosixPath
 
 import pandas as pd
 from rich.console import Console
 from rich.table import Table
 
+from flan_qa_pipeline.evaluation.breakdown import METRICS
+from flan_qa_pipeline.reporting.runs import SUBSETS, SavedRun, differing_parameters
 from flan_qa_pipeline.reporting.tables import readable_scores
 
 WIDTH = 80  # columns
-SUBSETS = ("overall", "HasAns", "NoAns")
 TEXT_COLUMNS = 2  # subset and metric
+LISTED = 4  # saved paths; more are counted by folder
 
 
 def terminal() -> Console:
@@ -38,6 +42,50 @@ def print_scores(table: pd.DataFrame, labels: Sequence[str], confidence: float, 
     terminal().print("", title, "", printed, "", sep="\n")
 
 
+def print_table(table: pd.DataFrame, title: str) -> None:
+    """Print a table of texts; long ones continue on the next line."""
+    printed = Table(show_edge=False, pad_edge=False)
+    for column in table:
+        printed.add_column(str(column), overflow="fold")
+    for row in table.fillna("").itertuples(index=False):
+        printed.add_row(*map(str, row))
+    terminal().print("", title, "", printed, "", sep="\n")
+
+
+def print_runs(runs: Sequence[SavedRun]) -> None:
+    """Print saved runs, newest first: what differs, scores in percent, minutes, peak memory."""
+    printed = Table(box=None, show_edge=False, pad_edge=False, padding=(0, 2, 1, 0))
+    printed.add_column("version, base,\nwhat differs", overflow="fold", ratio=1)
+    for column in ("", "over-\nall", "Has-\nAns", "No-\nAns", "dev\nF1", "min-\nutes", "MiB"):
+        printed.add_column(column, justify="right", no_wrap=True)
+    runs = sorted(runs, key=lambda run: run.version, reverse=True)
+    differing = differing_parameters(runs)
+    for number, run in enumerate(runs):
+        texts = [run.version, run.base]
+        if run.adapter not in (None, run.version):
+            texts.append(f"adapter {run.adapter}")
+        texts += [
+            f"{name}={values[number]}" for name, values in differing.items() if values[number]
+        ]
+        scores = [
+            "\n".join(_number(run.scores.get(subset, {}).get(metric), 2) for metric in METRICS)
+            for subset in SUBSETS
+        ]
+        printed.add_row(
+            "\n".join(filter(None, texts)),
+            "\n".join(METRICS),
+            *scores,
+            _number(run.dev_f1, 2),
+            _number(run.seconds and run.seconds / 60, 1),
+            _number(run.memory_mib, 0),
+        )
+    terminal().print(printed)
+
+
+def _number(value: float | None, digits: int) -> str:
+    return "" if value is None else f"{value:,.{digits}f}"
+
+
 def print_next_steps(report: str, adapter_version: str | None = None) -> None:
     """Print where the report lies, how to ask and how to compare, each on a line.
 
@@ -51,4 +99,45 @@ def print_next_steps(report: str, adapter_version: str | None = None) -> None:
         "Ask": f"kedro ask{pinned}",
         "Compare": "kedro run --pipelines=compare --params=compare.first=A,compare.second=B",
     }.items():
-        terminal().print(f"{label:<9}{text}", soft_wrap=True)
+        print_line(label, text)
+
+
+def print_line(label: str, text: str) -> None:
+    """Print one line, which the terminal may wrap, under a label of one or two words."""
+    terminal().print(f"{label:<9}{text}", soft_wrap=True)
+
+
+def describe_saved(whole: Iterable[str], places: Iterable[str], version: str | None) -> str:
+    """List saved paths; if there are many, count those of one folder.
+
+    Args:
+        whole: paths that are given as they are.
+        places: paths without a version.
+        version: of `places`; None if they have none.
+    """
+    kept = sorted(set(places) - set(whole))
+    folders = Counter(str(PurePosixPath(place).parent) for place in kept)
+    listed: dict[str, None] = {}
+    for place in kept:
+        folder = str(PurePosixPath(place).parent)
+        alone = len(kept) <= LISTED or folders[folder] == 1
+        listed[place if alone else f"{folders[folder]} in {folder}"] = None
+    of_version = f"version {version}: " if listed and version else ""
+    return ", ".join(filter(None, (*whole, of_version + ", ".join(listed))))
+
+
+def without_gain(table: pd.DataFrame) -> str | None:
+    """Say that fine-tuning gained no F1, or perhaps none, and what to try; None if it gained.
+
+    Args:
+        table: the scores of all questions in the row `overall`, with the gain and its interval.
+    """
+    overall = table[table["subset"] == "overall"].iloc[0]
+    gain, low, high = (overall[f"F1 gain{end}"] for end in ("", " low", " high"))
+    if gain > 0 and low > 0:
+        return None
+    found = "Fine-tuning did not help" if gain <= 0 else "The gain may be chance"
+    return (
+        f"{found}: F1 {gain:+.2f} [{low:+.2f}, {high:+.2f}]. Train on more questions, or change "
+        "training.num_train_epochs or training.learning_rate."
+    )

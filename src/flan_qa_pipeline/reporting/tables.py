@@ -56,12 +56,23 @@ def _markdown(shown: pd.DataFrame) -> str:
 
 def readable_costs(table: pd.DataFrame) -> pd.DataFrame:
     """Format the cost table: counts in full, other values to three digits."""
+    return readable_cost_comparison(table, ["value"])
+
+
+def readable_cost_comparison(table: pd.DataFrame, labels: Sequence[str]) -> pd.DataFrame:
+    """Format the columns of several runs' costs; a value that a run lacks is empty."""
     return table.assign(
-        value=[
-            f"{value:,.0f}" if unit == "parameters" or value >= 1000 else f"{value:.3g}"
-            for value, unit in zip(table["value"], table["unit"], strict=True)
-        ]
+        **{
+            label: [_cost(*row) for row in zip(table[label], table["unit"], strict=True)]
+            for label in labels
+        }
     )
+
+
+def _cost(value: float, unit: str) -> str:
+    if pd.isna(value):
+        return ""
+    return f"{value:,.0f}" if unit == "parameters" or value >= 1000 else f"{value:.3g}"
 
 
 def cost_markdown(table: pd.DataFrame) -> str:

@@ -19,19 +19,20 @@ class MissingConfigurationError(InputError, MissingConfigException):
 
 
 class ProjectConfigLoader(OmegaConfigLoader):
-    """Reads configuration as OmegaConfigLoader does, and says which file is broken."""
+    """Reads configuration as OmegaConfigLoader does, but once, and says which file is broken."""
 
     def __getitem__(self, key: str) -> dict[str, Any]:
-        """Read one kind of configuration, such as `parameters`.
+        """Read one kind of configuration, such as `parameters`, when it is first asked for.
 
         Raises:
             KeyError: Kedro knows no such kind.
             MissingConfigurationError: no file holds this kind, or the environment has no folder.
             InputError: names the file that cannot be read, and why.
         """
-        if key not in self.config_patterns:
+        if key in self or key not in self.config_patterns:
             return super().__getitem__(key)
         try:
+            self[key] = super().__getitem__(key)
             return super().__getitem__(key)
         except MissingConfigException as error:
             raise MissingConfigurationError(f"{in_one_line(error)}.") from error

@@ -2,8 +2,10 @@
 
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import TYPE_CHECKING
 
-from flan_qa_pipeline.config.parameters import Parameters
+if TYPE_CHECKING:
+    from flan_qa_pipeline.config.parameters import Parameters
 
 
 @dataclass
@@ -16,4 +18,4 @@ class CurrentRun:
     """
 
     project_path: Path = field(init=False)
-    parameters: Parameters = field(init=False)
+    parameters: "Parameters" = field(init=False)

@@ -16,8 +16,9 @@ class DatasetNotes(BaseModel):
     Attributes:
         remedy: how a user gives the dataset, if it does not exist.
         versions_of: a versioned dataset whose saved versions the remedy lists.
-        shown: how a run that made the dataset presents it at the end: as the table of its `scores`
-            or of a `comparison`, as the `report` with the next steps, or by its `path`.
+        shown: how a run that made the dataset presents it at the end: as the table of its `scores`,
+            of a `comparison` or of the `differences` in parameters, as the `report` with the next
+            steps, or by the `path` of the saved version in the list of what was saved.
         filled_in: whether a hook saves the dataset before a node loads it.
     """
 
@@ -25,7 +26,7 @@ class DatasetNotes(BaseModel):
 
     remedy: str = "make it with `kedro run` or name an existing version with --load-versions"
     versions_of: str | None = None
-    shown: Literal["scores", "comparison", "report", "path"] | None = None
+    shown: Literal["scores", "differences", "comparison", "report", "path"] | None = None
     filled_in: bool = False
 
 

@@ -13,6 +13,11 @@ def is_one_of_several() -> bool:
     return "RANK" in os.environ
 
 
+def leads() -> bool:
+    """Return whether this process is the only or the first one of its run."""
+    return os.environ.get("RANK", "0") == "0"
+
+
 def is_launched_here() -> bool:
     """Return whether a run with `distributed.num_processes` started this process."""
     return os.environ.get("TORCHELASTIC_RUN_ID") == LAUNCHED_HERE

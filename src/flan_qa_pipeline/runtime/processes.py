@@ -107,7 +107,6 @@ def _start(count: int) -> None:
             f"distributed.num_processes is {count}, but this machine has "
             f"{torch.cuda.device_count()} GPUs; lower it to one process a GPU."
         )
-    os.environ.setdefault("OMP_NUM_THREADS", str(max(1, (os.cpu_count() or 1) // count)))
     os.environ[orphans.LAUNCHER] = str(os.getpid())
     loopback = next(name for _, name in socket.if_nameindex() if name.startswith("lo"))
     os.environ.setdefault("GLOO_SOCKET_IFNAME", loopback)

@@ -9,14 +9,19 @@ from kedro.pipeline import Pipeline
 
 from flan_qa_pipeline.errors import InputError, in_one_line
 
-FILTERS = ("tags", "node_names", "from_nodes", "to_nodes", "from_inputs", "to_outputs")
+NODES = ("node_names", "from_nodes", "to_nodes")
+FILTERS = (*NODES, "tags", "from_inputs", "to_outputs")
 
 
-def require_known(options: dict[str, Any]) -> None:
+def require_known(options: dict[str, Any]) -> dict[str, Any]:
     """Check that the pipelines, nodes, tags and datasets exist that the options of `run` name.
 
     Args:
-        options: the options of `kedro run`, by name, as its callback gets them.
+        options: the options of `kedro run`, by name, as its callback gets them. A node's name may
+            lack its namespace.
+
+    Returns:
+        The options, with the full names of nodes.
 
     Raises:
         InputError: names what does not exist, or a node that cannot run as the options ask.
@@ -31,6 +36,10 @@ def require_known(options: dict[str, Any]) -> None:
             hint = f"did you mean {near[0]}?" if near else f"there are {', '.join(sorted(known))}."
             raise InputError(f"There is no pipeline {name}: {hint}")
         selected += known[name]
+    full_names = {node.short_name: node.name for node in selected.nodes}
+    options = options | {
+        option: [full_names.get(name, name) for name in options[option]] for option in NODES
+    }
     try:
         selected = selected.filter(
             **{name: options[name] for name in FILTERS}, node_namespaces=options["namespaces"]
@@ -40,3 +49,4 @@ def require_known(options: dict[str, Any]) -> None:
     streams = [node.name for node in selected.nodes if inspect.isgeneratorfunction(node.func)]
     if options["is_async"] and streams:
         raise InputError(f"--async: {streams[0]} writes as it goes; leave the option out.")
+    return options

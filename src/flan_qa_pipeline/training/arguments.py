@@ -63,8 +63,7 @@ def build_arguments(
         dataloader_pin_memory=on_gpu,
         accelerator_config={"non_blocking": on_gpu},
         logging_nan_inf_filter=False,  # `Divergence` looks for NaN without waiting for the GPU
-        ddp_find_unused_parameters=False,
-        report_to="none",
+        report_to="wandb" if training.report_to == "wandb" else "none",  # others: build_trainer
         disable_tqdm=False,  # else a quiet transformers prints every row of the log
     )
     use_one_gpu(arguments)

@@ -15,12 +15,13 @@ from torch import nn
 
 from flan_qa_pipeline.config.parameters import TrainingParameters
 from flan_qa_pipeline.errors import InputError
+from flan_qa_pipeline.models.flat_gradients import FlatGradients
 from flan_qa_pipeline.training.arguments import uses_dora
 
 logger = logging.getLogger(__name__)
 
 
-def captures_graphs(model: PeftModel, training: TrainingParameters, processes: int) -> bool:
+def captures_graphs(model: PeftModel, training: TrainingParameters, fsdp: bool) -> bool:
     """Return whether steps are captured as CUDA graphs, and log why or why not.
 
     `training.cuda_graphs` decides; with `auto`, they are captured wherever they can be.
@@ -28,16 +29,16 @@ def captures_graphs(model: PeftModel, training: TrainingParameters, processes: i
     Raises:
         InputError: `training.cuda_graphs` is true where steps cannot be captured.
     """
-    if training.cuda_graphs is False:
-        return False
     obstacles = graph_obstacles(
         training,
-        processes=processes,
         use_dora=uses_dora(model),
         keeps_activations=model.get_base_model().keeps_activations,
+        fsdp=fsdp,
     )
     if training.cuda_graphs is True:
         require_capturable(obstacles)
+    if training.cuda_graphs is False:
+        obstacles = ["it is false"]
     if torch.cuda.is_available():
         outcome = f"not captured: {'; '.join(obstacles)}" if obstacles else "captured"
         logger.info("training.cuda_graphs: steps are %s.", outcome)
@@ -45,12 +46,12 @@ def captures_graphs(model: PeftModel, training: TrainingParameters, processes: i
 
 
 def graph_obstacles(
-    training: TrainingParameters, *, processes: int, use_dora: bool, keeps_activations: bool
+    training: TrainingParameters, *, use_dora: bool, keeps_activations: bool, fsdp: bool
 ) -> list[str]:
     """List what prevents steps from being captured as CUDA graphs."""
     obstacles = {
         "there is no GPU": not torch.cuda.is_available(),
-        "several processes train": processes > 1,
+        "distributed.fsdp spreads the weights": fsdp,
         "training.gradient_checkpointing is on": training.gradient_checkpointing,
         "lora.use_dora is on": use_dora,
         "activations are computed again (see model.dequantize)": not keeps_activations,
@@ -70,24 +71,18 @@ def require_capturable(obstacles: list[str]) -> None:
 class GraphedPasses:
     """Captures a model's forward and backward pass once for each shape of its batches.
 
-    All gradients lie in one tensor, into which `.grad` of each trained weight points. The graphs
-    share one pool of memory for their activations, as large as the largest graph needs, and hold
-    it until `clear`; the driver keeps a little more for each graph. The trained weights must keep
-    their addresses, as optimizers let them.
+    The graphs share one pool of memory for their activations, as large as the largest graph needs,
+    and hold it until `clear`; the driver keeps a little more for each graph. The trained weights
+    must keep their addresses, as optimizers let them.
 
     Args:
         model: takes a batch as keyword arguments and returns an output with a `loss`.
+        gradients: the gradients of the model.
+        scale: a factor of the loss.
     """
 
-    def __init__(self, model: nn.Module):
-        self._model = model
-        self._weights = [weight for weight in model.parameters() if weight.requires_grad]
-        sizes = [weight.numel() for weight in self._weights]
-        self._gradients = torch.zeros(sum(sizes), device=self._weights[0].device)
-        self._parts = [
-            part.view_as(weight)
-            for part, weight in zip(self._gradients.split(sizes), self._weights, strict=True)
-        ]
+    def __init__(self, model: nn.Module, gradients: FlatGradients, scale: int = 1):
+        self._model, self._gradients, self._scale = model, gradients, scale
         self.clear()
 
     def clear(self) -> None:
@@ -105,10 +100,7 @@ class GraphedPasses:
         """
         if not self._captured:
             self._warm_up(batch)
-        if self._weights[0].grad is None:
-            self._gradients.zero_()
-            for weight, part in zip(self._weights, self._parts, strict=True):
-                weight.grad = part
+        self._gradients.attach()
         shapes = tuple(part.shape for part in batch.values())
         if shapes not in self._captured:
             self._captured[shapes] = self._capture(batch)
@@ -134,12 +126,12 @@ class GraphedPasses:
             torch.cuda.stream(torch.cuda.current_stream()),  # restores it if the capture fails
             torch.cuda.graph(graph, pool=self._pool, capture_error_mode="thread_local"),
         ):
-            loss = self._model(**inputs).loss
+            loss = self._model(**inputs).loss * self._scale
             loss.backward()
         return graph, inputs, loss.detach()
 
     def _warm_up(self, batch: dict[str, torch.Tensor]) -> None:
         """Let libraries allocate what a capture must not, and leave the random state as it is."""
         few = {name: part[:2] if part.ndim else part for name, part in batch.items()}
-        with torch.random.fork_rng([self._gradients.device]):
-            torch.autograd.grad(self._model(**few).loss, self._weights)
+        with torch.random.fork_rng([self._gradients.whole.device]):
+            torch.autograd.grad(self._model(**few).loss, self._gradients.weights)

@@ -7,7 +7,6 @@ run reports, and only its end is sure to free all its memory.
 import gc
 import logging
 import os
-import signal
 from collections.abc import Sequence
 from concurrent.futures import ProcessPoolExecutor
 from concurrent.futures.process import BrokenProcessPool
@@ -42,6 +41,7 @@ from flan_qa_pipeline.models.loading import (
     load_base_model,
     load_tokenizer,
 )
+from flan_qa_pipeline.training.quiet_process import begin_quietly
 from flan_qa_pipeline.training.torch_private import peak_of_profile
 from flan_qa_pipeline.training.transformers_private import use_one_gpu
 
@@ -77,7 +77,9 @@ def training_peaks(
     peaks: dict[Format, int | None] = {}
     while waiting := [form for form in formats if form not in peaks]:
         with (
-            ProcessPoolExecutor(1, mp_context=get_context("spawn"), initializer=_quietly) as pool,
+            ProcessPoolExecutor(
+                1, mp_context=get_context("spawn"), initializer=begin_quietly
+            ) as pool,
             tqdm(waiting, desc="Measure memory", unit="format", leave=False) as bar,
         ):
             for form in bar:
@@ -97,13 +99,6 @@ def training_peaks(
                     if killed:
                         break
     return peaks
-
-
-def _quietly() -> None:
-    """Leave warnings to the run's main process, and end without a traceback on Ctrl+C."""
-    logging.disable(logging.WARNING)
-    if signal.getsignal(signal.SIGINT) is signal.default_int_handler:  # else the run ignores it
-        signal.signal(signal.SIGINT, signal.SIG_DFL)
 
 
 def load_by_libraries(form: Format, model: ModelParameters) -> PreTrainedModel:

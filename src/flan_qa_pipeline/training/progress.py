@@ -1,4 +1,4 @@
-"""Progress of a training: a bar on the terminal, and a log in TensorBoard."""
+"""Progress of a training: a bar on the terminal, and a log in TensorBoard or MLflow."""
 
 import logging
 from dataclasses import replace
@@ -7,7 +7,7 @@ from typing import Any
 
 from tqdm.auto import tqdm
 from transformers import TrainerControl, TrainerState, TrainingArguments
-from transformers.integrations import TensorBoardCallback
+from transformers.integrations import MLflowCallback, TensorBoardCallback
 from transformers.trainer_callback import ProgressCallback
 
 logger = logging.getLogger(__name__)
@@ -57,6 +57,21 @@ class LastingTensorBoard(TensorBoardCallback):
             self.tb_writer.log_dir,
         )
         Path(self.tb_writer.log_dir).mkdir(parents=True)
+
+
+class NumbersInMlflow(MLflowCallback):
+    """Logs a training to MLflow, without the texts in its log, of which MLflow warns."""
+
+    def on_log(
+        self,
+        args: TrainingArguments,
+        state: TrainerState,
+        control: TrainerControl,
+        logs: dict[str, Any],
+        **kwargs: Any,
+    ) -> None:
+        numbers = {name: value for name, value in logs.items() if not isinstance(value, str)}
+        super().on_log(args, state, control, logs=numbers, **kwargs)
 
 
 class LossInProgressBar(ProgressCallback):

@@ -1,5 +1,6 @@
 """The record of a training that is saved beside its adapter: sizes, speed, memory, log, origin."""
 
+from collections.abc import Mapping
 from typing import Any
 
 from flan_qa_pipeline.config.parameters import ModelParameters
@@ -46,3 +47,22 @@ def training_record(
             for entry in trainer.state.log_history
         ],
     }
+
+
+def kept_evaluation(training: Mapping[str, Any]) -> dict[str, Any] | None:
+    """Find the evaluation of the saved adapter on dev questions in a record of training.
+
+    Args:
+        training: a record by `training_record`.
+
+    Returns:
+        The entry of the log, with `eval_f1` and `eval_exact` in percent; None if the training did
+        not answer dev questions at the step of the adapter.
+    """
+    step = training.get("best_step") or training.get("steps")
+    found = (
+        entry
+        for entry in reversed(training.get("log", []))
+        if "eval_f1" in entry and entry.get("step") == step
+    )
+    return next(found, None)

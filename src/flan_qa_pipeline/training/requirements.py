@@ -1,5 +1,6 @@
 """Checks, before a run starts, that its processes on this machine can train."""
 
+from importlib.util import find_spec
 from typing import get_args
 
 import torch
@@ -8,6 +9,10 @@ from flan_qa_pipeline.config.parameters import OfBitsandbytes, Parameters
 from flan_qa_pipeline.errors import InputError
 from flan_qa_pipeline.training.cuda_graphs import graph_obstacles, require_capturable
 
+TRACKERS = {  # what installs those that this project does not depend on
+    "wandb": "wandb",
+    "mlflow": "'flan_qa_pipeline[mlflow]'",
+}
 NOT_FOR_SHARDS = {*get_args(OfBitsandbytes), "adafactor"}
 
 
@@ -28,6 +33,11 @@ def require_trainable(parameters: Parameters, processes: int) -> None:
             f"training.optim: {training.optim} pages its state between GPU and CPU, and there is "
             "no GPU; choose adamw_8bit or adamw_torch."
         )
+    if training.report_to in TRACKERS and find_spec(training.report_to) is None:
+        raise InputError(
+            f"training.report_to: {training.report_to} is not installed; pip install "
+            f"{TRACKERS[training.report_to]}, or choose tensorboard or none."
+        )
     if training.auto_find_batch_size and processes > 1:
         raise InputError(
             f"training.auto_find_batch_size: {processes} processes cannot search for a batch size, "
@@ -38,8 +48,8 @@ def require_trainable(parameters: Parameters, processes: int) -> None:
         require_capturable(
             graph_obstacles(
                 training,
-                processes=processes,
                 use_dora=parameters.lora.use_dora,
                 keeps_activations=parameters.model.dequantize is not False,
+                fsdp=parameters.distributed.fsdp,
             )
         )

@@ -1,11 +1,13 @@
-"""The private part of torch that training relies on, under a public name.
+"""The private parts of torch that training and pretraining rely on, under public names.
 
-`tests/training/test_torch_private.py` checks it against the installed version.
+`tests/training/test_torch_private.py` checks them against the installed version.
 """
 
+from collections.abc import Sequence
 from itertools import accumulate
 from typing import Any
 
+import torch
 from torch.profiler import profile
 
 
@@ -20,3 +22,8 @@ def peak_of_profile(profiler: profile) -> int:
     events = finished.kineto_results.events()
     changes = sorted((e.start_ns(), e.nbytes()) for e in events if e.name() == "[memory]")
     return max(accumulate(size for _, size in changes))
+
+
+def multiply_all(tensors: Sequence[torch.Tensor], factor: float) -> None:
+    """Multiply tensors in place, on a GPU with few kernel launches for all of them."""
+    torch._foreach_mul_(list(tensors), factor)

@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any, TypeVar, cast
 
 import torch
+from accelerate.utils import model_has_dtensor
 from accelerate.utils.memory import clear_device_cache, should_reduce_batch_size
 from datasets import Dataset
 from peft import PeftModel
@@ -25,10 +26,16 @@ from flan_qa_pipeline.config.parameters import TrainingParameters
 from flan_qa_pipeline.models.adapter import adapter_weights, set_adapter_weights
 from flan_qa_pipeline.models.batching import coarse_length, collate, round_up
 from flan_qa_pipeline.models.device import MIB, free_memory, peak_memory
+from flan_qa_pipeline.models.flat_gradients import FlatGradients
 from flan_qa_pipeline.training.best_adapter import BestAdapter, EarlyStopping
+from flan_qa_pipeline.training.common_lengths import CommonLengths
 from flan_qa_pipeline.training.cuda_graphs import GraphedPasses
 from flan_qa_pipeline.training.divergence import Divergence
-from flan_qa_pipeline.training.progress import LastingTensorBoard, LossInProgressBar
+from flan_qa_pipeline.training.progress import (
+    LastingTensorBoard,
+    LossInProgressBar,
+    NumbersInMlflow,
+)
 from flan_qa_pipeline.training.resuming import ResumableTrainer
 from flan_qa_pipeline.training.step_timer import StepTimer
 
@@ -65,7 +72,7 @@ def build_trainer(
     """
     callbacks = [
         LossInProgressBar("Train the adapter"),
-        LastingTensorBoard(log_folder),
+        *_trackers(training, log_folder),
         StepTimer(),
         BestAdapter(keep=training.load_best_model_at_end),
     ]
@@ -94,11 +101,20 @@ def build_trainer(
     return trainer
 
 
+def _trackers(training: TrainingParameters, log_folder: Path) -> list[TrainerCallback]:
+    """Make the callback of the chosen tracker; the Trainer makes the one of wandb."""
+    if training.report_to == "tensorboard":
+        return [LastingTensorBoard(log_folder)]
+    return [NumbersInMlflow()] if training.report_to == "mlflow" else []
+
+
 class AnsweringTrainer(ResumableTrainer):
     """Adds the scores of answered questions to evaluations, and the peak memory to every log.
 
     Several processes see in a step the examples that one process sees at the same effective batch;
-    only the last batch of an epoch is filled up, with the epoch's first examples.
+    only the last batch of an epoch is filled up, with the epoch's first examples. Each computes the
+    gradients of its share, and they average them once a step (see `FlatGradients`); FSDP averages
+    the gradients of sharded weights.
 
     Args:
         answer_questions: maps the model to metrics such as `exact` and `f1`, which every evaluation
@@ -125,7 +141,23 @@ class AnsweringTrainer(ResumableTrainer):
         self.add_callback(self._divergence)
         self._answer_questions = answer_questions
         self._find_batch_size = find_batch_size
-        self._graphed_passes = GraphedPasses(self.model) if cuda_graphs else None
+        # This leaves the model as it is in several processes, without DistributedDataParallel.
+        self.accelerator.prepare_model(self.model, evaluation_mode=True)
+        processes = self.accelerator.num_processes
+        plain = processes == 1 and not cuda_graphs
+        self._gradients = (
+            None if plain or model_has_dtensor(self.model) else FlatGradients(self.model)
+        )
+        self._graphed_passes = (
+            GraphedPasses(self.model, self._gradients, processes)
+            if cuda_graphs and self._gradients
+            else None
+        )
+        self._common_lengths = (
+            CommonLengths(self.processing_class.pad_token_id)
+            if cuda_graphs and processes > 1
+            else None
+        )
 
     def callback(self, kind: type[Callback]) -> Callback:
         """Return the Trainer's callback of this class."""
@@ -207,16 +239,25 @@ class AnsweringTrainer(ResumableTrainer):
         inputs: dict[str, torch.Tensor],
         num_items_in_batch: torch.Tensor | int | None = None,
     ) -> torch.Tensor:
-        """Run the forward and backward pass of a batch; return its loss, a scalar tensor."""
+        """Run the forward and backward pass of a batch; return its loss, a scalar tensor.
+
+        After the last batch of a step, the gradients are averages over the processes.
+        """
         if self._graphed_passes is None:
+            if self._gradients is not None:
+                self._gradients.attach()
             loss = super().training_step(model, inputs, num_items_in_batch)
         else:
             # peft's wrapper is in training mode when its base is still as it was loaded
             if not model.get_base_model().training:
                 model.train()
             n_items = cast(torch.Tensor, num_items_in_batch)  # the Trainer counts on the device
-            batch = {**self.on_device(inputs), "num_items_in_batch": n_items}
-            loss = self._graphed_passes(batch)
+            batch = self.on_device(inputs)
+            if self._common_lengths is not None:
+                batch = self._common_lengths(batch)
+            loss = self._graphed_passes({**batch, "num_items_in_batch": n_items})
+        if self._gradients is not None and self.accelerator.sync_gradients:
+            self._gradients.average()
         self._divergence.note(loss, self.state.global_step + 1)
         return loss
 

@@ -5,10 +5,13 @@ module only, and `tests/training/test_transformers_private.py` checks each of th
 installed version. To raise the upper bound on transformers in pyproject.toml, run that file first.
 """
 
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
+import pyarrow.compute as pc
 import torch
+from datasets import Dataset
 from torch.utils.data import Sampler
 from transformers import Seq2SeqTrainer, TrainingArguments
 from transformers.trainer_pt_utils import LengthGroupedSampler
@@ -30,7 +33,8 @@ class OpenTrainer(Seq2SeqTrainer):
     Subclasses implement `save_checkpoint`, `load_checkpoint`, `load_optimizer_and_scheduler` and
     `load_random_state`, which replace transformers' pickled files.
 
-    Two values differ from transformers. The last log counts the loss of all processes, not of the
+    Gradients are clipped without a search of all modules for weights in every step. Two values
+    differ from transformers. The last log counts the loss of all processes, not of the
     first alone, and the seconds in `earlier_seconds`. Batches of similar lengths are drawn from
     the effective batch of all processes, as one process draws them.
     """
@@ -102,6 +106,13 @@ class OpenTrainer(Seq2SeqTrainer):
         if checkpoint is not None:
             self.load_random_state()
 
+    @cached_property
+    def _trained_weights(self) -> list[torch.nn.Parameter]:
+        return [weight for weight in self.model.parameters() if weight.requires_grad]
+
+    def _clip_grad_norm(self, model: Any) -> torch.Tensor:
+        return self.accelerator.clip_grad_norm_(self._trained_weights, self.args.max_grad_norm)
+
     def _finalize_training(
         self, trial: Any, num_train_samples: int, start_time: float
     ) -> TrainOutput:
@@ -110,8 +121,14 @@ class OpenTrainer(Seq2SeqTrainer):
             trial, num_train_samples, start_time - self.earlier_seconds
         )
 
-    def _get_train_sampler(self, *args: Any, **kwargs: Any) -> Sampler[int] | None:
-        sampler = super()._get_train_sampler(*args, **kwargs)
+    def _get_train_sampler(self, train_dataset: Any = None) -> Sampler[int] | None:
+        dataset = self.train_dataset if train_dataset is None else train_dataset
+        if isinstance(dataset, Dataset) and "input_ids" in dataset.column_names:
+            # The sampler reads lengths alone; from the dataset it would read row by row.
+            column = dataset.with_format("arrow")[:]["input_ids"]
+            lengths = pc.list_value_length(column).to_pylist()
+            dataset = [{"input_ids": range(length)} for length in lengths]
+        sampler = super()._get_train_sampler(dataset)
         if isinstance(sampler, LengthGroupedSampler):
             sampler.batch_size *= self.args.world_size
         return sampler

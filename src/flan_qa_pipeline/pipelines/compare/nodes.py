@@ -11,7 +11,12 @@ from flan_qa_pipeline.data.squad import one_line
 from flan_qa_pipeline.errors import InputError
 from flan_qa_pipeline.evaluation.breakdown import breakdown
 from flan_qa_pipeline.reporting.html_report import outcome, render_report
-from flan_qa_pipeline.reporting.tables import breakdown_markdown, readable_breakdown
+from flan_qa_pipeline.reporting.runs import SavedRun, tabulate_differences
+from flan_qa_pipeline.reporting.tables import (
+    breakdown_markdown,
+    readable_breakdown,
+    readable_cost_comparison,
+)
 
 logger = logging.getLogger(__name__)
 
@@ -80,13 +85,20 @@ def tabulate_comparison(
     return table, versions + breakdown_markdown(table, reporting.confidence)
 
 
+def compare_parameters(compared_runs: list[SavedRun]) -> pd.DataFrame:
+    """List the parameters that differ between both versions."""
+    return tabulate_differences(compared_runs, LABELS)
+
+
 def compare_costs(first_cost_table: pd.DataFrame, second_cost_table: pd.DataFrame) -> pd.DataFrame:
     """Join both versions' costs."""
     keys = ["kind", "quantity", "unit"]
-    merged = first_cost_table.merge(
-        second_cost_table, on=keys, how="outer", suffixes=(" first", " second"), sort=False
-    )
-    return merged.rename(columns={f"value {label}": label for label in LABELS})
+    rows = pd.concat([first_cost_table, second_cost_table])[keys].drop_duplicates()
+    for label, table in zip(LABELS, (first_cost_table, second_cost_table), strict=True):
+        rows = rows.merge(table.rename(columns={"value": label}), on=keys, how="left")
+    kinds = {kind: place for place, kind in enumerate(rows["kind"].unique())}
+    rows = rows.sort_values("kind", key=lambda kind: kind.map(kinds), kind="stable")
+    return rows[["kind", "quantity", *LABELS, "unit"]].reset_index(drop=True)
 
 
 def list_changed_answers(question_pairs: pd.DataFrame) -> pd.DataFrame:
@@ -109,6 +121,7 @@ def list_changed_answers(question_pairs: pd.DataFrame) -> pd.DataFrame:
 
 def build_comparison_report(
     question_pairs: pd.DataFrame,
+    parameter_differences: pd.DataFrame,
     comparison_table: pd.DataFrame,
     cost_comparison: pd.DataFrame,
     comparison_figure: go.Figure,
@@ -119,14 +132,16 @@ def build_comparison_report(
     return render_report(
         title="Two versions side by side",
         facts={"first": str(compare.first), "second": str(compare.second)},
-        tables={
+        summary={
+            "Parameters that differ": (parameter_differences, ""),
             "Scores": (
                 readable_breakdown(comparison_table, reporting.confidence),
                 f"In brackets: {reporting.confidence:.0%} paired bootstrap interval of the gain.",
             ),
-            "Cost": (cost_comparison, ""),
         },
         figures={"F1 of the second version minus the first": comparison_figure},
+        tables={},
         question_table=question_pairs,
         labels=LABELS,
+        costs={"Cost": (readable_cost_comparison(cost_comparison, LABELS), "")},
     )

@@ -7,6 +7,7 @@ from flan_qa_pipeline.reporting.figures import plot_comparison
 from .nodes import (
     build_comparison_report,
     compare_costs,
+    compare_parameters,
     list_changed_answers,
     pair_questions,
     tabulate_comparison,
@@ -30,6 +31,12 @@ def create_pipeline(**kwargs: Any) -> Pipeline:
                 name="tabulate_comparison",
             ),
             node(
+                compare_parameters,
+                inputs="compared_runs",
+                outputs="parameter_differences",
+                name="compare_parameters",
+            ),
+            node(
                 compare_costs,
                 inputs=["first_cost_table", "second_cost_table"],
                 outputs="cost_comparison",
@@ -51,6 +58,7 @@ def create_pipeline(**kwargs: Any) -> Pipeline:
                 build_comparison_report,
                 inputs=[
                     "question_pairs",
+                    "parameter_differences",
                     "comparison_table",
                     "cost_comparison",
                     "comparison_figure",

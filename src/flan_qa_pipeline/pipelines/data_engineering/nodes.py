@@ -25,6 +25,7 @@ from flan_qa_pipeline.data.row_files import RowFiles
 from flan_qa_pipeline.data.splits import (
     NEAR,
     SHINGLE,
+    describe_splits,
     hold_out,
     near_duplicates,
     pool,
@@ -231,7 +232,7 @@ def tokenize_questions(
     tokenizer = load_tokenizer(model)
     info = DatasetInfo(
         description=describe(
-            made_with(tokenizer, prompt, tokenization, data), fingerprint_splits(questions)
+            made_with(tokenizer, prompt, tokenization, data), fingerprint_splits(questions), data
         ),
         features=WINDOW_FEATURES,
     )
@@ -256,6 +257,7 @@ def tokenize_questions(
                 for name, split in questions.items()
             }
         )
+    logger.info("Questions: %s.", describe_splits(questions))
     _warn_of_unknown_characters(tokenized, tokenizer)
     return tokenized
 

@@ -98,4 +98,6 @@ def create_pipeline(**kwargs: Any) -> Pipeline:
             ),
         ],
         tags=["data_engineering"],
+        namespace="data_engineering",
+        prefix_datasets_with_namespace=False,
     )

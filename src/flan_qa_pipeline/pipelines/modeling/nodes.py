@@ -1,7 +1,7 @@
 """Quantize the base, attach LoRA, train the adapter, measure memory, merge."""
 
 import logging
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -14,7 +14,7 @@ from datasets import DatasetDict
 from peft import PeftModel, get_peft_model
 from pydantic import BaseModel
 from torch.nn import Linear
-from transformers import PreTrainedModel, PreTrainedTokenizerBase, set_seed
+from transformers import PreTrainedModel, set_seed
 
 from flan_qa_pipeline.answering.dev_sample import answer_sample, draw_sample
 from flan_qa_pipeline.config.parameters import (
@@ -28,6 +28,8 @@ from flan_qa_pipeline.config.parameters import (
 )
 from flan_qa_pipeline.data.tokenized import require_made_of
 from flan_qa_pipeline.errors import InputError
+from flan_qa_pipeline.evaluation.adapter_scores import dev_score
+from flan_qa_pipeline.evaluation.subject import recognized
 from flan_qa_pipeline.models.adapter import (
     Adapter,
     attach_adapter,
@@ -35,20 +37,22 @@ from flan_qa_pipeline.models.adapter import (
     lora_config,
     provenance_of,
 )
+from flan_qa_pipeline.models.device import device_name
 from flan_qa_pipeline.models.fused_lora import fuse
 from flan_qa_pipeline.models.loading import (
     as_transformers_t5,
     load_base_model,
     load_tokenizer,
 )
+from flan_qa_pipeline.models.merged_model import MergedModel
 from flan_qa_pipeline.models.quantization import dequantize
 from flan_qa_pipeline.models.sharding import shard
+from flan_qa_pipeline.reporting.model_card import merged_card
 from flan_qa_pipeline.runtime.provenance import (
     fingerprint_json,
     fingerprint_splits,
     fingerprint_weights,
 )
-from flan_qa_pipeline.training.accelerate_private import leave_unwrapped
 from flan_qa_pipeline.training.arguments import build_arguments
 from flan_qa_pipeline.training.cuda_graphs import captures_graphs
 from flan_qa_pipeline.training.measured_memory import training_peaks
@@ -57,7 +61,7 @@ from flan_qa_pipeline.training.trainer import build_trainer
 
 logger = logging.getLogger(__name__)
 
-NOT_IN_FINGERPRINT = {"output_dir", "logging_dir", "save_total_limit", "resume"}
+NOT_IN_FINGERPRINT = {"output_dir", "logging_dir", "report_to", "save_total_limit", "resume"}
 
 
 def quantize_base_model(model: ModelParameters, fsdp: bool = False) -> PreTrainedModel:
@@ -106,7 +110,7 @@ def train_adapter(
             `versions` of packages, and whatever else the adapter's record should hold.
         fsdp: spread the weights of the model over the processes.
     """
-    cuda_graphs = captures_graphs(lora_model, training, PartialState().num_processes)
+    cuda_graphs = captures_graphs(lora_model, training, fsdp)
     inputs = _fingerprint_inputs(lora_model, tokenized_questions, questions)
     require_made_of(tokenized_questions, inputs["questions"])
     fingerprint = _fingerprint_training(
@@ -114,7 +118,6 @@ def train_adapter(
     )
     if fsdp:
         shard(lora_model)
-        leave_unwrapped(lora_model)
     tokenizer = load_tokenizer(model)
     held_out = tokenized_questions["dev"].filter(bool, input_columns="labels")
     arguments = build_arguments(
@@ -141,10 +144,10 @@ def train_adapter(
         cuda_graphs=cuda_graphs,
     )
     trainer.train_or_resume(training.resume)
-    record = training_record(
-        trainer, model, fingerprint=fingerprint, run=run_record | {"fingerprints": inputs}
-    )
+    run = run_record | {"fingerprints": inputs, "corpora": recognized(questions)}
+    record = training_record(trainer, model, fingerprint=fingerprint, run=run)
     provenance = provenance_of(model, prompt, tokenization=tokenization, generation=generation)
+    _log_dev_score(provenance, record)
     return extract_adapter(lora_model, tokenizer, provenance, record)
 
 
@@ -162,7 +165,7 @@ def measure_memory(
     batch = windows.select(longest).to_list()
     formats = reporting.memory_formats
     return {
-        "device": torch.cuda.get_device_name() if torch.cuda.is_available() else "CPU",
+        "device": device_name(),
         "batch_size": len(batch),
         "source_tokens": len(batch[0]["input_ids"]),
         "peaks": training_peaks(formats, model, adapter.config, training, batch) if formats else {},
@@ -170,18 +173,36 @@ def measure_memory(
 
 
 def merge_adapter(
-    model: ModelParameters, prompt: PromptParameters, adapter: Adapter
-) -> tuple[PreTrainedModel, PreTrainedTokenizerBase]:
-    """Add the adapter to the dequantized base; return the model in bfloat16, with its tokenizer.
+    model: ModelParameters,
+    prompt: PromptParameters,
+    adapter: Adapter,
+    adapter_evaluation: Mapping[str, Any],
+) -> MergedModel:
+    """Add the adapter to the dequantized base; return the model in bfloat16, with its card.
 
     The sum is computed in float32. The base keeps its quantization error, since the adapter was
     trained on it.
+
+    Args:
+        adapter_evaluation: the newest record that `record_evaluation` made of the adapter, or {}.
     """
     base = dequantize(load_base_model(model.model_copy(update={"compute_dtype": "float32"})))
     base.config.tie_word_embeddings = False
     qa_model = attach_adapter(base, adapter, provenance_of(model, prompt))
     merged = as_transformers_t5(qa_model.merge_and_unload()).to(torch.bfloat16)
-    return merged, adapter.tokenizer
+    return MergedModel(merged, adapter.tokenizer, merged_card(adapter, adapter_evaluation))
+
+
+def _log_dev_score(provenance: dict[str, Any], record: dict[str, Any]) -> None:
+    """Log the dev F1 of the adapter that is kept; `build_arguments` logs that there is none."""
+    if score := dev_score(provenance, record):
+        logger.info(
+            "Kept: step %d of %d, the %s, with F1 %.2f on dev questions.",
+            score.step,
+            record["steps"],
+            "best" if record["best_step"] else "last",
+            score.f1,
+        )
 
 
 def _fingerprint_inputs(

@@ -56,6 +56,8 @@ def create_pipeline(**kwargs: Any) -> Pipeline:
             ),
         ],
         tags=["modeling"],
+        namespace="modeling",
+        prefix_datasets_with_namespace=False,
     )
 
 
@@ -65,8 +67,8 @@ def create_merge_pipeline(**kwargs: Any) -> Pipeline:
         [
             node(
                 merge_adapter,
-                inputs=["params:model", "params:prompt", "adapter"],
-                outputs=["merged_model", "merged_tokenizer"],
+                inputs=["params:model", "params:prompt", "adapter", "adapter_evaluation"],
+                outputs="merged_model",
                 name="merge_adapter",
                 tags=["merge"],
             ),

@@ -29,7 +29,7 @@ from flan_qa_pipeline.evaluation.no_answer_threshold import (
 )
 from flan_qa_pipeline.evaluation.run_costs import cost_rows, memory_sizes
 from flan_qa_pipeline.evaluation.scoring import per_question_scores, score_predictions
-from flan_qa_pipeline.evaluation.subject import corpus_name, scored_on, subject
+from flan_qa_pipeline.evaluation.subject import scored_on, subject, trained_on
 from flan_qa_pipeline.models.adapter import Adapter, attach_adapter, provenance_of
 from flan_qa_pipeline.models.loading import load_base_model, load_tokenizer
 from flan_qa_pipeline.models.sharding import shard
@@ -212,6 +212,25 @@ def tabulate_scores(
     return table, scores_markdown(table, MODELS, reporting.confidence)
 
 
+def record_evaluation(
+    score_table: pd.DataFrame,
+    adapter: Adapter,
+    run_record: dict[str, Any],
+    data: DataParameters,
+    questions: DatasetDict,
+    reporting: ReportingParameters,
+) -> dict[str, Any]:
+    """Record which adapter was scored, on what and how well; a model card quotes it."""
+    return {
+        "version": run_record["run_id"],
+        "adapter": adapter.training["run"].get("run_id"),
+        "corpus": scored_on(data, questions),
+        "labels": list(MODELS),
+        "confidence": reporting.confidence,
+        "scores": score_table.to_dict("records"),
+    }
+
+
 def tabulate_abstention(
     questions: DatasetDict,
     baseline_predictions: pd.DataFrame,
@@ -296,6 +315,7 @@ def build_report(
     run_record: dict[str, Any],
     model: ModelParameters,
     data: DataParameters,
+    questions: DatasetDict,
     reporting: ReportingParameters,
 ) -> str:
     """Put tables, figures and the browsable questions into one self-contained HTML page."""
@@ -304,14 +324,10 @@ def build_report(
         f"{reporting.bootstrap_resamples} resamples of questions."
     )
     return render_report(
-        title=f"{subject(model, data)}, before and after fine-tuning",
-        facts=_facts(adapter, run_record, data, len(question_table)),
-        tables={
+        title=f"{subject(model, data, questions)}, before and after fine-tuning",
+        facts=_facts(adapter, run_record, data, questions),
+        summary={
             "Scores": (readable_scores(score_table, MODELS, reporting.confidence), interval),
-            "Breakdown": (readable_breakdown(breakdown_table, reporting.confidence), interval),
-            "Abstention": (abstention_table, ABSTENTION_NOTE),
-            "Cost": (readable_costs(cost_table), COST_NOTE),
-            "Memory": (readable_memory(memory_table), MEMORY_NOTE),
         },
         figures={
             "Scores before and after fine-tuning": score_figure,
@@ -319,29 +335,44 @@ def build_report(
             "Precision against abstention": abstention_figure,
             "Training": training_figure,
         },
+        tables={
+            "Breakdown": (readable_breakdown(breakdown_table, reporting.confidence), interval),
+            "Abstention": (abstention_table, ABSTENTION_NOTE),
+        },
         question_table=question_table,
         labels=MODELS,
+        costs={
+            "Memory": (readable_memory(memory_table), MEMORY_NOTE),
+            "Cost": (readable_costs(cost_table), COST_NOTE),
+        },
     )
 
 
 def _facts(
-    adapter: Adapter, run_record: dict[str, Any], data: DataParameters, n_questions: int
+    adapter: Adapter, run_record: dict[str, Any], data: DataParameters, questions: DatasetDict
 ) -> dict[str, str]:
     """List what the report's results come from."""
     trained = adapter.training["run"]
-    git = run_record["git"]
+    parameters = trained.get("parameters")
+    git, base = run_record["git"], adapter.provenance["model"]
     facts = {
+        "date": run_record["started"],
         "version": run_record["run_id"],
-        "base": adapter.provenance["model"]["name"],
+        "commit": git and git["commit"][:10] + (" with changes" if git["dirty"] else ""),
+        "device": run_record["device"],
+        "trained on device": trained.get("device"),
+        "base": base["name"] + (f" at {base['revision'][:10]}" if base.get("revision") else ""),
         "adapter": trained.get("run_id"),
         "LoRA rank": adapter.config.r,
         "training steps": adapter.training["steps"],
-        "validation": f"{n_questions} questions from {scored_on(data)}",
-        "commit": git and git["commit"][:10] + (" with changes" if git["dirty"] else ""),
+        "seed": parameters and parameters["training"]["seed"],
+        "training data": trained_on(trained),
+        "training file": parameters and parameters["data"]["train_file"],
+        "validation": f"{len(questions['validation'])} questions from {scored_on(data, questions)}",
+        "validation file": data.validation_file,
     }
-    if parameters := trained.get("parameters"):
-        facts["training data"] = corpus_name(parameters["data"]["train_file"])
-        facts["seed"] = parameters["training"]["seed"]
+    if facts["trained on device"] == facts["device"]:
+        del facts["trained on device"]
     return {name: str(value) for name, value in facts.items() if value is not None}
 
 

@@ -15,6 +15,7 @@ from .nodes import (
     load_baseline_model,
     load_finetuned_model,
     predict,
+    record_evaluation,
     sample_questions,
     score,
     tabulate_abstention,
@@ -25,13 +26,22 @@ from .nodes import (
     tabulate_scores,
 )
 
-SUBJECT = ["params:model", "params:data"]  # what was scored
+SUBJECT = ["params:model", "params:data", "questions"]  # what was scored
 
 
 def create_pipeline(**kwargs: Any) -> Pipeline:
     """Answer the validation questions with base and adapter; score, tabulate and compare them."""
-    nodes = [*_predictions(), *_scores(), *_tables(), *_figures(), *_report()]
-    return Pipeline(nodes, tags=["reporting"])
+    return Pipeline(
+        [
+            _in_namespace("prediction", _predictions()),
+            _in_namespace("reporting", [*_scores(), *_tables(), *_figures(), *_report()]),
+        ],
+        tags=["reporting"],
+    )
+
+
+def _in_namespace(name: str, nodes: list[Node]) -> Pipeline:
+    return Pipeline(nodes, namespace=name, prefix_datasets_with_namespace=False)
 
 
 def _predictions() -> list[Node]:
@@ -117,6 +127,20 @@ def _scores() -> list[Node]:
             inputs=["breakdown_table", "params:reporting"],
             outputs=["score_table", "score_table_markdown"],
             name="tabulate_scores",
+            tags=["report"],
+        ),
+        node(
+            record_evaluation,
+            inputs=[
+                "score_table",
+                "adapter",
+                "run_record",
+                "params:data",
+                "questions",
+                "params:reporting",
+            ],
+            outputs="evaluation_record",
+            name="record_evaluation",
             tags=["report"],
         ),
     ]

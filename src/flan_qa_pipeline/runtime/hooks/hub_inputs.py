@@ -8,10 +8,10 @@ from kedro.framework.hooks import hook_impl
 from kedro.io import CatalogProtocol
 from kedro.pipeline import Pipeline
 
-from flan_qa_pipeline.config.parameters import Parameters, named_files
 from flan_qa_pipeline.runtime.current_run import CurrentRun
 
 if TYPE_CHECKING:
+    from flan_qa_pipeline.config.parameters import Parameters
     from flan_qa_pipeline.hub import HubFiles
 
 
@@ -37,7 +37,7 @@ class HubInputHooks:
 
 
 def _fetch(
-    parameters: Parameters, inputs: Collection[str], catalog: CatalogProtocol[Any, Any]
+    parameters: "Parameters", inputs: Collection[str], catalog: CatalogProtocol[Any, Any]
 ) -> dict[str, dict[str, str]]:
     """Fetch the inputs of a run that the hub has.
 
@@ -47,6 +47,7 @@ def _fetch(
     Raises:
         InputError: an input cannot be fetched, or the base is not one that can be trained.
     """
+    from flan_qa_pipeline.config.parameters import named_files
     from flan_qa_pipeline.hub import PROTOCOL, DataFiles, fetch
     from flan_qa_pipeline.models.loading import check_base, hub_files
 
@@ -73,7 +74,7 @@ def _fetch(
     return pins
 
 
-def _pinned(parameters: Parameters, pins: Mapping[str, Mapping[str, str]]) -> Parameters:
+def _pinned(parameters: "Parameters", pins: Mapping[str, Mapping[str, str]]) -> "Parameters":
     sections = {
         name: getattr(parameters, name).model_copy(update=values) for name, values in pins.items()
     }

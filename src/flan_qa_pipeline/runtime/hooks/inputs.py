@@ -2,18 +2,20 @@
 
 import os
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from kedro.framework.hooks import hook_impl
 from kedro.io import AbstractDataset, CatalogProtocol
 from kedro.io.core import is_parameter
 from kedro.pipeline import Pipeline
 
-from flan_qa_pipeline.config.parameters import NamedFile, named_files
 from flan_qa_pipeline.errors import InputError
 from flan_qa_pipeline.runtime import kedro_private
 from flan_qa_pipeline.runtime.current_run import CurrentRun
-from flan_qa_pipeline.runtime.dataset_notes import DatasetNotes, notes_of
+
+if TYPE_CHECKING:
+    from flan_qa_pipeline.config.parameters import NamedFile
+    from flan_qa_pipeline.runtime.dataset_notes import DatasetNotes
 
 
 class InputHooks:
@@ -25,6 +27,8 @@ class InputHooks:
     @hook_impl
     def after_catalog_created(self, conf_catalog: dict[str, Any]) -> None:
         """Keep relative paths of the catalog, which may hold a parameter, inside the project."""
+        from flan_qa_pipeline.config.parameters import named_files
+
         files = named_files(self._run.parameters)
         project = self._run.project_path
         for name, entry in conf_catalog.items():
@@ -38,6 +42,7 @@ class InputHooks:
     def before_pipeline_run(self, pipeline: Pipeline, catalog: CatalogProtocol[Any, Any]) -> None:
         from accelerate import PartialState
 
+        from flan_qa_pipeline.config.parameters import named_files
         from flan_qa_pipeline.hub import PROTOCOL
 
         if not PartialState().is_main_process:
@@ -62,7 +67,7 @@ def _require_inside(project: Path, name: str, path: str) -> None:
 
 
 def _require_same_file(
-    name: str, dataset: AbstractDataset[Any, Any] | None, named: NamedFile, project_path: Path
+    name: str, dataset: AbstractDataset[Any, Any] | None, named: "NamedFile", project_path: Path
 ) -> None:
     """Check that an environment did not change the file in the catalog alone, or the parameter."""
     from flan_qa_pipeline.data.filesystems import filesystem_of
@@ -78,6 +83,8 @@ def _require_same_file(
 
 
 def _require_input(name: str, catalog: CatalogProtocol[Any, Any], *, is_file: bool) -> None:
+    from flan_qa_pipeline.runtime.dataset_notes import notes_of
+
     dataset = catalog.get(name)
     notes = notes_of(name, dataset)
     if notes.filled_in:
@@ -98,7 +105,7 @@ def _require_input(name: str, catalog: CatalogProtocol[Any, Any], *, is_file: bo
 def _missing(
     name: str,
     dataset: AbstractDataset[Any, Any] | None,
-    notes: DatasetNotes,
+    notes: "DatasetNotes",
     catalog: CatalogProtocol[Any, Any],
 ) -> InputError:
     place = kedro_private.place_of(dataset)

@@ -5,6 +5,7 @@ from typing import Any
 
 from kedro.framework.hooks import hook_impl
 from kedro.io import DatasetError
+from kedro.pipeline import Pipeline
 from kedro.pipeline.node import Node
 
 from flan_qa_pipeline.errors import InputError
@@ -89,16 +90,60 @@ class HeldRecords(logging.Filter):
         return False
 
 
-class DeviceChoiceHooks:
-    """Logs, before the base is loaded, what `auto` parameters mean on this device."""
+class FirstOfItsKind(logging.Filter):
+    """Passes a record unless one with the same text and first argument has passed."""
 
-    def __init__(self, run: CurrentRun):
-        self._run = run
-        self._is_logged = False
+    def __init__(self) -> None:
+        super().__init__()
+        self._passed: set[tuple[Any, ...]] = set()
+
+    def forget(self) -> None:
+        self._passed.clear()
+
+    def filter(self, record: logging.LogRecord) -> bool:
+        first = record.args[0] if isinstance(record.args, tuple) and record.args else None
+        kind = (record.msg, first)
+        is_new = kind not in self._passed
+        self._passed.add(kind)
+        return is_new
+
+
+class QuantizationLogHooks:
+    """Lets a run log each automatic choice of unpacking once, though several nodes load a base."""
+
+    def __init__(self) -> None:
+        self._first = FirstOfItsKind()
 
     @hook_impl
     def before_pipeline_run(self) -> None:
+        self._first.forget()
+        logging.getLogger("flan_qa_pipeline.models.quantization").addFilter(self._first)
+
+    @hook_impl
+    def after_pipeline_run(self) -> None:
+        self._end()
+
+    @hook_impl
+    def on_pipeline_error(self) -> None:
+        self._end()
+
+    def _end(self) -> None:
+        logging.getLogger("flan_qa_pipeline.models.quantization").removeFilter(self._first)
+
+
+class DeviceChoiceHooks:
+    """Logs, before the base is loaded, its name and what `auto` parameters mean on this device."""
+
+    def __init__(self, run: CurrentRun):
+        self._run = run
+        self._is_logged = self._names_base = False
+
+    @hook_impl
+    def before_pipeline_run(self, pipeline: Pipeline) -> None:
         self._is_logged = False
+        self._names_base = (
+            "adapter" not in pipeline.inputs()
+        )  # else the adapter's line has named it
 
     @hook_impl
     def before_node_run(self, node: Node) -> None:
@@ -110,6 +155,9 @@ class DeviceChoiceHooks:
 
         self._is_logged = True
         model = self._run.parameters.model
+        if self._names_base:
+            at = f" at {model.revision}" if model.revision else ""
+            logger.info("Base: %s%s.", model.name, at)
         device = "GPU" if torch.cuda.is_available() else "CPU"
         if model.compute_dtype == "auto":
             dtype: Any = resolve_compute_dtype("auto")

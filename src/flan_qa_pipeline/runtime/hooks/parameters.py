@@ -1,7 +1,6 @@
 """Hooks that check parameters before anything runs."""
 
 import difflib
-import logging
 from collections.abc import Iterable, Mapping
 from typing import TYPE_CHECKING, Any
 
@@ -13,8 +12,6 @@ from flan_qa_pipeline.runtime.current_run import CurrentRun
 
 if TYPE_CHECKING:
     from kedro.framework.context import KedroContext
-
-logger = logging.getLogger(__name__)
 
 
 class ParameterHooks:
@@ -34,15 +31,13 @@ class ParameterHooks:
         check_globals(context.config_loader["globals"], {file.global_name for file in named})
 
     @hook_impl
-    def before_pipeline_run(self, run_params: dict[str, Any], pipeline: Pipeline) -> None:
+    def before_pipeline_run(self, pipeline: Pipeline) -> None:
         from accelerate import PartialState
 
         from flan_qa_pipeline.training.requirements import require_trainable
 
         if any("train" in node.tags for node in pipeline.nodes):
             require_trainable(self._run.parameters, PartialState().num_processes)
-        if PartialState().is_main_process:
-            _warn_of_unused(run_params["runtime_params"], pipeline.inputs())
 
 
 def check_globals(given: Mapping[str, Any], known: Iterable[str]) -> None:
@@ -58,12 +53,3 @@ def check_globals(given: Mapping[str, Any], known: Iterable[str]) -> None:
     for name in given.keys() - known:
         for near in difflib.get_close_matches(name, known, n=1, cutoff=0.8):
             raise InputError(f"Unknown global {name}: did you mean {near}? (conf/*/globals.yml)")
-
-
-def _warn_of_unused(runtime_params: dict[str, Any], inputs: set[str]) -> None:
-    if "questions" in inputs and (given := runtime_params.get("data")):
-        logger.warning(
-            "This run reads the saved questions, which %s does not change; "
-            "--pipelines=data_engineering makes new ones.",
-            ", ".join(f"data.{key}" for key in given),
-        )

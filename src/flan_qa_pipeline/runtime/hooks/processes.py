@@ -1,13 +1,15 @@
 """Hooks that check the number of processes and let them meet."""
 
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from kedro.framework.hooks import hook_impl
 
-from flan_qa_pipeline.config.parameters import DistributedParameters
 from flan_qa_pipeline.errors import InputError
 from flan_qa_pipeline.runtime.current_run import CurrentRun
 from flan_qa_pipeline.runtime.launched import is_one_of_several
+
+if TYPE_CHECKING:
+    from flan_qa_pipeline.config.parameters import DistributedParameters
 
 
 class ProcessHooks:
@@ -28,7 +30,7 @@ class ProcessHooks:
         _require_processes(self._run.parameters.distributed, run_params["runner"])
 
 
-def _require_processes(distributed: DistributedParameters, runner: str) -> None:
+def _require_processes(distributed: "DistributedParameters", runner: str) -> None:
     from accelerate import PartialState
 
     from flan_qa_pipeline.runtime.runner import DistributedRunner

@@ -1,23 +1,21 @@
 """Hooks that print the result of a run."""
 
 from collections.abc import Callable
+from pathlib import Path, PurePosixPath
 from typing import Any
 
-import click
 from kedro.framework.hooks import hook_impl
 from kedro.io import CatalogProtocol
 from kedro.pipeline import Pipeline
 
-from flan_qa_pipeline.config.parameters import Parameters
 from flan_qa_pipeline.runtime import kedro_private
 from flan_qa_pipeline.runtime.current_run import CurrentRun
-from flan_qa_pipeline.runtime.dataset_notes import notes_of
 
 Catalog = CatalogProtocol[Any, Any]
 
 
 class ResultHooks:
-    """Shows the datasets that the catalog marks with `shown`: tables, the report, then paths."""
+    """Shows the tables and the report that the catalog marks with `shown`, then what was saved."""
 
     def __init__(self, run: CurrentRun):
         self._run = run
@@ -26,6 +24,9 @@ class ResultHooks:
     def after_pipeline_run(self, pipeline: Pipeline, catalog: Catalog) -> None:
         from accelerate import PartialState
 
+        from flan_qa_pipeline.reporting.run_summary import print_line
+        from flan_qa_pipeline.runtime.dataset_notes import notes_of
+
         if not PartialState().is_main_process:
             return
         made = [name for node in pipeline.nodes for name in node.outputs]
@@ -33,40 +34,77 @@ class ResultHooks:
         for kind, show in PRESENTATIONS.items():
             for name in made:
                 if shown[name] == kind:
-                    show(name, catalog, self._run.parameters)
+                    show(name, catalog, self._run)
+        paths = {name for name in made if shown[name] == "path"}
+        if saved := _describe(made, paths, catalog, self._run.project_path):
+            print_line("Saved", saved)
 
 
-def _show_scores(name: str, catalog: Catalog, given: Parameters) -> None:
+def _show_scores(name: str, catalog: Catalog, run: CurrentRun) -> None:
     from flan_qa_pipeline.evaluation.subject import subject
     from flan_qa_pipeline.reporting.figures import MODELS
-    from flan_qa_pipeline.reporting.run_summary import print_scores
+    from flan_qa_pipeline.reporting.run_summary import print_line, print_scores, without_gain
 
-    title = subject(given.model, given.data)
-    print_scores(catalog.load(name), MODELS, given.reporting.confidence, title)
+    given, table = run.parameters, catalog.load(name)
+    title = subject(given.model, given.data, catalog.load("questions"))
+    print_scores(table, MODELS, given.reporting.confidence, title)
+    if nothing := without_gain(table):
+        print_line("No gain", nothing)
 
 
-def _show_comparison(name: str, catalog: Catalog, given: Parameters) -> None:
+def _show_comparison(name: str, catalog: Catalog, run: CurrentRun) -> None:
     from flan_qa_pipeline.pipelines.compare.nodes import LABELS
     from flan_qa_pipeline.reporting.run_summary import print_scores
 
+    given = run.parameters
     title = f"first: {given.compare.first}, second: {given.compare.second}"
     print_scores(catalog.load(name), LABELS, given.reporting.confidence, title)
 
 
-def _show_report(name: str, catalog: Catalog, given: Parameters) -> None:
+def _show_differences(name: str, catalog: Catalog, run: CurrentRun) -> None:
+    from flan_qa_pipeline.reporting.run_summary import print_table
+
+    print_table(catalog.load(name), "Parameters that differ")
+
+
+def _show_report(name: str, catalog: Catalog, run: CurrentRun) -> None:
     from flan_qa_pipeline.reporting.run_summary import print_next_steps
 
-    place = str(kedro_private.load_path(catalog[name]))
+    place = _relative(kedro_private.load_path(catalog[name]), run.project_path)
     print_next_steps(place, catalog["adapter"].resolve_load_version())
 
 
-def _show_path(name: str, catalog: Catalog, given: Parameters) -> None:
-    click.echo(kedro_private.load_path(catalog[name]))
+def _describe(made: list[str], paths: set[str], catalog: Catalog, project: Path) -> str:
+    """List what a run saved; "" if it saved nothing.
+
+    Args:
+        made: the outputs of the nodes.
+        paths: those of which the path of the saved version is given.
+        catalog: the run's catalog.
+        project: the folder that other paths are relative to.
+    """
+    from flan_qa_pipeline.reporting.run_summary import describe_saved
+
+    version, places, whole = None, [], []
+    for name in made:
+        dataset = catalog.get(name)
+        if name in paths:
+            whole.append(_relative(kedro_private.load_path(catalog[name]), project))
+        elif (place := kedro_private.place_of(dataset)) is not None:
+            places.append(_relative(place, project))
+            if kedro_private.is_versioned(dataset):
+                version = kedro_private.save_version(dataset)
+    return describe_saved(whole, places, version)
 
 
-PRESENTATIONS: dict[str, Callable[[str, Catalog, Parameters], None]] = {
+def _relative(place: PurePosixPath | None, project: Path) -> str:
+    inside = place is not None and Path(place).is_relative_to(project)
+    return str(Path(str(place)).relative_to(project)) if inside else str(place)
+
+
+PRESENTATIONS: dict[str, Callable[[str, Catalog, CurrentRun], None]] = {
     "scores": _show_scores,
+    "differences": _show_differences,
     "comparison": _show_comparison,
     "report": _show_report,
-    "path": _show_path,
 }

@@ -1,6 +1,7 @@
 """Real English at a small size, for tests of pretraining."""
 
 import json
+from pathlib import Path
 
 from conftest import REPOSITORY
 from transformers import T5Tokenizer
@@ -14,6 +15,29 @@ ENGLISH = REPOSITORY / "data/01_raw/english_train.json"
 def read_english(articles: int) -> list[dict]:
     """The first articles of the English corpus, in SQuAD's schema."""
     return json.loads(ENGLISH.read_text(encoding="utf-8"))["data"][:articles]
+
+
+def write_english(root: Path, articles: int) -> None:
+    """Write a project's questions on the first articles, and their contexts as text."""
+    found = read_english(articles)
+    (root / "data/01_raw/text").mkdir(parents=True)
+    questions = json.dumps({"version": "v2.0", "data": found})
+    (root / "data/01_raw/questions.json").write_text(questions, encoding="utf-8")
+    with (root / "data/01_raw/text/one.jsonl").open("w", encoding="utf-8") as file:
+        for number, article in enumerate(found):
+            text = "\n".join(p["context"] for p in article["paragraphs"])
+            file.write(json.dumps({"title": article["title"], "id": number, "text": text}) + "\n")
+
+
+def short_pretraining(raw_parameters: dict) -> dict:
+    """Parameters of a run of a few steps on what `write_english` writes."""
+    pretrain = small(raw_parameters["pretrain"]).model_dump()
+    pretrain["architecture"] |= {"vocab_size": 1504, "d_model": 64, "d_kv": 32, "d_ff": 128}
+    pretrain["base"]["stages"] = [
+        stage | {"mixture": stage["mixture"] | {"generated": 0.0}}
+        for stage in pretrain["base"]["stages"]
+    ]
+    return {"data": {"train_file": "data/01_raw/questions.json"}, "pretrain": pretrain}
 
 
 def train_small_tokenizer(articles: list[dict], vocab_size: int = 1500) -> T5Tokenizer:
@@ -56,6 +80,7 @@ def small(pretrain: dict, **changes) -> PretrainParameters:
             "evaluation": {"questions": 6, "batch_size": 4},
             "logging_steps": 2,
             "save_steps": 3,
+            "compile": False,  # takes longer than these tests on a GPU
         }
         | changes
     )

@@ -1,0 +1,253 @@
+"""One process against several, one GPU each: python benchmarks/scaling.py OUTPUT_FOLDER
+
+Trains and evaluates FLAN-T5-base's shape with random weights and random tokens of SQuAD 2.0's
+lengths (see usual_recipe.py), by this project's nodes, on the same windows in every number of
+processes. A process trains on batches of 32, so the effective batch grows with their number.
+Without a GPU the processes compute on the CPU and exchange over gloo.
+
+Rows: the whole node of training; its steps alone, without evaluations, logs and checkpoints but
+with the capture of CUDA graphs; the node of evaluation, the second time. `ratio` compares with
+one process. By Amdahl's law the ratio of n processes is 1 / (s + (1 - s) / n); `share that does
+not scale` is s. An all-reduce of as many bytes as the gradients, and one of 256 MiB, are timed
+alone; `bus GB/s` is of the large one, 2 (n - 1) / n times its bytes by its time, as NCCL's tests
+count. The JSON also has the ratios of more processes by that law. `limit` is the ratio of steps
+that take as long as one process's, plus that all-reduce.
+"""
+
+import argparse
+import json
+import logging
+import os
+import subprocess
+import sys
+import tempfile
+import time
+from pathlib import Path
+from typing import Any
+
+import torch
+from accelerate import PartialState
+from datasets import DatasetDict, load_from_disk
+from harness import (
+    CUDA,
+    SHAPES,
+    facts,
+    free,
+    load_parameters,
+    run_node,
+    silence,
+    write_results,
+    write_snapshot,
+)
+from usual_recipe import MODELING, NEW_TOKENS, REPORTING, random_questions
+
+from flan_qa_pipeline.config.parameters import Parameters
+from flan_qa_pipeline.runtime.provenance import package_versions
+
+MIB = 2**20
+LARGE = 256 * MIB
+REPEATED = 20  # all-reduces timed
+CALCULATED = (4, 8, 16)  # processes that Amdahl's law gives a ratio for
+
+
+def parameters_for(options: argparse.Namespace) -> Parameters:
+    """Read the parameters of conf/squad, without evaluation during training."""
+    return load_parameters(
+        "squad",
+        {
+            "model": {"name": str(options.work / "snapshot")},
+            "lora": {"target_modules": options.target_modules},
+            "generation": {"max_new_tokens": NEW_TOKENS},
+            "training": {
+                "output_dir": str(options.work / "checkpoints"),
+                "logging_dir": str(options.work / "tensorboard"),
+                "num_train_epochs": 1,
+                "per_device_train_batch_size": options.batch_size,
+                "gradient_accumulation_steps": 1,
+                "auto_find_batch_size": False,
+                "eval_strategy": "no",
+                "save_strategy": "no",
+                "load_best_model_at_end": False,
+            },
+        },
+    )
+
+
+def timed(parameters: Parameters, data: dict[str, Any], pipeline: Any, name: str) -> float:
+    """Run a node in all processes; return the seconds until all have ended it."""
+    free()
+    PartialState().wait_for_everyone()
+    started = time.perf_counter()
+    run_node(pipeline, parameters, data, name)
+    PartialState().wait_for_everyone()
+    return time.perf_counter() - started
+
+
+def all_reduce_seconds(n_bytes: int) -> float:
+    """Return the seconds of an all-reduce of float32 numbers; 0 in one process."""
+    process = PartialState()
+    if process.num_processes == 1:
+        return 0.0
+    tensor = torch.zeros(n_bytes // 4, device=process.device)
+    for _ in range(3):
+        torch.distributed.all_reduce(tensor)
+    if CUDA:
+        torch.cuda.synchronize()
+    process.wait_for_everyone()
+    started = time.perf_counter()
+    for _ in range(REPEATED):
+        torch.distributed.all_reduce(tensor)
+    if CUDA:
+        torch.cuda.synchronize()
+    return (time.perf_counter() - started) / REPEATED
+
+
+def work(options: argparse.Namespace) -> None:
+    """Train and evaluate as one of the processes; the first one writes what it measured."""
+    process = PartialState(cpu=not CUDA)
+    if process.is_main_process:
+        logging.getLogger("flan_qa_pipeline").setLevel(logging.INFO)
+    parameters = parameters_for(options)
+    data: dict[str, Any] = {
+        "questions": DatasetDict(load_from_disk(str(options.work / "questions"))),
+        "tokenized_questions": DatasetDict(load_from_disk(str(options.work / "windows"))),
+        "run_record": {"run_id": "benchmark", "versions": package_versions()},
+    }
+    for name in ("quantize_base_model", "attach_lora"):
+        run_node(MODELING, parameters, data, name)
+    training = timed(parameters, data, MODELING, "train_adapter")
+    record = data["adapter"].training
+    data.pop("lora_model"), data.pop("base_model")
+    run_node(REPORTING, parameters, data, "load_finetuned_model")
+    first, second = (timed(parameters, data, REPORTING, "predict_finetuned") for _ in range(2))
+    gradient_bytes = 4 * record["trainable_parameters"]
+    large = min(LARGE, 8 * gradient_bytes) if not CUDA else LARGE
+    found = {
+        "training node": training,
+        "training steps": record["seconds"],
+        "evaluation, first time": first,
+        "evaluation": second,
+        "steps": record["steps"],
+        "losses": [entry["loss"] for entry in record["log"] if "loss" in entry],
+        "gradient bytes": gradient_bytes,
+        "all-reduce s": all_reduce_seconds(gradient_bytes),
+        "large bytes": large,
+        "large all-reduce s": all_reduce_seconds(large),
+        "peak MiB": torch.cuda.max_memory_allocated() / MIB if CUDA else None,
+    }
+    if process.is_main_process:
+        path = options.work / f"{process.num_processes}.json"
+        path.write_text(json.dumps(found), encoding="utf-8")
+    if process.num_processes > 1:
+        process.destroy_process_group()
+
+
+def run_in(count: int, options: argparse.Namespace) -> dict[str, Any]:
+    """Measure in so many processes; return what the first one wrote, with the seconds of it all."""
+    launcher = ["-m", "torch.distributed.run", "--standalone", "--local-addr=127.0.0.1"]
+    launcher.append(f"--nproc-per-node={count}")
+    command = [sys.executable, *(launcher if count > 1 else []), *sys.argv]
+    threads = str(max(1, (os.cpu_count() or 1) // count))
+    environment = os.environ | {"OMP_NUM_THREADS": threads}
+    started = time.perf_counter()
+    subprocess.run(  # noqa: S603
+        [*command, "--work", str(options.work)], env=environment, check=True
+    )
+    found = json.loads((options.work / f"{count}.json").read_text(encoding="utf-8"))
+    return found | {"whole": time.perf_counter() - started}
+
+
+def rows_of(
+    count: int, found: dict[str, Any], one: dict[str, Any], options: argparse.Namespace
+) -> list[dict[str, Any]]:
+    """Return the rows of the results in so many processes, beside one process's."""
+    rows = []
+    for part in ("training node", "training steps", "evaluation, first time", "evaluation"):
+        n = options.samples if part.startswith("training") else options.questions + 8
+        ratio = one[part] / found[part]
+        row = {"part": part, "processes": count, "n": n, "seconds": found[part]}
+        row |= {"per second": n / found[part], "ratio": ratio}
+        if count > 1:
+            row["share that does not scale"] = (count / ratio - 1) / (count - 1)
+        if count > 1 and part == "training steps":
+            alone = one[part] / one["steps"]
+            bus = 2 * (count - 1) / count * found["large bytes"] / found["large all-reduce s"]
+            row |= {
+                "all-reduce MB": found["gradient bytes"] / 1e6,
+                "all-reduce ms": 1e3 * found["all-reduce s"],
+                "bus GB/s": bus / 1e9,
+                "limit": count * alone / (alone + found["all-reduce s"]),
+            }
+        rows.append(row)
+    return rows
+
+
+def expected(results: list[dict[str, Any]]) -> dict[str, dict[int, float]]:
+    """Calculate the ratios of more processes from the last shares that do not scale."""
+    shares = {
+        row["part"]: row["share that does not scale"]
+        for row in results
+        if "share that does not scale" in row
+    }
+    return {
+        part: {n: 1 / (share + (1 - share) / n) for n in CALCULATED}
+        for part, share in shares.items()
+    }
+
+
+def parse_options() -> argparse.Namespace:
+    """Parse the command line."""
+    parser = argparse.ArgumentParser(description=__doc__.partition("\n")[0])
+    parser.add_argument("output", type=Path)
+    parser.add_argument("--processes", help="such as 1,2,4; default: powers of two, all GPUs")
+    parser.add_argument("--size", default="base", choices=SHAPES)
+    parser.add_argument("--batch-size", type=int, default=32, help="of a process")
+    parser.add_argument("--samples", type=int, default=65536, help="trained on")
+    parser.add_argument("--questions", type=int, default=23746, help="answered")
+    parser.add_argument("--target-modules", default="q+v", help="of LoRA; all-linear, or names")
+    parser.add_argument("--work", type=Path, help=argparse.SUPPRESS)
+    return parser.parse_args()
+
+
+def counts(options: argparse.Namespace) -> list[int]:
+    """Return the numbers of processes to measure, one process first."""
+    if options.processes:
+        return sorted({1, *map(int, options.processes.split(","))})
+    most = torch.cuda.device_count() if CUDA else 2
+    return sorted({*(2**i for i in range(most.bit_length()) if 2**i <= most), most})
+
+
+def main() -> None:
+    """Prepare snapshot and questions, measure in every number of processes, write the results."""
+    options = parse_options()
+    silence()
+    if options.work:
+        work(options)
+        return
+    with tempfile.TemporaryDirectory() as folder:
+        options.work = Path(folder)
+        write_snapshot(options.size, options.work / "snapshot")
+        free()
+        length = parameters_for(options).tokenization.max_source_length
+        data = random_questions(options.samples, options.questions, length)
+        data["questions"].save_to_disk(str(options.work / "questions"))
+        data["tokenized_questions"].save_to_disk(str(options.work / "windows"))
+        found, results = {}, []
+        for count in counts(options):
+            found[count] = run_in(count, options)
+            results += rows_of(count, found[count], found[1], options)
+            given = facts() | {
+                "size": options.size,
+                "batch size of a process": options.batch_size,
+                "LoRA targets": options.target_modules,
+                "measured": found,
+                "ratios by Amdahl's law": expected(results),
+            }
+            for row in results[-4:]:
+                print(json.dumps(row), flush=True)
+            table = write_results(options.output, f"scaling_{options.size}", given, results)
+    print(f"\n{table}")
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,131 @@
+"""The version of the adapter that answers: the promoted one, unless another is named."""
+
+import json
+from dataclasses import dataclass
+from pathlib import Path, PurePosixPath
+from typing import Any
+
+from kedro.io import AbstractDataset
+from pydantic import BaseModel, ConfigDict, Field, ValidationError
+
+from flan_qa_pipeline.datasets.reading import (
+    EVALUATIONS,
+    load,
+    load_version,
+    newest_evaluation,
+)
+from flan_qa_pipeline.errors import InputError, in_one_line
+from flan_qa_pipeline.evaluation.adapter_scores import describe_adapter
+from flan_qa_pipeline.files import replace_text
+from flan_qa_pipeline.models.adapter import Adapter
+
+ADAPTER = "adapter"
+PROMOTED = "promoted_adapter"
+REMEDY = "promote a saved version with `kedro promote <version>`"
+
+
+class Promotion(BaseModel):
+    """The content of the file: the promoted version."""
+
+    model_config = ConfigDict(extra="forbid")
+
+    version: str = Field(pattern=r"^[\w.:-]+$")
+
+
+class PromotionDataset(AbstractDataset[str, str]):
+    """Keeps the promoted version of another dataset in a JSON file, which is replaced at once.
+
+    Example:
+    ```yaml
+    promoted_adapter:
+      type: flan_qa_pipeline.datasets.promotion.PromotionDataset
+      filepath: data/06_models/promoted_adapter.json
+    ```
+    """
+
+    def __init__(self, *, filepath: str, metadata: dict[str, Any] | None = None):
+        self._filepath = PurePosixPath(filepath)
+        self.metadata = metadata
+
+    def load(self) -> str:
+        try:
+            return Promotion.model_validate_json(Path(self._filepath).read_bytes()).version
+        except (OSError, ValidationError) as error:
+            raise InputError(
+                f"{self._filepath} cannot be read: {in_one_line(error)}; {REMEDY}."
+            ) from error
+
+    def save(self, data: str) -> None:
+        text = json.dumps(Promotion(version=data).model_dump(), indent=2)
+        replace_text(Path(self._filepath), f"{text}\n")
+
+    def _exists(self) -> bool:
+        return Path(self._filepath).is_file()
+
+    def _describe(self) -> dict[str, Any]:
+        return {"filepath": str(self._filepath)}
+
+
+@dataclass(frozen=True)
+class AnsweringAdapter:
+    """An adapter and where it comes from.
+
+    Attributes:
+        adapter: the adapter.
+        version: its version.
+        origin: one line that names version, base and F1, and says why this version answers.
+    """
+
+    adapter: Adapter
+    version: str
+    origin: str
+
+
+def promoted_version(catalog: Any) -> str | None:
+    """Return the promoted version of the adapter, None if none is.
+
+    Raises:
+        InputError: the file is damaged.
+    """
+    if PROMOTED not in catalog or not catalog.exists(PROMOTED):
+        return None
+    version: str = load(catalog[PROMOTED])
+    return version
+
+
+def load_promoted(catalog: Any, version: str) -> Adapter:
+    """Load the promoted version of the adapter.
+
+    Raises:
+        InputError: it is not there any more, or damaged; names the remedy.
+    """
+    try:
+        adapter: Adapter = load_version(catalog, ADAPTER, version)
+    except InputError as error:
+        raise InputError(f"{error} Version {version} is the promoted one; {REMEDY}.") from error
+    return adapter
+
+
+def load_answering_adapter(
+    catalog: Any, version: str | None = None, why: str = "named"
+) -> AnsweringAdapter:
+    """Load a version of the adapter, the promoted one, or the latest if none is promoted.
+
+    Args:
+        catalog: the project's catalog.
+        version: the version to load; None: the promoted or the latest one.
+        why: why `version` answers, for the line.
+
+    Raises:
+        InputError: there is no such version, or it is damaged.
+    """
+    if version is not None:
+        adapter = load_version(catalog, ADAPTER, version)
+    elif (version := promoted_version(catalog)) is not None:
+        adapter, why = load_promoted(catalog, version), "promoted"
+    else:
+        adapter, why = load_version(catalog, ADAPTER, None), "the latest; none is promoted"
+        version = catalog[ADAPTER].resolve_load_version() or "without versions"
+    evaluation = newest_evaluation(catalog, version) if EVALUATIONS in catalog else {}
+    origin = describe_adapter(version, why, adapter.provenance, adapter.training, evaluation)
+    return AnsweringAdapter(adapter, version, origin)

@@ -1,0 +1,107 @@
+"""How many CPU threads torch uses, and how they wait, chosen before torch is imported.
+
+torch computes with OpenMP, which reads its environment once, when it is loaded. Its threads spin
+while they wait for each other. On a core that another process uses, too, spinning spends the time
+that the next piece of work needs, so each step takes many times its share.
+
+This module imports only the standard library.
+"""
+
+import math
+import os
+import sys
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+
+NUMBER = "OMP_NUM_THREADS"
+CHOSEN = "FLAN_QA_PIPELINE_THREADS"  # the number, if this module chose it; its processes inherit it
+# libgomp, in torch's wheels for Linux, counts turns of its loop: a thread that has found nothing to
+# do in a thousand, some 40 us, sleeps. libomp and libiomp sleep at once.
+WAITING = {"OMP_WAIT_POLICY": "PASSIVE", "GOMP_SPINCOUNT": "1000", "KMP_BLOCKTIME": "0"}
+
+ROOT = Path("/")
+
+
+def choose() -> None:
+    """Set what the user has not set; without effect once torch is imported."""
+    if "torch" not in sys.modules:
+        os.environ.update(chosen(os.environ, available_cores(), cores_of_affinity()))
+
+
+def chosen(environment: Mapping[str, str], usable: int, known: int) -> dict[str, str]:
+    """Choose the number of threads and how they wait.
+
+    Args:
+        environment: what is set. A number, or any of the variables of `WAITING`, stays.
+        usable: the cores that this process may use.
+        known: the cores that OpenMP counts. It needs no number if these are usable.
+
+    Returns:
+        The variables to set.
+    """
+    values: dict[str, str] = {}
+    number = max(1, usable // int(environment.get("LOCAL_WORLD_SIZE", 1)))
+    given = NUMBER in environment and environment.get(CHOSEN) != environment[NUMBER]
+    if number < known and not given:
+        values |= {NUMBER: str(number), CHOSEN: str(number)}
+    if not WAITING.keys() & environment.keys():
+        values |= WAITING
+    return values
+
+
+def available_cores(root: Path = ROOT) -> int:
+    """Count the cores that this process may use: by its affinity and its container's quota."""
+    quotas = [math.floor(quota) for quota in cpu_quotas(root)]
+    return max(1, min([cores_of_affinity(), *quotas]))
+
+
+def cores_of_affinity() -> int:
+    """Count the cores on which this process may run."""
+    if hasattr(os, "sched_getaffinity"):
+        return len(os.sched_getaffinity(0))
+    return os.cpu_count() or 1
+
+
+def cpu_quotas(root: Path = ROOT) -> Iterator[float]:
+    """Yield the quotas of CPU time, in cores, of this process's control groups and their parents.
+
+    Args:
+        root: the folder that holds `proc` and `sys`.
+    """
+    mounts = root / "sys/fs/cgroup"
+    for line in _read(root / "proc/self/cgroup").splitlines():
+        number, _, rest = line.partition(":")
+        controllers, _, group = rest.partition(":")
+        if number == "0" and not controllers:
+            for folder in _with_parents([mounts, mounts / "unified"], group):
+                yield from _quota(*_read(folder / "cpu.max").split())
+        elif "cpu" in controllers.split(","):
+            for folder in _with_parents([mounts / controllers, mounts / "cpu"], group):
+                limits = (_read(folder / f"cpu.cfs_{name}_us") for name in ("quota", "period"))
+                yield from _quota(*(limit.strip() for limit in limits))
+
+
+def describe() -> str:
+    """Say which number of threads and which way of waiting are set."""
+    chosen = [f"{name}={os.environ[name]}" for name in (NUMBER, *WAITING) if name in os.environ]
+    return ", ".join(chosen) or "nothing is set"
+
+
+def _with_parents(mounts: list[Path], group: str) -> Iterator[Path]:
+    """Yield a group's folder and those above it; a container sees its own group as the mount."""
+    parts = Path(group.lstrip("/")).parts
+    for mount in dict.fromkeys(mounts):
+        for length in range(len(parts), -1, -1):
+            yield mount.joinpath(*parts[:length])
+
+
+def _quota(limit: str = "", period: str = "") -> Iterator[float]:
+    if limit.isdigit() and period.isdigit() and int(period):  # not "max" or -1
+        yield int(limit) / int(period)
+
+
+def _read(path: Path) -> str:
+    try:
+        return path.read_text(encoding="utf-8")
+    except OSError:
+        return ""

@@ -1,0 +1,85 @@
+"""The size of batches to answer is chosen from the free memory."""
+
+import logging
+
+import pytest
+import torch
+from conftest import DEVICE
+from torch.profiler import ProfilerActivity, profile
+from transformers import T5Config, set_seed
+
+from flan_qa_pipeline.answering import batch_tokens as module
+from flan_qa_pipeline.answering.batch_tokens import bytes_per_token, resolve_batch_tokens
+from flan_qa_pipeline.answering.generation import generate_answers
+from flan_qa_pipeline.models.device import MIB
+from flan_qa_pipeline.models.t5 import QuantizableT5
+from flan_qa_pipeline.training.torch_private import peak_of_profile
+
+XL = {"d_model": 2048, "d_kv": 64, "d_ff": 5120, "num_layers": 24, "num_heads": 32}
+GIB = 2**30
+
+
+def model_of(attention="sdpa", device="meta", **shape):
+    config = T5Config(
+        feed_forward_proj="gated-gelu",
+        tie_word_embeddings=False,
+        decoder_start_token_id=0,
+        **shape,
+    )
+    config._attn_implementation = attention
+    set_seed(0)
+    with torch.device(device):
+        return QuantizableT5(config).eval()
+
+
+@pytest.mark.parametrize(
+    ("free", "chosen"), [(72, 262144), (40, 131072), (21.5, 65536), (9.5, 32768), (0.01, 1024)]
+)
+def test_auto_fills_the_free_memory_of_a_gpu(monkeypatch, caplog, free, chosen):
+    model = model_of(vocab_size=32128, **XL).bfloat16()
+    monkeypatch.setattr(type(model), "device", torch.device("cuda"))
+    monkeypatch.setattr(module, "free_memory", lambda device: int(free * GIB))
+    with caplog.at_level(logging.INFO, logger="flan_qa_pipeline"):
+        assert resolve_batch_tokens("auto", model) == chosen
+    [line] = caplog.messages
+    assert line.startswith(f"generation.batch_tokens auto: {chosen} (")
+    assert f"{int(free * GIB / MIB)} MiB free" in line
+
+
+def test_a_number_stays_and_a_cpu_has_one_of_its_own(monkeypatch):
+    model = model_of(vocab_size=600, d_model=16, num_layers=1)
+    monkeypatch.setattr(type(model), "device", torch.device("cpu"))
+    assert resolve_batch_tokens(300, model) == 300
+    assert resolve_batch_tokens("auto", model) == 8192
+
+
+def peak_of(answer):
+    if DEVICE.type == "cuda":
+        answer()  # allocates the workspace of cuBLAS
+        before = torch.cuda.memory_allocated()
+        torch.cuda.reset_peak_memory_stats()
+        answer()
+        return torch.cuda.max_memory_allocated() - before
+    with profile(activities=[ProfilerActivity.CPU], profile_memory=True) as profiler:
+        answer()
+    return peak_of_profile(profiler)
+
+
+@pytest.mark.parametrize("attention", ["eager", "sdpa"])
+@pytest.mark.parametrize(
+    ("length", "least", "shape"),
+    [
+        (512, 0.5, {"d_model": 32, "d_kv": 8, "d_ff": 64, "num_heads": 4}),  # scores
+        (64, 0.3, {"d_model": 64, "d_kv": 32, "d_ff": 64, "num_decoder_layers": 8}),  # keys
+        (64, 0.5, {"d_model": 32, "d_kv": 4, "d_ff": 512, "num_heads": 1}),  # feed-forward
+    ],
+)
+def test_a_batch_takes_what_was_calculated(tokenizer, attention, length, least, shape):
+    model = model_of(attention, DEVICE, vocab_size=len(tokenizer), num_layers=2, **shape)
+    tokens = 4096
+    ids = [[5 + i % 90] * (length - 1) + [1] for i in range(tokens // length)]
+    ids[-1] = ids[-1][-length // 2 :]  # padding needs a mask
+    options = {"abstention": "no answer", "batch_tokens": tokens, "max_new_tokens": 4}
+    options["description"] = None
+    peak = peak_of(lambda: generate_answers(model, tokenizer, ids, **options))
+    assert least < peak / (tokens * bytes_per_token(model)) <= 1.1

@@ -1,0 +1,33 @@
+"""The project's configuration is read once for each session."""
+
+import pytest
+from kedro.config import MissingConfigException
+
+from flan_qa_pipeline.runtime.configuration import ProjectConfigLoader
+
+
+@pytest.fixture
+def load(tmp_path):
+    for folder in ("base", "local"):
+        (tmp_path / folder).mkdir()
+    file = tmp_path / "base/parameters.yml"
+    file.write_text("a: {b: 1}", encoding="utf-8")
+    options = {"base_env": "base", "default_run_env": "local", "runtime_params": {"a": {"c": 2}}}
+    options["merge_strategy"] = {"parameters": "soft"}
+    return file, lambda: ProjectConfigLoader(str(tmp_path), **options)
+
+
+def test_a_file_that_changes_during_a_run_changes_the_next_run_only(load):
+    file, loader = load
+    first = loader()
+    assert first["parameters"] == {"a": {"b": 1, "c": 2}}
+    file.write_text("a: {b: 3}", encoding="utf-8")
+    assert first["parameters"] == {"a": {"b": 1, "c": 2}}
+    assert loader()["parameters"] == {"a": {"b": 3, "c": 2}}
+
+
+def test_a_kind_without_files_is_missing_whenever_it_is_asked_for(load):
+    loader = load[1]()
+    for _ in "12":
+        with pytest.raises(MissingConfigException):
+            loader["catalog"]

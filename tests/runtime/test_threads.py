@@ -1,0 +1,119 @@
+"""The number of CPU threads and how they wait: chosen from affinity, quotas and the environment."""
+
+import logging
+import os
+import subprocess
+import sys
+
+import pytest
+import torch
+from conftest import REPOSITORY
+from kedro.pipeline import Pipeline, node
+
+from flan_qa_pipeline.runtime import threads
+from flan_qa_pipeline.runtime.hooks.threads import ThreadHooks
+from flan_qa_pipeline.runtime.threads import CHOSEN, NUMBER, WAITING, chosen, cpu_quotas
+
+V2, V1 = "0::/docker/abc\n", "12:cpuset:/docker/abc\n4:cpu,cpuacct:/docker/abc\n"
+
+
+def write(root, files):
+    for path, text in files.items():
+        (root / path).parent.mkdir(parents=True, exist_ok=True)
+        (root / path).write_text(text, encoding="utf-8")
+
+
+def v1(folder, quota, period="100000"):
+    return {
+        f"sys/fs/cgroup/{folder}/cpu.cfs_quota_us": f"{quota}\n",
+        f"sys/fs/cgroup/{folder}/cpu.cfs_period_us": f"{period}\n",
+    }
+
+
+@pytest.mark.parametrize(
+    ("groups", "files", "quotas"),
+    [
+        (V2, {"sys/fs/cgroup/docker/abc/cpu.max": "200000 100000\n"}, [2]),
+        (V2, {"sys/fs/cgroup/docker/abc/cpu.max": "max 100000\n"}, []),
+        (V2, {"sys/fs/cgroup/cpu.max": "150000 100000\n"}, [1.5]),  # seen from inside
+        ("0::/\n", {"sys/fs/cgroup/unified/cpu.max": "50000 100000\n"}, [0.5]),
+        (
+            V2,
+            {
+                "sys/fs/cgroup/docker/abc/cpu.max": "800000 100000\n",
+                "sys/fs/cgroup/docker/cpu.max": "300000 100000\n",
+            },
+            [8, 3],
+        ),
+        (V1, v1("cpu,cpuacct/docker/abc", 200000), [2]),
+        (V1, v1("cpu,cpuacct/docker/abc", -1), []),
+        (V1, v1("cpu", 400000), [4]),
+        (V1, v1("cpu", 400000, "0"), []),
+        (V1, v1("cpu", "broken"), []),
+        (V1 + "0::/\n", v1("cpu,cpuacct/docker/abc", 300000), [3]),
+        ("", {}, []),
+        ("no line of a control group\n", {}, []),
+    ],
+)
+def test_quotas_are_read_from_both_kinds_of_control_groups(tmp_path, groups, files, quotas):
+    write(tmp_path, {"proc/self/cgroup": groups} | files)
+    assert list(cpu_quotas(tmp_path)) == quotas
+
+
+def test_the_smallest_limit_counts(tmp_path, monkeypatch):
+    write(tmp_path, {"proc/self/cgroup": "0::/\n"})
+    affinity = os.sched_getaffinity(0)
+    assert threads.available_cores(tmp_path) == len(affinity)
+    monkeypatch.setattr(os, "sched_getaffinity", lambda pid: set(range(64)))
+    for limit, cores in (("250000 100000", 2), ("20000 100000", 1), ("9900000 100000", 64)):
+        write(tmp_path, {"sys/fs/cgroup/cpu.max": limit})
+        assert threads.available_cores(tmp_path) == cores
+
+
+@pytest.mark.parametrize(
+    ("environment", "usable", "known", "number"),
+    [
+        ({}, 2, 2, None),
+        ({}, 2, 64, "2"),
+        ({"LOCAL_WORLD_SIZE": "2"}, 8, 8, "4"),
+        ({"LOCAL_WORLD_SIZE": "4"}, 2, 2, "1"),
+        ({NUMBER: "7"}, 2, 64, None),
+        ({NUMBER: "2", CHOSEN: "2", "LOCAL_WORLD_SIZE": "2"}, 2, 64, "1"),  # of the launcher
+    ],
+)
+def test_the_number_is_set_where_openmp_would_take_more(environment, usable, known, number):
+    values = chosen(environment, usable, known)
+    assert values.get(NUMBER) == number
+    assert values.items() >= WAITING.items()
+
+
+@pytest.mark.parametrize("name", WAITING)
+def test_a_users_way_of_waiting_stays(name):
+    assert chosen({name: "x"}, 2, 2) == {}
+
+
+def test_the_environment_is_set_before_torch_is_imported():
+    code = (
+        "import flan_qa_pipeline.settings, os, sys\n"
+        "assert 'torch' not in sys.modules\n"
+        f"print([os.environ[name] for name in {list(WAITING)}])"
+    )
+    unset = {name: value for name, value in os.environ.items() if name not in WAITING}
+    done = subprocess.run(  # noqa: S603
+        [sys.executable, "-c", code], env=unset, cwd=REPOSITORY, capture_output=True, text=True
+    )
+    assert done.stdout == f"{list(WAITING.values())}\n", done.stderr
+
+
+def test_a_run_with_a_model_logs_the_choice_in_one_line(caplog, monkeypatch):
+    for name in (NUMBER, *WAITING):
+        monkeypatch.delenv(name, raising=False)
+    monkeypatch.setenv("GOMP_SPINCOUNT", "1000")
+    with caplog.at_level(logging.INFO, logger="flan_qa_pipeline"):
+        for tag in ("report", "train"):
+            computes = Pipeline([node(lambda: 1, None, "a", name="a", tags=[tag])])
+            ThreadHooks().before_pipeline_run(computes)
+    cores = threads.available_cores()
+    assert caplog.messages == [
+        f"CPU threads: {torch.get_num_threads()} on {cores} usable cores (GOMP_SPINCOUNT=1000)."
+    ]
