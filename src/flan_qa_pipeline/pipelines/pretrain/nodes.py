@@ -272,25 +272,39 @@ def evaluate_base(
     model = base.to(device).eval()
     head = _restore(base_heads, base, tokenizer, pretrain).to(device).eval().span_head
     tasks = _tasks(tokenizer, pretrain)
-    options = {
-        "limit": pretrain.evaluation.questions,
-        "batch_size": pretrain.evaluation.batch_size,
-    }
+    evaluation = pretrain.evaluation
 
-    def scores(split: str, **choice: bool) -> dict[str, Any]:
-        asked = questions[split], questions["paragraphs"]
-        return score_answers(model, tokenizer, tasks, *asked, **options, **choice)
+    def scores(split: str, *, forced: bool = False) -> dict[str, Any]:
+        return score_answers(
+            model,
+            tokenizer,
+            tasks,
+            questions[split],
+            questions["paragraphs"],
+            limit=evaluation.questions,
+            batch_size=evaluation.batch_size,
+            forced=forced,
+        )
 
-    def span_scores(**choice: bool) -> dict[str, Any] | None:
+    def span_scores(*, forced: bool) -> dict[str, Any] | None:
         if head is None:
             return None
-        asked = questions["held_out"], questions["paragraphs"]
-        return score_spans(model, head, tokenizer, tasks, *asked, **options, **choice)
+        return score_spans(
+            model,
+            head,
+            tokenizer,
+            tasks,
+            questions["held_out"],
+            questions["paragraphs"],
+            limit=evaluation.questions,
+            batch_size=evaluation.batch_size,
+            forced=forced,
+        )
 
     found = {
         "held_out": scores("held_out"),
         "held_out_forced": scores("held_out", forced=True),
-        "held_out_span_head": span_scores(),
+        "held_out_span_head": span_scores(forced=False),
         "held_out_span_head_forced": span_scores(forced=True),
         "trained_on": scores("train"),
     }
