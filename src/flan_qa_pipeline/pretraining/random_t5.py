@@ -30,12 +30,17 @@ def build_random_t5(
     )
     model = T5ForConditionalGeneration(config)
     untie_head(model)
-    with torch.no_grad():
-        model.lm_head.weight.zero_()
-        for name, parameter in model.named_parameters():
-            if name.endswith((".o.weight", ".wo.weight")):
-                parameter.zero_()
+    nn.init.zeros_(model.lm_head.weight)
+    silence_projections(model)
     return model
+
+
+@torch.no_grad()
+def silence_projections(model: nn.Module) -> None:
+    """Set the projections of T5's blocks back into the residual stream to zero."""
+    for name, parameter in model.named_parameters():
+        if name.endswith((".o.weight", ".wo.weight")):
+            parameter.zero_()
 
 
 def untie_head(model: T5ForConditionalGeneration) -> None:
