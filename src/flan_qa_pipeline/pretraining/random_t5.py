@@ -44,7 +44,7 @@ def silence_projections(model: nn.Module) -> None:
 
 
 def untie_head(model: T5ForConditionalGeneration) -> None:
-    """Give the head weights of its own, which T5 v1.1 has and transformers ties."""
+    """Untie the head from the embeddings, as in T5 v1.1; transformers ties them."""
     model.lm_head.weight = nn.Parameter(model.lm_head.weight.detach().clone())
     model.all_tied_weights_keys.pop("lm_head.weight", None)
     model.config.tie_word_embeddings = False
