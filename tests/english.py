@@ -49,7 +49,7 @@ def train_small_tokenizer(articles: list[dict], vocab_size: int = 1500) -> T5Tok
 
 def small(pretrain: dict, **changes) -> PretrainParameters:
     """The configured pretraining with a tiny model, few steps and small batches."""
-    mixture = pretrain["base"]["stages"][0]["mixture"] | {"generated": 0}
+    mixture = pretrain["base"]["stages"][0]["mixture"] | {"generated": 0, "denoising": 0.3}
     stage = {"steps": 4, "warmup_steps": 1, "decay_steps": 2, "mixture": mixture}
     phase = pretrain["reader"] | {"stages": [stage, stage]}
     sizes = {
@@ -72,6 +72,8 @@ def small(pretrain: dict, **changes) -> PretrainParameters:
                 "short": {"rows": 4, "source": 256, "target": 40},
                 "long": {"rows": 2, "source": 384, "target": 40},
             },
+            "replaced_tokens": {"weight": 8.0, "share": 0.15, "d_model": 16, "num_layers": 1},
+            "span_head": {"weight": 0.5},
             "reader": phase,
             "base": phase,
             "generation": pretrain["generation"] | {"answers": 8, "batch_size": 4, "min_f1": 0.0},

@@ -10,6 +10,7 @@ from datasets import load_from_disk
 from english import read_english, short_pretraining, write_english
 from kedro.framework.session import KedroSession
 from kedro.framework.startup import bootstrap_project
+from safetensors.torch import load_file
 from transformers import AutoModelForSeq2SeqLM, AutoTokenizer
 
 from flan_qa_pipeline.data.squad import flatten
@@ -45,8 +46,25 @@ def newest(dataset: str) -> Path:
     return max(folder.iterdir()) / folder.name
 
 
-def test_pretrain_makes_bases_that_plain_transformers_reads(project, options, parameters, caplog):
-    run(options)
+def test_pretrain_makes_bases_that_plain_transformers_reads(
+    project, options, parameters, caplog, monkeypatch
+):
+    class Ended(BaseException):
+        pass
+
+    def end(*args, **kwargs):
+        raise Ended
+
+    with monkeypatch.context() as patch, pytest.raises(Ended):
+        patch.setattr("flan_qa_pipeline.pipelines.pretrain.nodes.score_answers", end)
+        run(options)
+    base = AutoModelForSeq2SeqLM.from_pretrained("data/06_models/pretrained_base")
+    heads = load_file(newest("pretrained_base_heads.safetensors"))
+    assert base.shared.weight.isfinite().all() and "span_head.layers.0.weight" in heads
+    assert not any("head.layers" in name or "generator" in name for name in base.state_dict())
+
+    run(options, from_nodes=["evaluate_pretrained_base"])
+    run(options, from_nodes=["pack_pretrained_base"])
     base = AutoModelForSeq2SeqLM.from_pretrained("data/06_models/pretrained_base")
     packed = AutoModelForSeq2SeqLM.from_pretrained("data/06_models/pretrained_base_nf4")
     assert base.lm_head.weight.data_ptr() != base.shared.weight.data_ptr()
@@ -68,7 +86,9 @@ def test_pretrain_makes_bases_that_plain_transformers_reads(project, options, pa
     assert log["step"].tolist() == [2, 4, 6, 8]
     assert log["stage"].tolist() == [0, 0, 1, 1]
     scores = json.loads(newest("pretraining_scores.json").read_text())
-    assert set(scores) == {"held_out", "held_out_forced", "trained_on"}
+    of_the_base = {"held_out", "held_out_forced", "trained_on"}
+    assert set(scores) == of_the_base | {"held_out_span_head", "held_out_span_head_forced"}
+    assert "held_out_span_head_forced: has_answer " in caplog.text
     for kind in scores.values():
         assert 0 < kind["has_answer"] + kind["no_answer"] <= 6
         assert kind["has_answer_f1"] is None or 0 <= kind["has_answer_f1"] <= 100

@@ -48,3 +48,8 @@ def text(articles, tokenizer):
     paragraphs = ((a["title"], [p["context"] for p in a["paragraphs"]]) for a in articles)
     rows = list(encode_paragraphs(paragraphs, tokenizer))
     return EncodedText.of(Dataset.from_list(rows, features=TEXT_FEATURES))
+
+
+@pytest.fixture(scope="session")
+def sentinels(tokenizer):
+    return tokenizer.convert_tokens_to_ids([f"<extra_id_{i}>" for i in range(100)])

@@ -100,7 +100,7 @@ def test_cloze_answers_stand_in_the_text_or_the_model_abstains(tokenizer, tasks,
         pair = tasks.cloze(context, rng)
         if pair is None:
             continue
-        source, target = pair
+        source, target, _ = pair
         assert len(source) < 384 and 0 < len(target) < 40
         if contains(context, target):
             answered += 1

@@ -1,6 +1,8 @@
 """Optimizers, batches and checkpoints of pretraining."""
 
 import json
+from contextlib import nullcontext
+from functools import partial
 
 import pytest
 import torch
@@ -8,6 +10,7 @@ from accelerate.utils import set_seed
 from conftest import DEVICE
 from transformers import AutoModelForSeq2SeqLM
 
+import flan_qa_pipeline.pretraining.training_steps as training_steps
 from flan_qa_pipeline.errors import InputError
 from flan_qa_pipeline.pretraining.batches import BatchSource
 from flan_qa_pipeline.pretraining.encoding import (
@@ -15,6 +18,7 @@ from flan_qa_pipeline.pretraining.encoding import (
     train_sentencepiece,
 )
 from flan_qa_pipeline.pretraining.greedy_answers import write
+from flan_qa_pipeline.pretraining.objectives import Objectives
 from flan_qa_pipeline.pretraining.optimizers import Muon, build_optimizers, orthogonalize
 from flan_qa_pipeline.pretraining.packing import pack_nf4
 from flan_qa_pipeline.pretraining.random_t5 import build_random_t5
@@ -27,7 +31,7 @@ from flan_qa_pipeline.pretraining.training_steps import (
 
 
 @pytest.fixture
-def make_source(tokenizer, text, tasks, questions, pretrain):
+def make_source(tokenizer, text, tasks, questions, pretrain, sentinels):
     def make(rank=0, **mixture):
         return BatchSource(
             text,
@@ -35,7 +39,7 @@ def make_source(tokenizer, text, tasks, questions, pretrain):
             tasks,
             pretrain.batches,
             pretrain.reader.stages[0].mixture.model_copy(update=mixture),
-            sentinels=tokenizer.convert_tokens_to_ids([f"<extra_id_{i}>" for i in range(100)]),
+            sentinels=sentinels,
             seed=7,
             rank=rank,
         )
@@ -44,14 +48,15 @@ def make_source(tokenizer, text, tasks, questions, pretrain):
 
 
 @pytest.fixture
-def train(make_source, pretrain, tmp_path):
+def train(make_source, pretrain, sentinels, tmp_path):
     def run(model=None, folder=tmp_path / "whole", **changes):
         set_seed(3)
         model = model or build_random_t5(pretrain.architecture, dropout=pretrain.dropout)
         model.to(DEVICE)
         settings = pretrain.model_copy(update=changes)
-        phase = Phase(model, settings.reader, settings, [make_source(), make_source()], folder)
-        return model, phase
+        parts = Objectives(model, settings, sentinels).to(DEVICE)
+        sources = [make_source(), make_source()]
+        return model, Phase(model, parts, settings.reader, settings, sources, folder)
 
     return run
 
@@ -179,17 +184,18 @@ def test_training_that_resumes_gives_the_same_weights(train, tmp_path):
     assert [row["step"] for row in rows] == [2, 4, 6, 8]
     assert all(any(k.startswith("loss_") for k in row) for row in rows)
 
+    whole_parts = phase._objectives
     resumed, phase = train(folder=tmp_path / "parts", max_minutes=1e-9)
     with pytest.raises(InputError, match="max_minutes are over at step 0 of 8"):
         phase.run()
     resumed, phase = train(folder=tmp_path / "parts")
     take_step, taken = phase._take_step, []
 
-    def interrupt(batch, factor):
+    def interrupt(kind, batch, factor):
         if len(taken) == 5:
             raise KeyboardInterrupt
         taken.append(factor)
-        return take_step(batch, factor)
+        return take_step(kind, batch, factor)
 
     phase._take_step = interrupt
     with pytest.raises(KeyboardInterrupt):
@@ -200,8 +206,72 @@ def test_training_that_resumes_gives_the_same_weights(train, tmp_path):
     assert [row["step"] for row in log] == [2, 4, 6, 8]
     for (name, weight), other in zip(whole.named_parameters(), resumed.parameters(), strict=True):
         assert torch.equal(weight, other), name
+    parts = zip(whole_parts.named_parameters(), phase._objectives.parameters(), strict=True)
+    for (name, weight), other in parts:
+        assert torch.equal(weight, other), name
     losses = [[v for k, v in row.items() if k.startswith("loss_")] for row in (rows[-1], log[-1])]
     assert losses[0] == losses[1]
+
+
+@pytest.mark.slow
+@pytest.mark.filterwarnings("ignore:.*torch.jit:DeprecationWarning")  # torch's own
+def test_steps_compile_to_whole_graphs(train, monkeypatch):
+    monkeypatch.setattr(torch, "compile", partial(torch.compile, fullgraph=True))
+    _, phase = train(compile=True)
+    rows = phase.run()
+    assert rows[0]["loss_short"] == pytest.approx(torch.tensor(1500.0).log().item(), rel=0.01)
+    assert {"loss_generator", "loss_replaced_tokens", "loss_span_head"} <= set().union(*rows)
+
+
+def test_a_step_changes_only_the_parts_whose_loss_ran(train, make_source):
+    _, phase = train()
+    source = make_source()
+    trained = {"denoising": "replaced_tokens", "short": "span_head", "long": "span_head"}
+    for step in range(6):
+        kind = source.kind(step)
+        before = {k: [p.clone() for p in v.parameters()] for k, v in phase._parts.items()}
+        losses, _ = phase._take_step(kind, source.batch(step), 1.0)
+        for name, part in phase._parts.items():
+            same = all(map(torch.equal, before[name], part.parameters()))
+            assert same == (name not in ("model", trained[kind])), (kind, name)
+        expected = {"generator", "replaced_tokens"} if kind == "denoising" else {"span_head"}
+        assert losses.keys() == {"target"} | expected
+
+
+KILLS = ("written", "renamed", "half removed", "never")
+
+
+@pytest.mark.parametrize("moment", KILLS)
+def test_a_kill_while_a_checkpoint_is_saved_leaves_one_to_resume_from(
+    train, tmp_path, monkeypatch, moment
+):
+    _, phase = train()
+    phase.progress.step = 3
+    phase._save()
+    phase.progress.step = 6
+
+    class Killed(BaseException):
+        pass
+
+    def kill(*args, **kwargs):
+        raise Killed
+
+    folder = tmp_path / "whole"
+    with monkeypatch.context() as patch:
+        patch.setattr("shutil.rmtree", lambda *args, **kwargs: None)  # a kill cleans nothing up
+        if moment == "written":
+            patch.setattr("pathlib.Path.rename", kill)
+        elif moment == "renamed":
+            patch.setattr(training_steps, "remove_at_once", kill)
+        elif moment == "half removed":
+            patch.setattr("pathlib.Path.unlink", kill)
+        with nullcontext() if moment == "never" else pytest.raises(Killed):
+            phase._save()
+    _, again = train()
+    progress = training_steps.load_checkpoint(folder, again._parts, again._optimizers)
+    assert progress.step == (3 if moment == "written" else 6)
+    for part, other in zip(phase._parts.values(), again._parts.values(), strict=True):
+        assert all(map(torch.equal, part.parameters(), other.parameters()))
 
 
 def test_a_damaged_checkpoint_is_named(train, tmp_path):

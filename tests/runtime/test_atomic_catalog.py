@@ -30,6 +30,7 @@ KINDS = {
     "score_figure": "plotly.JSONDataset",
     "adapter": "flan_qa_pipeline.datasets.adapter.AdapterDataset",
     "merged_model": "flan_qa_pipeline.datasets.merged_model.MergedModelDataset",
+    "pretrained_base_heads": "kedro_datasets_experimental.safetensors.SafetensorsDataset",
 }
 # Saves every kind of data small, then large: in a forked process each, which the kernel kills as
 # it writes past `limit` bytes of a file, or, without a limit, on a disk that has no room for it.
@@ -57,6 +58,8 @@ def data(name, n):
             return {"text": text}
         case kind if kind.endswith(("MarkdownDataset", "PageDataset")):
             return text
+        case kind if kind.endswith("SafetensorsDataset"):
+            return {"w": torch.rand(n // 4)}
         case "plotly.JSONDataset":
             return plotly.graph_objects.Figure(layout={"title": {"text": text}})
         case kind if kind.endswith("MergedModelDataset"):

@@ -642,6 +642,26 @@ class QuestionGenerationParameters(_Section):
     """A question stays if the model's own answer to it reaches this F1 (0 to 1)."""
 
 
+class ReplacedTokensParameters(_Section):
+    """Replaced-token detection, which trains the encoder in batches with span corruption."""
+
+    weight: Weight
+    """The weight of the detector's loss; 0 turns the generator and the detector off."""
+    share: Fraction
+    """The share of the plain tokens of an input that the generator fills; 0 turns both off."""
+    d_model: Positive
+    """The width of the generator's layers."""
+    num_layers: Positive
+    """Layers of the generator."""
+
+
+class SpanHeadParameters(_Section):
+    """A head that finds answers in the encoder's states, trained in batches with questions."""
+
+    weight: Weight
+    """The weight of its loss; 0 turns it off."""
+
+
 class PretrainEvaluationParameters(_Section):
     """Questions of each kind to answer at most, and how many at a time."""
 
@@ -668,6 +688,10 @@ class PretrainParameters(_Section):
     """Shapes of batches."""
     dropout: Fraction
     """The model's dropout."""
+    replaced_tokens: ReplacedTokensParameters
+    """Replaced-token detection."""
+    span_head: SpanHeadParameters
+    """The span head."""
     reader: PhaseParameters
     """The phase that trains the reader, which generates questions."""
     generation: QuestionGenerationParameters
@@ -676,6 +700,9 @@ class PretrainParameters(_Section):
     """The phase that makes the base from the reader's weights."""
     evaluation: PretrainEvaluationParameters
     """How much is evaluated."""
+    float8: list[Literal["wo", "shared"]]
+    """What the packed base stores in 8 bits of what stays out of 4: `wo`, the second layer of the
+    feed-forward blocks, and `shared`, the embeddings. The rest is bfloat16."""
     compile: Literal["auto"] | bool
     """Whether to compile the model; `auto` compiles on a GPU."""
     checkpoint_dir: Place

@@ -175,7 +175,7 @@ def readable(path: str) -> Iterator[None]:
         yield
     except InputError:
         raise
-    except Exception as error:  # every filesystem and file format has errors of its own
+    except Exception as error:  # every filesystem and file format raises different errors
         raise InputError(
             f"{path} cannot be read: {in_one_line(error)}; repair it at that place, or save or "
             "fetch it again."

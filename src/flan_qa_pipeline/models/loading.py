@@ -249,11 +249,16 @@ def _require_finite(folder: Path, layers: Container[str]) -> None:
                 if name.removesuffix(".weight") in layers:
                     continue
                 weight = weights.get_tensor(name)
-                if weight.is_floating_point() and not weight.isfinite().all():
+                if weight.is_floating_point() and not _in_computable_dtype(weight).isfinite().all():
                     raise InputError(
                         f"model.name: {name} in {path} holds NaN or infinity; give a base whose "
                         "weights are finite."
                     )
+
+
+def _in_computable_dtype(weight: torch.Tensor) -> torch.Tensor:
+    """Cast float8, in which torch computes nothing, to bfloat16, which holds all of its values."""
+    return weight.bfloat16() if weight.dtype.itemsize == 1 else weight
 
 
 def _require_complete(base: PreTrainedModel, missing: Collection[str]) -> None:

@@ -1,7 +1,7 @@
 """Batches of pretraining, drawn from encoded text and questions when they are needed."""
 
 import random
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 
 import numpy as np
 import torch
@@ -14,7 +14,7 @@ from flan_qa_pipeline.config.parameters import (
 from flan_qa_pipeline.errors import InputError
 from flan_qa_pipeline.pretraining.altered_questions import Question
 from flan_qa_pipeline.pretraining.encoding import EncodedQuestions, EncodedText
-from flan_qa_pipeline.pretraining.reading_tasks import ReadingTasks
+from flan_qa_pipeline.pretraining.reading_tasks import Reading, ReadingTasks
 from flan_qa_pipeline.pretraining.span_corruption import (
     Pair,
     corrupt_spans,
@@ -28,6 +28,7 @@ TRIES = 200  # for each row
 READING = ("cloze", "answerable", "unanswerable", "asking", "generated")
 LONGEST_PASSAGE = 400
 END = 1
+NO_TARGET = -100
 
 
 class BatchSource:
@@ -101,8 +102,9 @@ class BatchSource:
         """Draw the batch of a step.
 
         Returns:
-            `input_ids` and `attention_mask` of shape (rows, source) and `labels` of shape (rows,
-            target), -100 where there is no target.
+            `input_ids` and `attention_mask` of shape (rows, source), `labels` of shape (rows,
+            target), and `places` of shape (rows, 2): the answer's first and last position in the
+            input. -100 stands where there is no target and where no place is known.
 
         Raises:
             InputError: Text and questions give too few pairs that fit.
@@ -112,7 +114,7 @@ class BatchSource:
         shape: ShapeParameters = getattr(self._batches, kind)
         plain = random.Random(int(rng.integers(2**62)))  # noqa: S311
         longer_than = self._batches.short.source if kind == "long" else 0
-        pairs: list[Pair] = []
+        pairs: list[Pair | Reading] = []
         for _ in range(TRIES * shape.rows + 1):
             if len(pairs) == shape.rows:
                 return pad(pairs, shape)
@@ -134,7 +136,7 @@ class BatchSource:
             mean_span_length=self._batches.mean_span_length,
         )
 
-    def _read(self, rng: random.Random, longer_than: int) -> Pair | None:
+    def _read(self, rng: random.Random, longer_than: int) -> Pair | Reading | None:
         mixture = self._mixture
         (task,) = rng.choices(READING, [getattr(mixture, task) for task in READING])
         if task == "cloze":
@@ -201,15 +203,19 @@ class Batches(torch.utils.data.IterableDataset[Batch]):
             yield self._source.batch(step)
 
 
-def pad(pairs: list[Pair], shape: ShapeParameters) -> Batch:
+def pad(pairs: Sequence[Pair | Reading], shape: ShapeParameters) -> Batch:
     """Close pairs with `</s>` and pad them to a shape; longer targets are cut."""
     source = np.zeros((shape.rows, shape.source), dtype=np.int64)
     mask = np.zeros_like(source)
-    labels = np.full((shape.rows, shape.target), -100, dtype=np.int64)
-    for row, (ids, target) in enumerate(pairs):
+    labels = np.full((shape.rows, shape.target), NO_TARGET, dtype=np.int64)
+    places = np.full((shape.rows, 2), NO_TARGET, dtype=np.int64)
+    for row, pair in enumerate(pairs):
+        ids, target = pair[:2]
         source[row, : len(ids) + 1] = [*ids, END]
         mask[row, : len(ids) + 1] = 1
         closed = [*target, END][: shape.target]
         labels[row, : len(closed)] = closed
-    arrays = {"input_ids": source, "attention_mask": mask, "labels": labels}
+        if isinstance(pair, Reading) and pair.place:
+            places[row] = pair.place[0], pair.place[1] - 1
+    arrays = {"input_ids": source, "attention_mask": mask, "labels": labels, "places": places}
     return {name: torch.from_numpy(array) for name, array in arrays.items()}

@@ -41,8 +41,8 @@ def read_articles(partitions: Mapping[str, Any]) -> Iterator[tuple[str, list[str
                 if missing := [field for field in FIELDS if field not in frame]:
                     raise InputError(
                         f"pretrain.text_folder: {name}.jsonl has no field {missing[0]!r}; every "
-                        'line must be {"title": …, "id": …, "text": …}, paragraphs of the text '
-                        "on lines of their own."
+                        'line must be {"title": …, "id": …, "text": …}, with one paragraph of '
+                        "the text a line."
                     )
                 yield from _rows(frame)
 

@@ -1,6 +1,6 @@
-"""Answers of a pretrained model to annotated questions, and their scores."""
+"""Answers of a pretrained model and of its span head to annotated questions, and their scores."""
 
-from collections.abc import Sequence
+from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
 import torch
@@ -12,9 +12,11 @@ from flan_qa_pipeline.evaluation.scoring import score_question
 from flan_qa_pipeline.models.exchange import gather_json
 from flan_qa_pipeline.pretraining.reading_tasks import ReadingTasks
 from flan_qa_pipeline.pretraining.span_corruption import Ids
+from flan_qa_pipeline.pretraining.span_head import SpanHead, best_spans
 from flan_qa_pipeline.pretraining.training_steps import compute_dtype
 
 END = 1
+Inputs = tuple[list[int], torch.Tensor, torch.Tensor]
 
 
 @torch.no_grad()
@@ -32,8 +34,49 @@ def write(
     Returns:
         What it wrote without `</s>`; without an end, everything.
     """
-    order = sorted(range(len(rows)), key=lambda row: len(rows[row]))
     written: list[Ids] = [[]] * len(rows)
+    for numbers, ids, mask in _batches(rows, batch_size, model.device):
+        with compute_dtype():
+            output = model.generate(input_ids=ids, attention_mask=mask, **options)
+        for number, tokens in zip(numbers, output[:, 1:].tolist(), strict=True):
+            written[number] = tokens[: tokens.index(END)] if END in tokens else tokens
+    return written
+
+
+@torch.no_grad()
+def mark(
+    model: T5ForConditionalGeneration,
+    head: SpanHead,
+    rows: Sequence[Ids],
+    batch_size: int,
+    *,
+    forced: bool,
+) -> list[Ids]:
+    """Let the span head find the answer in inputs, longest together.
+
+    Args:
+        model: On this process' device.
+        head: Likewise.
+        rows: Inputs without `</s>`.
+        batch_size: Rows at a time.
+        forced: Whether it must not abstain.
+
+    Returns:
+        The tokens that it found, none where it abstained.
+    """
+    marked: list[Ids] = [[]] * len(rows)
+    for numbers, ids, mask in _batches(rows, batch_size, model.device):
+        with compute_dtype():
+            states = model.encoder(input_ids=ids, attention_mask=mask).last_hidden_state
+            scores = head(states.to(head.layers[0].weight.dtype), mask)
+        for number, span in zip(numbers, best_spans(scores, mask, forced=forced), strict=True):
+            marked[number] = rows[number][slice(*span)] if span else []
+    return marked
+
+
+def _batches(rows: Sequence[Ids], batch_size: int, device: torch.device) -> Iterator[Inputs]:
+    """Yield numbers of rows, their padded inputs and the mask, from the shortest rows on."""
+    order = sorted(range(len(rows)), key=lambda row: len(rows[row]))
     for start in range(0, len(order), batch_size):
         numbers = order[start : start + batch_size]
         longest = max(len(rows[number]) for number in numbers) + 1
@@ -43,13 +86,7 @@ def write(
             closed = [*rows[number], END]
             ids[place, : len(closed)] = torch.tensor(closed)
             mask[place, : len(closed)] = 1
-        with compute_dtype():
-            output = model.generate(
-                input_ids=ids.to(model.device), attention_mask=mask.to(model.device), **options
-            )
-        for number, tokens in zip(numbers, output[:, 1:].tolist(), strict=True):
-            written[number] = tokens[: tokens.index(END)] if END in tokens else tokens
-    return written
+        yield numbers, ids.to(device), mask.to(device)
 
 
 def score_answers(
@@ -64,8 +101,6 @@ def score_answers(
     forced: bool = False,
 ) -> dict[str, float | int | None]:
     """Score greedy answers to the first prompt; every process answers its share.
-
-    A context longer than the prompt leaves room for is cut, so its last answers cannot be found.
 
     Args:
         model: On this process' device.
@@ -82,6 +117,55 @@ def score_answers(
         those without; None for the scores of no question.
     """
     prompt = tasks.prompts[0]
+    abstention = tokenizer.decode(prompt.abstention)
+
+    def answer(rows: list[Ids]) -> list[Ids]:
+        written = write(
+            model,
+            rows,
+            batch_size,
+            do_sample=False,
+            max_new_tokens=tasks.max_target,
+            begin_suppress_tokens=[prompt.abstention[0]] if forced else None,
+        )
+        return [[] if _text(tokenizer, ids) == abstention else ids for ids in written]
+
+    return _score(answer, tokenizer, tasks, questions, contexts, limit)
+
+
+def score_spans(
+    model: T5ForConditionalGeneration,
+    head: SpanHead,
+    tokenizer: PreTrainedTokenizerBase,
+    tasks: ReadingTasks,
+    questions: Dataset,
+    contexts: Dataset,
+    *,
+    limit: int,
+    batch_size: int,
+    forced: bool = False,
+) -> dict[str, float | int | None]:
+    """Score the answers that a span head finds in the first prompt, as `score_answers` does."""
+
+    def answer(rows: list[Ids]) -> list[Ids]:
+        return mark(model, head, rows, batch_size, forced=forced)
+
+    return _score(answer, tokenizer, tasks, questions, contexts, limit)
+
+
+def _score(
+    answer: Callable[[list[Ids]], list[Ids]],
+    tokenizer: PreTrainedTokenizerBase,
+    tasks: ReadingTasks,
+    questions: Dataset,
+    contexts: Dataset,
+    limit: int,
+) -> dict[str, float | int | None]:
+    """Score the answers to equally spaced questions, `[]` for an abstention.
+
+    A context longer than the prompt leaves room for is cut, so its last answers cannot be found.
+    """
+    prompt = tasks.prompts[0]
     chosen = questions.select(range(0, len(questions), -(-len(questions) // limit) or 1))
     state = PartialState()
     mine = chosen.select(range(state.process_index, len(chosen), state.num_processes))
@@ -90,22 +174,16 @@ def score_answers(
         room = tasks.max_source - prompt.length - len(question["ids"]) - 1
         context = contexts[question["paragraph"]]["ids"][:room]
         rows.append(prompt.fill(context=context, question=question["ids"]))
-    banned = [prompt.abstention[0]] if forced else None
-    written = write(
-        model,
-        rows,
-        batch_size,
-        do_sample=False,
-        max_new_tokens=tasks.max_target,
-        begin_suppress_tokens=banned,
-    )
-    abstention = tokenizer.decode(prompt.abstention)
     scored = []
-    for question, ids in zip(mine, written, strict=True):
-        text = tokenizer.decode(ids, skip_special_tokens=True).strip()
-        answer = "" if text == abstention else text
-        scored.append([bool(question["gold"]), *score_question(answer, question["gold"])])
+    for question, ids in zip(mine, answer(rows), strict=True):
+        text = _text(tokenizer, ids)
+        scored.append([bool(question["gold"]), *score_question(text, question["gold"])])
     return _means([score for part in gather_json(scored) for score in part])
+
+
+def _text(tokenizer: PreTrainedTokenizerBase, ids: Ids) -> str:
+    text: str = tokenizer.decode(ids, skip_special_tokens=True)
+    return text.strip()
 
 
 def _means(scored: Sequence[Sequence[Any]]) -> dict[str, float | int | None]:

@@ -5,7 +5,7 @@ Muon: Jordan et al. 2024, https://kellerjordan.github.io/posts/muon. Scale of it
 orthogonalized in one batch, since a launch for each would take longer than a small model's step.
 """
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from typing import Any
 
 import torch
@@ -13,9 +13,15 @@ from torch import nn
 from transformers import T5ForConditionalGeneration
 
 from flan_qa_pipeline.config.parameters import PretrainOptimizerParameters
+from flan_qa_pipeline.pretraining.objectives import Objectives
+from flan_qa_pipeline.pretraining.replaced_tokens import ReplacedTokens
 from flan_qa_pipeline.training.torch_private import multiply_all
 
 NEWTON_SCHULZ = (3.4445, -4.7750, 2.0315)
+GENERATOR_WEIGHT_DECAY = 0.02
+GENERATOR_LRS = {"embedding": 0.05, "head": 4e-3, "other": 0.01}  # the matrices take matrix_lr
+HEAD_LR = 2e-3  # of the detector and the span head
+Optimizers = list[torch.optim.Optimizer]
 
 
 def orthogonalize(matrices: torch.Tensor, steps: int = 5) -> torch.Tensor:
@@ -81,40 +87,69 @@ class Muon(torch.optim.Optimizer):
 
 def build_optimizers(
     model: T5ForConditionalGeneration, rates: PretrainOptimizerParameters
-) -> list[torch.optim.Optimizer]:
-    """Give every parameter to one of the two optimizers.
+) -> Optimizers:
+    """Give every parameter of the model to one of the two optimizers.
 
     A query projection's step is smaller by the root of the head's width: T5 does not scale
     attention scores by that root, so its query weights are smaller.
 
     Returns:
-        Muon and AdamW. `initial_lr` of every group is its largest learning rate.
+        Muon and AdamW, at their largest learning rates.
     """
+    matrices, rest = _split(model, "lm_head.weight", model.config.d_kv)
+    return [
+        Muon(matrices, lr=rates.matrix_lr, weight_decay=rates.weight_decay),
+        _adamw([(rest[kind], getattr(rates, f"{kind}_lr")) for kind in rest]),
+    ]
+
+
+def build_part_optimizers(
+    objectives: Objectives, rates: PretrainOptimizerParameters
+) -> dict[str, Optimizers]:
+    """Give every parameter of the auxiliary losses to an optimizer, by the part's name."""
+    optimizers: dict[str, Optimizers] = {}
+    if objectives.replaced_tokens is not None:
+        optimizers["replaced_tokens"] = _for_replaced_tokens(objectives.replaced_tokens, rates)
+    if objectives.span_head is not None:
+        optimizers["span_head"] = [_adamw([(list(objectives.span_head.parameters()), HEAD_LR)])]
+    return optimizers
+
+
+def _for_replaced_tokens(part: ReplacedTokens, rates: PretrainOptimizerParameters) -> Optimizers:
+    matrices, rest = _split(part.generator, None, part.generator.config.d_kv)
+    rest["head"] += part.generator_head.parameters()
+    groups = [(rest[kind], rate) for kind, rate in GENERATOR_LRS.items()]
+    return [
+        Muon(matrices, lr=rates.matrix_lr, weight_decay=GENERATOR_WEIGHT_DECAY),
+        _adamw([*groups, (list(part.detector.parameters()), HEAD_LR)]),
+    ]
+
+
+def _split(
+    model: nn.Module, head: str | None, d_kv: int
+) -> tuple[list[dict[str, Any]], dict[str, list[nn.Parameter]]]:
+    """Split a T5's parameters: Muon's groups, and the others by their kind."""
     shapes: dict[tuple[Any, ...], list[nn.Parameter]] = {}
     rest: dict[str, list[nn.Parameter]] = {"embedding": [], "head": [], "other": []}
     for name, parameter in model.named_parameters():
         if name == "shared.weight":
             rest["embedding"].append(parameter)
-        elif name == "lm_head.weight":
+        elif name == head:
             rest["head"].append(parameter)
         elif parameter.ndim == 2 and "relative_attention_bias" not in name:
             shapes.setdefault((".q." in name, *parameter.shape), []).append(parameter)
         else:
             rest["other"].append(parameter)
-    small = model.config.d_kv**-0.5
-    muon = Muon(
-        [{"params": p, "scale": small if key[0] else 1.0} for key, p in shapes.items()],
-        lr=rates.matrix_lr,
-        weight_decay=rates.weight_decay,
-    )
-    adamw = torch.optim.AdamW(
-        [{"params": p, "lr": getattr(rates, f"{kind}_lr")} for kind, p in rest.items()],
+    small = d_kv**-0.5
+    groups = [{"params": p, "scale": small if key[0] else 1.0} for key, p in shapes.items()]
+    return groups, rest
+
+
+def _adamw(groups: Sequence[tuple[list[nn.Parameter], float]]) -> torch.optim.Optimizer:
+    return torch.optim.AdamW(
+        [{"params": parameters, "lr": rate} for parameters, rate in groups],
         betas=(0.9, 0.98),
         eps=1e-10,
         weight_decay=0.0,
-        fused=next(model.parameters()).is_cuda,
+        fused=groups[0][0][0].is_cuda,
     )
-    optimizers: list[torch.optim.Optimizer] = [muon, adamw]
-    for group in (group for optimizer in optimizers for group in optimizer.param_groups):
-        group["initial_lr"] = group["lr"]
-    return optimizers

@@ -302,8 +302,7 @@ class ReadingExamples(torch.utils.data.Dataset[dict[str, list[int]]]):
 
     First come lookups from easy to hard, then questions on the corpus, with contexts of at most
     two sentences and then whole. A part of these has its words renamed, a part becomes span
-    corruption. Every example is drawn with a seed of its own, so that it is the same in any
-    process.
+    corruption. Each example has a separate seed, so that it is the same in any process.
 
     Args:
         corpus: rows of context, question and answer, which stands in the context.

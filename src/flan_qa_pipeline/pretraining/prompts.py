@@ -48,6 +48,11 @@ class Prompt:
             filled += slots[part] if isinstance(part, str) else part
         return filled
 
+    def place(self, slot: str, **slots: Ids) -> int:
+        """Return where a slot's first token stands in the filled prompt."""
+        before = self.parts[: self.parts.index(slot)]
+        return sum(len(slots[part] if isinstance(part, str) else part) for part in before)
+
     @property
     def length(self) -> int:
         """Number of tokens outside the slots."""

@@ -30,16 +30,21 @@ def build_random_t5(
     )
     model = T5ForConditionalGeneration(config)
     untie_head(model)
-    with torch.no_grad():
-        model.lm_head.weight.zero_()
-        for name, parameter in model.named_parameters():
-            if name.endswith((".o.weight", ".wo.weight")):
-                parameter.zero_()
+    nn.init.zeros_(model.lm_head.weight)
+    silence_projections(model)
     return model
 
 
+@torch.no_grad()
+def silence_projections(model: nn.Module) -> None:
+    """Set the projections of T5's blocks back into the residual stream to zero."""
+    for name, parameter in model.named_parameters():
+        if name.endswith((".o.weight", ".wo.weight")):
+            parameter.zero_()
+
+
 def untie_head(model: T5ForConditionalGeneration) -> None:
-    """Give the head weights of its own, which T5 v1.1 has and transformers ties."""
+    """Untie the head from the embeddings, as in T5 v1.1; transformers ties them."""
     model.lm_head.weight = nn.Parameter(model.lm_head.weight.detach().clone())
     model.all_tied_weights_keys.pop("lm_head.weight", None)
     model.config.tie_word_embeddings = False

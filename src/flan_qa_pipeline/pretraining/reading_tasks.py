@@ -7,6 +7,7 @@ Answering by Pretraining Span Selection", arXiv:2101.00438.
 
 import random
 from collections.abc import Mapping, Sequence
+from typing import NamedTuple
 
 import numpy as np
 from transformers import PreTrainedTokenizerBase
@@ -37,8 +38,23 @@ ENTITY_SHARE, REMOVED_SHARE, THINNED_SHARE, BLANK_SHARE, FRONTED_SHARE = 0.7, 0.
 LEAST_CONTEXT = 32
 
 
+class Reading(NamedTuple):
+    """A question on a text.
+
+    Attributes:
+        source: Token ids of the input, without `</s>`.
+        target: Token ids of the answer or the abstention, without `</s>`.
+        place: The [start, end) of the answer in the input. It is `</s>` where the target is the
+            abstention, and None where the place of the answer is not known.
+    """
+
+    source: Ids
+    target: Ids
+    place: Span | None
+
+
 class ReadingTasks:
-    """Makes pairs of input and target, both without `</s>`.
+    """Makes inputs and targets of questions, and pairs that ask for a question.
 
     Args:
         tokenizer: The base model's tokenizer.
@@ -111,7 +127,7 @@ class ReadingTasks:
                 return span
         return None
 
-    def cloze(self, text: np.ndarray, rng: random.Random) -> Pair | None:
+    def cloze(self, text: np.ndarray, rng: random.Random) -> Reading | None:
         """Ask for words of one sentence of a text, in the words around them.
 
         In some examples the text lacks the sentence. The answer is then another mention of the
@@ -122,7 +138,7 @@ class ReadingTasks:
             rng: Source of randomness.
 
         Returns:
-            A pair, or None where the text offers nothing to ask for.
+            None where the text offers nothing to ask for.
         """
         prompt = rng.choice(self.prompts)
         text = text[: self.max_source - prompt.length - CLOZE_ROOM]
@@ -138,14 +154,12 @@ class ReadingTasks:
             return None
         answer = text[span[0] : span[1]].tolist()
         question = self._cloze_question(text, sentence, span, rng)
-        context = text
-        if rng.random() < REMOVED_SHARE:
-            context = np.concatenate([text[: sentence[0]], text[sentence[1] :]])
-            if not contains(context, answer):
-                if rng.random() < 0.5:
-                    return None
-                answer = prompt.abstention
-        return prompt.fill(context=context.tolist(), question=question), answer
+        if rng.random() >= REMOVED_SHARE:
+            return _fill(prompt, text, question, answer, span)
+        context = np.concatenate([text[: sentence[0]], text[sentence[1] :]])
+        if contains(context, answer):
+            return _fill(prompt, context, question, answer, None)
+        return None if rng.random() < 0.5 else _fill(prompt, context, question, [], None)
 
     def _phrase_of(
         self, text: np.ndarray, sentences: Sequence[Span], sentence: Span, rng: random.Random
@@ -213,7 +227,7 @@ class ReadingTasks:
         edited: float,
         substitutes: Mapping[str, Sequence[Ids]],
         substituted: float,
-    ) -> Pair | None:
+    ) -> Reading | None:
         """Ask an annotated question; some answerable ones are altered first.
 
         Args:
@@ -227,7 +241,7 @@ class ReadingTasks:
                 the same kind. A model that learned answers by heart is wrong on these.
 
         Returns:
-            A pair, or None where it would be too long or no edit fits.
+            None where it would be too long or no edit fits.
         """
         prompt = rng.choice(self.prompts)
         ids, answer, span = question.ids.tolist(), question.answer, question.span
@@ -248,7 +262,8 @@ class ReadingTasks:
         start, end = self.crop(context, span, room, rng)
         if span is not None and not (start <= span[0] and span[1] <= end):
             return None
-        return prompt.fill(context=context[start:end].tolist(), question=ids), target
+        place = (span[0] - start, span[1] - start) if span is not None else None
+        return _fill(prompt, context[start:end], ids, answer, place)
 
     def asked(self, question: Question, context: np.ndarray, rng: random.Random) -> Pair | None:
         """Ask for the question from its answer."""
@@ -260,3 +275,25 @@ class ReadingTasks:
         start, end = self.crop(context, question.span, room, rng)
         filled = prompt.fill(context=context[start:end].tolist(), answer=question.answer)
         return filled, question.ids.tolist()
+
+
+def _fill(
+    prompt: Prompt, context: np.ndarray, question: Ids, answer: Ids, span: Span | None
+) -> Reading:
+    """Fill a prompt; without an answer the target is the abstention.
+
+    Args:
+        prompt: The prompt.
+        context: Token ids.
+        question: Token ids.
+        answer: Token ids, none for an abstention.
+        span: The answer's place in the context, None where it is not known.
+    """
+    slots = {"context": context.tolist(), "question": question}
+    source = prompt.fill(**slots)
+    if not answer:
+        return Reading(source, prompt.abstention, (len(source), len(source) + 1))
+    if span is None:
+        return Reading(source, answer, None)
+    start = prompt.place("context", **slots)
+    return Reading(source, answer, (start + span[0], start + span[1]))

@@ -3,7 +3,7 @@
 The text comes from word lists and templates (the "kinds"), so every context, question and
 answer is known to be right by construction. One article is about one entity of one kind (a
 town, a river, ...) and each of its paragraphs compares that entity with new neighbours of the
-same kind, so every answer has distractors of its own type.
+same kind, so every answer has distractors of the same type.
 
 The layout of a kinds mapping is described at the top of ``data/01_raw/starter_kinds.yml``.
 """

@@ -31,7 +31,7 @@ class TokenTables:
         self.upper = np.array([b[:1].isupper() for b in bare])
         self.bare = np.array([b == "" for b in bare])
         self.digit = np.array([b[:1].isdigit() for b in bare])
-        # "▁" alone begins a word whose first character has a piece of its own
+        # "▁" alone begins a word whose first character is a separate piece
         self.alphanumeric = np.array([b[:1].isalnum() or b == "" for b in bare])
         self.ends_sentence = np.array([b[-1:] in SENTENCE_MARKS for b in bare])
         self.opens = np.array([b[:1] in OPENING and b != "" for b in bare])

@@ -4,7 +4,7 @@ import json
 import logging
 import os
 import time
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator, Mapping
 from contextlib import AbstractContextManager
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -24,7 +24,12 @@ from flan_qa_pipeline.models.device import multiplies_bfloat16
 from flan_qa_pipeline.models.exchange import broadcast_json
 from flan_qa_pipeline.models.flat_gradients import FlatGradients
 from flan_qa_pipeline.pretraining.batches import Batch, Batches, BatchSource
-from flan_qa_pipeline.pretraining.optimizers import build_optimizers
+from flan_qa_pipeline.pretraining.objectives import DENOISING, Objectives
+from flan_qa_pipeline.pretraining.optimizers import (
+    Optimizers,
+    build_optimizers,
+    build_part_optimizers,
+)
 
 logger = logging.getLogger(__name__)
 
@@ -32,7 +37,7 @@ FLOOR = 0.02  # of the largest learning rate, where a decay ends
 CLOCK_STEPS = 10  # steps between looks at the clock
 MOST_WORKERS = 15
 TENSORS, PROGRESS = "pretraining.safetensors", "progress.json"
-Optimizers = list[torch.optim.Optimizer]
+MODEL = "model"
 
 
 def learning_rate_factor(stage: StageParameters, step: int) -> float:
@@ -73,13 +78,17 @@ class Progress:
 
 
 class Phase:
-    """Trains a model through the stages of a phase.
+    """Trains a model, and the parts of its auxiliary losses, through the stages of a phase.
+
+    A step changes only the parts whose loss it computed: Muon would move the others by the momentum
+    of earlier steps. Only the model's gradients are scaled down to `max_grad_norm`.
 
     Every step seeds torch with the seed, the process and the step. A phase that resumes from a
     checkpoint therefore ends with the weights that it would have had without the interruption.
 
     Args:
         model: In float32, on this process' device.
+        objectives: The parts of the auxiliary losses, likewise.
         phase: Learning rates and stages.
         settings: Everything else.
         sources: The batches of each stage, drawn for the phase's steps.
@@ -89,43 +98,56 @@ class Phase:
     def __init__(
         self,
         model: T5ForConditionalGeneration,
+        objectives: Objectives,
         phase: PhaseParameters,
         settings: PretrainParameters,
         sources: list[BatchSource],
         folder: Path,
     ) -> None:
-        self._model, self._phase, self._settings = model, phase, settings
+        self._model, self._objectives = model, objectives
+        self._phase, self._settings = phase, settings
         self._sources, self._folder = sources, folder
-        self._optimizers = build_optimizers(model, phase.optimizer)
-        self._gradients = FlatGradients(model)
-        self._gradients.attach()
+        self._parts: dict[str, torch.nn.Module] = {
+            MODEL: model,
+            **dict(objectives.named_children()),
+        }
+        self._optimizers = {
+            MODEL: build_optimizers(model, phase.optimizer),
+            **build_part_optimizers(objectives, phase.optimizer),
+        }
+        for group in self._groups(self._parts):
+            group["initial_lr"] = group["lr"]
+        self._gradients = {name: FlatGradients(part) for name, part in self._parts.items()}
+        for gradients in self._gradients.values():
+            gradients.attach()
         self._state = PartialState()
         compiles = self._state.device.type == "cuda" if settings.compile == "auto" else False
         if settings.compile is True or compiles:
             logger.info("Pretraining compiles forward and backward passes (pretrain.compile).")
-            self._forward = torch.compile(self._loss, dynamic=False)
+            self._forward = torch.compile(objectives.losses, dynamic=False)
         else:
-            self._forward = self._loss
+            self._forward = objectives.losses
         self.progress = Progress()
 
     def run(self) -> list[dict[str, Any]]:
         """Train to the last step, from the last checkpoint if there is one.
 
         Returns:
-            The logged rows: step, stage, seconds, tokens_per_second, learning_rate, grad_norm and
-            the mean loss of each kind of batch.
+            The logged rows: step, stage, seconds, tokens_per_second, learning_rate, grad_norm, the
+            mean loss of the targets of each kind of batch, and those of the auxiliary losses.
 
         Raises:
             InputError: The loss is not finite, the checkpoint is damaged, or `max_minutes` are
                 over: the same command goes on.
         """
-        self.progress = load_checkpoint(self._folder, self._model, self._optimizers)
+        self.progress = load_checkpoint(self._folder, self._parts, self._optimizers)
         if self.progress.step:
             logger.info("Pretraining resumes at step %d from %s.", self.progress.step, self._folder)
         minutes = self._settings.max_minutes
         deadline = time.monotonic() + 60 * minutes if minutes else float("inf")
         last = sum(stage.steps for stage in self._phase.stages)
-        self._model.train()
+        for part in self._parts.values():
+            part.train()
         while self.progress.step < last:
             number, first = stage_of(self._phase, self.progress.step)
             if not self._run_stage(number, first, deadline):
@@ -133,7 +155,8 @@ class Phase:
                     f"pretrain.max_minutes are over at step {self.progress.step} of {last}; give "
                     "the same command again, which resumes there."
                 )
-        self._model.eval()
+        for part in self._parts.values():
+            part.eval()
         return self.progress.rows
 
     def _run_stage(self, number: int, first: int, deadline: float) -> bool:
@@ -148,8 +171,10 @@ class Phase:
                 self._save()
                 return False
             factor = learning_rate_factor(stage, progress.step - first)
-            loss, norm = self._take_step(batch, factor)
-            losses.setdefault(source.kind(progress.step), []).append(loss)
+            kind = source.kind(progress.step)
+            step_losses, norm = self._take_step(kind, batch, factor)
+            for name, loss in step_losses.items():
+                losses.setdefault(kind if name == "target" else name, []).append(loss)
             norms.append(norm)
             tokens += self._state.num_processes * batch["input_ids"].numel()
             progress.step += 1
@@ -183,30 +208,31 @@ class Phase:
         )
         return iter(loader)
 
-    def _take_step(self, batch: Batch, factor: float) -> tuple[torch.Tensor, torch.Tensor]:
+    def _take_step(
+        self, kind: str, batch: Batch, factor: float
+    ) -> tuple[dict[str, torch.Tensor], torch.Tensor]:
         rank, count = self._state.process_index, self._state.num_processes
         set_seed((self._settings.seed * 1_000_003 + self.progress.step * count + rank) % 2**32)
         placed = {k: v.to(self._state.device, non_blocking=True) for k, v in batch.items()}
-        loss = self._forward(placed["input_ids"], placed["attention_mask"], placed["labels"])
-        loss.backward()
-        self._gradients.average(torch.bfloat16)
-        norm = self._gradients.clip(self._phase.optimizer.max_grad_norm)
-        for optimizer in self._optimizers:
-            for group in optimizer.param_groups:
-                group["lr"] = group["initial_lr"] * factor
-            optimizer.step()
-        self._gradients.whole.zero_()
-        return loss.detach(), norm
+        with compute_dtype():  # within the compiled function it would break the graph
+            total, losses = self._forward(self._model, placed, denoises=kind == DENOISING)
+        total.backward()
+        trained = [MODEL, *self._objectives.trained_by(kind)]
+        for name in trained:
+            self._gradients[name].average(torch.bfloat16)
+        norm = self._gradients[MODEL].clip(self._phase.optimizer.max_grad_norm)
+        for group in self._groups(trained):
+            group["lr"] = group["initial_lr"] * factor
+        for name in trained:
+            for optimizer in self._optimizers[name]:
+                optimizer.step()
+            self._gradients[name].whole.zero_()
+        return losses, norm
 
-    def _loss(
-        self, input_ids: torch.Tensor, mask: torch.Tensor, labels: torch.Tensor
-    ) -> torch.Tensor:
-        with compute_dtype():
-            output = self._model(
-                input_ids=input_ids, attention_mask=mask, labels=labels, use_cache=False
-            )
-        loss: torch.Tensor = output.loss
-        return loss
+    def _groups(self, parts: Iterable[str]) -> Iterator[dict[str, Any]]:
+        for name in parts:
+            for optimizer in self._optimizers[name]:
+                yield from optimizer.param_groups
 
     def _log(self, row: dict[str, Any]) -> None:
         for name, value in row.items():
@@ -224,16 +250,22 @@ class Phase:
 
     def _save(self) -> None:
         if self._state.is_main_process:
-            save_checkpoint(self._folder, self._model, self._optimizers, self.progress)
+            save_checkpoint(self._folder, self._parts, self._optimizers, self.progress)
         self._state.wait_for_everyone()
 
 
 def save_checkpoint(
-    folder: Path, model: T5ForConditionalGeneration, optimizers: Optimizers, progress: Progress
+    folder: Path,
+    parts: Mapping[str, torch.nn.Module],
+    optimizers: Mapping[str, Optimizers],
+    progress: Progress,
 ) -> None:
-    """Save weights, optimizers and progress; remove earlier checkpoints."""
-    tensors = {f"model/{name}": p.detach().contiguous() for name, p in model.named_parameters()}
-    for number, optimizer in enumerate(optimizers):
+    """Save weights, optimizers and progress; remove earlier checkpoints.
+
+    A checkpoint appears whole, before the one that it replaces disappears.
+    """
+    tensors = {key: p.detach().contiguous() for key, p in _weights(parts).items()}
+    for number, optimizer in enumerate(_in_order(optimizers)):
         for index, state in optimizer.state_dict()["state"].items():
             for name, value in state.items():
                 tensors[f"optimizer/{number}/{index}/{name}"] = value.contiguous()
@@ -254,9 +286,9 @@ def saved_steps(folder: Path) -> list[Path]:
 
 
 def load_checkpoint(
-    folder: Path, model: T5ForConditionalGeneration, optimizers: Optimizers
+    folder: Path, parts: Mapping[str, torch.nn.Module], optimizers: Mapping[str, Optimizers]
 ) -> Progress:
-    """Load the last checkpoint of a folder into model and optimizers.
+    """Load the last checkpoint of a folder into the parts and their optimizers.
 
     Returns:
         The progress that it was saved at: step 0 where there is no checkpoint.
@@ -273,9 +305,9 @@ def load_checkpoint(
         tensors = load_file(Path(last) / TENSORS)
         content = json.loads((Path(last) / PROGRESS).read_text(encoding="utf-8"))
         with torch.no_grad():
-            for name, parameter in model.named_parameters():
-                parameter.copy_(tensors[f"model/{name}"])
-        for number, optimizer in enumerate(optimizers):
+            for key, parameter in _weights(parts).items():
+                parameter.copy_(tensors[key])
+        for number, optimizer in enumerate(_in_order(optimizers)):
             optimizer.load_state_dict(
                 optimizer.state_dict() | {"state": _state_in(tensors, number)}
             )
@@ -285,6 +317,14 @@ def load_checkpoint(
             f"The checkpoint {last} cannot be read: {error}. Remove it; pretraining then resumes "
             "from the one before or starts from the beginning."
         ) from error
+
+
+def _weights(parts: Mapping[str, torch.nn.Module]) -> dict[str, torch.nn.Parameter]:
+    return {f"{part}/{name}": p for part in parts for name, p in parts[part].named_parameters()}
+
+
+def _in_order(optimizers: Mapping[str, Optimizers]) -> Optimizers:
+    return [optimizer for those in optimizers.values() for optimizer in those]
 
 
 def _state_in(tensors: dict[str, torch.Tensor], number: int) -> dict[int, dict[str, Any]]:

@@ -3,9 +3,10 @@
 import logging
 from collections.abc import Iterable
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import pandas as pd
+import torch
 from accelerate import PartialState
 from accelerate.utils import set_seed
 from datasets import Dataset, DatasetDict, DatasetInfo, Features, List, Value
@@ -28,8 +29,9 @@ from flan_qa_pipeline.pretraining.encoding import (
     sample_lines,
     train_sentencepiece,
 )
-from flan_qa_pipeline.pretraining.greedy_answers import score_answers
-from flan_qa_pipeline.pretraining.packing import pack_nf4
+from flan_qa_pipeline.pretraining.greedy_answers import score_answers, score_spans
+from flan_qa_pipeline.pretraining.objectives import Objectives
+from flan_qa_pipeline.pretraining.packing import pack
 from flan_qa_pipeline.pretraining.random_t5 import build_random_t5
 from flan_qa_pipeline.pretraining.reading_tasks import ReadingTasks
 from flan_qa_pipeline.pretraining.training_steps import Phase
@@ -49,6 +51,8 @@ QUESTION_FEATURES = Features(
     {"paragraph": Value("int32"), **SPAN_FEATURES, "gold": List(Value("string"))}
 )
 GENERATED_FEATURES = Features({"context": IDS, **SPAN_FEATURES})
+Heads = dict[str, torch.Tensor]
+Trained = tuple[T5ForConditionalGeneration, Heads, pd.DataFrame]
 
 
 def hold_out_articles(questions: Dataset, data: DataParameters) -> DatasetDict:
@@ -143,11 +147,12 @@ def pretrain_reader(
     text: Dataset,
     questions: DatasetDict,
     pretrain: PretrainParameters,
-) -> tuple[T5ForConditionalGeneration, pd.DataFrame]:
+) -> Trained:
     """Train the reader from random weights through the stages of the first phase."""
     set_seed(pretrain.seed)
     model = build_random_t5(pretrain.architecture, dropout=pretrain.dropout)
-    return _train(model, pretrain.reader, tokenizer, text, questions, None, pretrain)
+    objectives = Objectives(model, pretrain, _sentinels(tokenizer))
+    return _train(model, objectives, pretrain.reader, tokenizer, text, questions, None, pretrain)
 
 
 def generate_questions(
@@ -157,6 +162,9 @@ def generate_questions(
     pretrain: PretrainParameters,
 ) -> pd.DataFrame:
     """Let the reader ask about the text, and keep the questions that it answers as expected."""
+    if not any(stage.mixture.generated for stage in pretrain.base.stages):
+        logger.info("No stage of pretrain.base uses generated questions: none are generated.")
+        return pd.DataFrame(columns=list(GENERATED_FEATURES))
     rows = question_generation.generate_questions(
         reader.to(PartialState().device).eval(),
         tokenizer,
@@ -170,27 +178,50 @@ def generate_questions(
 
 def pretrain_base(
     reader: T5ForConditionalGeneration,
+    reader_heads: Heads,
     tokenizer: PreTrainedTokenizerBase,
     text: Dataset,
     questions: DatasetDict,
     generated: pd.DataFrame,
     pretrain: PretrainParameters,
-) -> tuple[T5ForConditionalGeneration, pd.DataFrame]:
+) -> Trained:
     """Train the reader's weights on through the second phase; return them in bfloat16."""
     made = as_table(generated.to_dict("records"), GENERATED_FEATURES) if len(generated) else None
-    model, log = _train(reader.float(), pretrain.base, tokenizer, text, questions, made, pretrain)
-    return model.bfloat16(), log
+    objectives = _restore(reader_heads, reader, tokenizer, pretrain)
+    model, heads, log = _train(
+        reader.float(), objectives, pretrain.base, tokenizer, text, questions, made, pretrain
+    )
+    return model.bfloat16(), heads, log
+
+
+def _restore(
+    heads: Heads,
+    model: T5ForConditionalGeneration,
+    tokenizer: PreTrainedTokenizerBase,
+    pretrain: PretrainParameters,
+) -> Objectives:
+    objectives = Objectives(model, pretrain, _sentinels(tokenizer))
+    try:
+        objectives.restore(heads)
+    except ValueError as error:
+        raise InputError(
+            "The saved heads of the auxiliary losses are not those of pretrain.replaced_tokens and "
+            f"pretrain.span_head: {error}; restore these parameters, or run again with "
+            "--from-nodes=pretrain_reader, which trains the heads."
+        ) from error
+    return objectives
 
 
 def _train(
     model: T5ForConditionalGeneration,
+    objectives: Objectives,
     phase: PhaseParameters,
     tokenizer: PreTrainedTokenizerBase,
     text: Dataset,
     questions: DatasetDict,
     generated: Dataset | None,
     pretrain: PretrainParameters,
-) -> tuple[T5ForConditionalGeneration, pd.DataFrame]:
+) -> Trained:
     tasks = _tasks(tokenizer, pretrain)
     encoded = EncodedText.of(text)
     asked = EncodedQuestions.of(questions, tasks, generated)
@@ -201,9 +232,7 @@ def _train(
             tasks,
             pretrain.batches,
             stage.mixture,
-            sentinels=tokenizer.convert_tokens_to_ids(
-                [f"<extra_id_{i}>" for i in range(SENTINELS)]
-            ),
+            sentinels=_sentinels(tokenizer),
             seed=pretrain.seed + number,
             rank=PartialState().process_index,
         )
@@ -221,21 +250,29 @@ def _train(
         "questions": fingerprint_splits(questions),
         "generated": fingerprint_rows(generated) if generated is not None else None,
     }
+    if parts := [name for name, _ in objectives.named_children()]:
+        made_with["objectives"] = pretrain.model_dump(include=set(parts))
+        made_with["heads"] = fingerprint_weights(objectives)
     folder = Path(pretrain.checkpoint_dir) / fingerprint_json(made_with)[:16]
-    training = Phase(model.to(PartialState().device), phase, pretrain, sources, folder)
+    device = PartialState().device
+    training = Phase(model.to(device), objectives.to(device), phase, pretrain, sources, folder)
     rows = training.run()
-    return model.to("cpu"), pd.DataFrame(rows)
+    return model.to("cpu"), objectives.cpu().weights(), pd.DataFrame(rows)
 
 
 def evaluate_base(
     base: T5ForConditionalGeneration,
+    base_heads: Heads,
     tokenizer: PreTrainedTokenizerBase,
     questions: DatasetDict,
     pretrain: PretrainParameters,
 ) -> dict[str, Any]:
-    """Score the base on held-out articles, also when it may not abstain, and on trained ones."""
-    model = base.to(PartialState().device).eval()
+    """Score base and span head on held-out articles, also when forced, and the base on trained."""
+    device = PartialState().device
+    model = base.to(device).eval()
+    head = _restore(base_heads, base, tokenizer, pretrain).to(device).eval().span_head
     tasks = _tasks(tokenizer, pretrain)
+    evaluation = pretrain.evaluation
 
     def scores(split: str, *, forced: bool = False) -> dict[str, Any]:
         return score_answers(
@@ -244,23 +281,52 @@ def evaluate_base(
             tasks,
             questions[split],
             questions["paragraphs"],
-            limit=pretrain.evaluation.questions,
-            batch_size=pretrain.evaluation.batch_size,
+            limit=evaluation.questions,
+            batch_size=evaluation.batch_size,
             forced=forced,
         )
 
-    return {
+    def span_scores(*, forced: bool) -> dict[str, Any] | None:
+        if head is None:
+            return None
+        return score_spans(
+            model,
+            head,
+            tokenizer,
+            tasks,
+            questions["held_out"],
+            questions["paragraphs"],
+            limit=evaluation.questions,
+            batch_size=evaluation.batch_size,
+            forced=forced,
+        )
+
+    found = {
         "held_out": scores("held_out"),
         "held_out_forced": scores("held_out", forced=True),
+        "held_out_span_head": span_scores(forced=False),
+        "held_out_span_head_forced": span_scores(forced=True),
         "trained_on": scores("train"),
     }
+    for name, values in found.items():
+        logger.info("%s: %s", name, _in_words(values))
+    return {name: values for name, values in found.items() if values is not None}
+
+
+def _in_words(scores: dict[str, Any] | None) -> str:
+    if scores is None:
+        return "pretrain.span_head is off"
+    rounded = {k: round(v, 1) if isinstance(v, float) else v for k, v in scores.items()}
+    return ", ".join(f"{name} {value}" for name, value in rounded.items())
 
 
 def pack_base(
-    base: T5ForConditionalGeneration, tokenizer: PreTrainedTokenizerBase
+    base: T5ForConditionalGeneration,
+    tokenizer: PreTrainedTokenizerBase,
+    float8: list[Literal["wo", "shared"]],
 ) -> tuple[T5ForConditionalGeneration, PreTrainedTokenizerBase]:
-    """Pack the base to NF4, to be saved beside its tokenizer."""
-    return pack_nf4(base), tokenizer
+    """Pack the base to NF4 and float8, to be saved beside its tokenizer."""
+    return pack(base, float8), tokenizer
 
 
 def _tasks(tokenizer: PreTrainedTokenizerBase, pretrain: PretrainParameters) -> ReadingTasks:
@@ -268,6 +334,11 @@ def _tasks(tokenizer: PreTrainedTokenizerBase, pretrain: PretrainParameters) -> 
     return ReadingTasks(
         tokenizer, pretrain.prompts, pretrain.asking_prompts, longest.source, longest.target
     )
+
+
+def _sentinels(tokenizer: PreTrainedTokenizerBase) -> list[int]:
+    ids: list[int] = tokenizer.convert_tokens_to_ids([f"<extra_id_{i}>" for i in range(SENTINELS)])
+    return ids
 
 
 def as_table(rows: Iterable[Any], features: Features) -> Dataset:

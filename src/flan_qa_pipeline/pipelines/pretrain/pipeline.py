@@ -71,7 +71,7 @@ def _models() -> Pipeline:
         node(
             pretrain_reader,
             inputs=[*encoded, "params:pretrain"],
-            outputs=["pretrained_reader", "pretraining_reader_log"],
+            outputs=["pretrained_reader", "pretrained_reader_heads", "pretraining_reader_log"],
             name="pretrain_reader",
         ),
         node(
@@ -87,14 +87,21 @@ def _models() -> Pipeline:
         ),
         node(
             pretrain_base,
-            inputs=["pretrained_reader", *encoded, "generated_questions", "params:pretrain"],
-            outputs=["pretrained_base", "pretraining_base_log"],
+            inputs=[
+                "pretrained_reader",
+                "pretrained_reader_heads",
+                *encoded,
+                "generated_questions",
+                "params:pretrain",
+            ],
+            outputs=["pretrained_base", "pretrained_base_heads", "pretraining_base_log"],
             name="pretrain_base",
         ),
         node(
             evaluate_base,
             inputs=[
                 "pretrained_base",
+                "pretrained_base_heads",
                 "pretraining_tokenizer",
                 "encoded_questions",
                 "params:pretrain",
@@ -105,7 +112,7 @@ def _models() -> Pipeline:
     ]
     pack = node(
         pack_base,
-        inputs=["pretrained_base", "pretraining_tokenizer"],
+        inputs=["pretrained_base", "pretraining_tokenizer", "params:pretrain.float8"],
         outputs=["packed_base", "packed_tokenizer"],
         name="pack_pretrained_base",
         tags=["pack"],

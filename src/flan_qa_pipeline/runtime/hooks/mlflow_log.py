@@ -25,7 +25,7 @@ Catalog = CatalogProtocol[Any, Any]
 class MlflowHooks:
     """Logs to the MLflow run that kedro-mlflow has started, if it is installed.
 
-    kedro-mlflow logs whole sections of parameters, and datasets only through classes of its own.
+    kedro-mlflow logs whole sections of parameters, and datasets only through its own classes.
     This adds each parameter by name, scores and costs as metrics, and the run's tables, figures and
     pages as artifacts.
     """
