@@ -17,7 +17,7 @@ UNBUILT := --no-build-isolation --use-pep517
 RESULTS ?= build/benchmarks
 SIZES ?= small
 
-.PHONY: run test bench lint docs lock audit clean
+.PHONY: run test bench lint docs screenshots lock audit clean
 
 run: $(RUNS)
 	$(BIN)/kedro run
@@ -34,6 +34,10 @@ bench: $(RUNS)
 	$(BIN)/python benchmarks/flan_t5_shapes.py $(RESULTS) --sizes $(SIZES)
 	$(BIN)/python benchmarks/start_up.py $(RESULTS)
 	$(BIN)/python benchmarks/busy_machine.py $(RESULTS)
+
+# Pictures for README and docs, of the latest finished run; needs Chromium.
+screenshots: $(TESTS)
+	$(BIN)/python docs/screenshots.py
 
 lint: $(TESTS)
 	$(BIN)/ruff check .

@@ -81,6 +81,13 @@ def test_readme_is_short():
     assert len((REPOSITORY / "README.md").read_text(encoding="utf-8").split()) <= 1200
 
 
+def test_pictures_are_shown_and_light():
+    text = "".join(page.read_text(encoding="utf-8") for page in PAGES)
+    for picture in REPOSITORY.glob("docs/*.png"):
+        assert f"{picture.name})" in text
+        assert picture.stat().st_size < 120_000
+
+
 def test_the_site_shows_every_page():
     site = yaml.safe_load((REPOSITORY / "mkdocs.yml").read_text(encoding="utf-8"))
     shown = {page for part in site["nav"] for page in re.findall(r"[\w/]+\.md", str(part))}

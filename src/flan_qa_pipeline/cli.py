@@ -348,6 +348,7 @@ def list_runs(metadata: "ProjectMetadata", env: str | None, params: dict[str, An
     """List all saved versions: parameters that differ, scores, time, memory."""
     from kedro.framework.session import KedroSession
 
+    from flan_qa_pipeline.datasets.promotion import promoted_version
     from flan_qa_pipeline.reporting.run_summary import print_runs
     from flan_qa_pipeline.reporting.runs import runs_page
     from flan_qa_pipeline.runtime import kedro_private
@@ -357,7 +358,7 @@ def list_runs(metadata: "ProjectMetadata", env: str | None, params: dict[str, An
     session = KedroSession.create(metadata.project_path, env=env, runtime_params=params)
     with session:
         catalog = cast(AtomicCatalog, session.load_context().catalog)
-    runs = read_runs(catalog, scored_versions(catalog))
+    runs = read_runs(catalog, scored_versions(catalog), promoted_version(catalog))
     if not runs:
         place = kedro_private.place_of(catalog["score_table"])
         raise InputError(f"No run has saved scores in {place}; make one with `kedro run`.")

@@ -370,6 +370,10 @@ def test_runs_lists_saved_versions_in_the_terminal_and_as_a_page(
     assert (newest[0], oldest[0]) == (again, full_run)
     assert newest[newest.index("adapter") + 1] == full_run
     assert "adapter" not in oldest
+    promoted = json.loads((project / "data/06_models/promoted_adapter.json").read_text())["version"]
+    marked = [words[0] for words in map(str.split, entries) if "promoted" in words]
+    assert promoted in marked
+    assert (again in marked) is (full_run in marked)
     assert "generation.max_new_" in " ".join(newest)
     page = (project / "data/08_reporting/runs.html").read_text(encoding="utf-8")
     assert "generation.max_new_tokens" in page

@@ -32,6 +32,7 @@ def runs():
         SavedRun(
             FIRST,
             adapter=FIRST,
+            promoted=True,
             parameters=parameters(),
             training={"best_step": 5, "log": log},
             scores=scores,
@@ -74,6 +75,8 @@ def test_the_newest_run_stands_first_and_what_it_lacks_is_empty(runs):
     assert table["base"].tolist() == ["", "starter_t5", "starter_t5"]
     assert table["dev F1"].tolist()[1:] == [70.0, 80.0]
     assert table["minutes"].tolist()[2] == 1.5
+    assert table["promoted"].tolist() == ["", "", "yes"]
+    assert "promoted" not in run_table(runs[1:])
     assert table.iloc[0, 1:].isin(["", None]).sum() + table.iloc[0, 1:].isna().sum() >= 12
 
 
@@ -86,6 +89,7 @@ def test_the_list_fits_the_terminal(runs, capsys, monkeypatch):
     assert [FIRST, "EM", "100.00", "100.00", "100.00", "80.00", "1.5", "123,457"] in rows
     assert ["starter_t5", "F1", "99.12", "99.12", "99.12"] in rows
     assert ["lora.r=8"] in rows
+    assert rows.count(["promoted"]) == 1 and rows.index(["promoted"]) > rows.index(["lora.r=8"])
     assert [row[0] for row in rows if "EM" in row] == [THIRD, SECOND, FIRST]
 
 

@@ -64,6 +64,8 @@ def print_runs(runs: Sequence[SavedRun]) -> None:
         texts = [run.version, run.base]
         if run.adapter not in (None, run.version):
             texts.append(f"adapter {run.adapter}")
+        if run.promoted:
+            texts.append("promoted")
         texts += [
             f"{name}={values[number]}" for name, values in differing.items() if values[number]
         ]

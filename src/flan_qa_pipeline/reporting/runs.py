@@ -29,6 +29,7 @@ class SavedRun:
     Attributes:
         version: its time stamp.
         adapter: the version of the adapter that answered.
+        promoted: whether this adapter is the promoted one.
         parameters: the parameters of the adapter's training and of the answers, by section.
         training: the adapter's record of its training.
         scores: the fine-tuned model's "EM" and "F1" in percent, by subset.
@@ -38,6 +39,7 @@ class SavedRun:
 
     version: str
     adapter: str | None = None
+    promoted: bool = False
     parameters: Mapping[str, Any] = field(default_factory=dict)
     training: Mapping[str, Any] = field(default_factory=dict)
     scores: Mapping[str, Mapping[str, float]] = field(default_factory=dict)
@@ -100,6 +102,8 @@ def run_table(runs: Sequence[SavedRun]) -> pd.DataFrame:
     }
     if any(run.adapter not in (None, run.version) for run in runs):
         columns["adapter"] = [run.adapter or "" for run in runs]
+    if any(run.promoted for run in runs):
+        columns["promoted"] = ["yes" if run.promoted else "" for run in runs]
     columns |= differing_parameters(runs)
     columns["dev F1"] = [run.dev_f1 for run in runs]
     for subset in SUBSETS:

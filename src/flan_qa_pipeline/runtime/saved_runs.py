@@ -29,16 +29,23 @@ def scored_versions(catalog: AtomicCatalog) -> list[str]:
     return []
 
 
-def read_runs(catalog: AtomicCatalog, versions: Iterable[str]) -> list[SavedRun]:
+def read_runs(
+    catalog: AtomicCatalog, versions: Iterable[str], promoted: str | None = None
+) -> list[SavedRun]:
     """Read what these versions saved; what a version did not save stays empty.
+
+    Args:
+        catalog: the project's catalog.
+        versions: the versions to read.
+        promoted: the version of the adapter that is marked as the promoted one.
 
     Raises:
         InputError: a file is there but cannot be read.
     """
-    return [_read_run(catalog, version) for version in versions]
+    return [_read_run(catalog, version, promoted) for version in versions]
 
 
-def _read_run(catalog: AtomicCatalog, version: str) -> SavedRun:
+def _read_run(catalog: AtomicCatalog, version: str, promoted: str | None) -> SavedRun:
     details = _saved(catalog, RUN_DETAILS, version) or {}
     adapter = details.get("loaded", {}).get("adapter", version)
     training = _training(catalog, adapter)
@@ -50,6 +57,7 @@ def _read_run(catalog: AtomicCatalog, version: str) -> SavedRun:
     return SavedRun(
         version=version,
         adapter=adapter if training else None,
+        promoted=training is not None and adapter == promoted,
         parameters=parameters or trained,
         training=training or {},
         scores=_scores(_saved(catalog, "score_table", version)),
