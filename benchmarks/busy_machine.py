@@ -29,7 +29,7 @@ WAYS = {
     BEFORE: LEFT_ALONE,
     HERE: {},
     "OMP_WAIT_POLICY=PASSIVE": {"OMP_WAIT_POLICY": "PASSIVE"},
-    **{f"GOMP_SPINCOUNT={n}": {"GOMP_SPINCOUNT": str(n)} for n in (1000, 10000, 30000, 100000)},
+    **{f"GOMP_SPINCOUNT={n}": {"GOMP_SPINCOUNT": str(n)} for n in (1000, 4000, 7000, 10000)},
     "OMP_NUM_THREADS=1": LEFT_ALONE | {NUMBER: "1"},
 }
 BUSY = "while True: pass"

@@ -16,8 +16,8 @@ from pathlib import Path
 NUMBER = "OMP_NUM_THREADS"
 CHOSEN = "FLAN_QA_PIPELINE_THREADS"  # the number, if this module chose it; its processes inherit it
 # libgomp, in torch's wheels for Linux, counts turns of its loop: a thread that has found nothing to
-# do in a thousand, some 40 us, sleeps. libomp and libiomp sleep at once.
-WAITING = {"OMP_WAIT_POLICY": "PASSIVE", "GOMP_SPINCOUNT": "1000", "KMP_BLOCKTIME": "0"}
+# do in ten thousand, some 0.4 ms, sleeps. libomp and libiomp sleep at once.
+WAITING = {"OMP_WAIT_POLICY": "PASSIVE", "GOMP_SPINCOUNT": "10000", "KMP_BLOCKTIME": "0"}
 
 ROOT = Path("/")
 
