@@ -8,7 +8,9 @@ import shutil
 import signal
 import subprocess
 import sys
+from graphlib import TopologicalSorter
 from importlib import metadata
+from itertools import chain, product
 from pathlib import Path
 
 import pandas as pd
@@ -16,8 +18,9 @@ import pytest
 import torch
 import yaml
 from click.testing import CliRunner
-from conftest import SQUAD_V2_DIR, make_project
+from conftest import REPOSITORY, SQUAD_V2_DIR, make_project
 from datasets import Dataset, DatasetDict, load_from_disk
+from kedro.config import OmegaConfigLoader
 from kedro.framework.session import KedroSession
 from kedro.framework.startup import bootstrap_project
 from kedro.runner import ParallelRunner, ThreadRunner
@@ -29,6 +32,7 @@ from flan_qa_pipeline.data.squad import flatten
 from flan_qa_pipeline.errors import InputError
 from flan_qa_pipeline.evaluation.squad_v2_scores.squad_v2_scores import SquadV2Scores
 from flan_qa_pipeline.evaluation.subject import EMBEDDED_CORPUS
+from flan_qa_pipeline.pipeline_registry import register_pipelines
 from flan_qa_pipeline.pipelines import modeling, reporting
 from flan_qa_pipeline.runtime import selection
 from flan_qa_pipeline.runtime.provenance import fingerprint_splits
@@ -846,6 +850,22 @@ def test_viz_shows_layers_in_order_and_previews(project, full_run):
                 preview = json.loads(path.read_text(encoding="utf-8"))["preview"]
                 assert "<td" in preview
                 assert preview.endswith(f"/{file.replace('_', '%5F')})")
+
+
+def test_layers_of_all_pipelines_have_one_order():
+    entries = OmegaConfigLoader(REPOSITORY / "conf", "base", "local")["catalog"]
+    layers = {
+        name: entry["metadata"]["kedro-viz"]["layer"]
+        for name, entry in entries.items()
+        if "kedro-viz" in entry.get("metadata", {})
+    }
+    order: TopologicalSorter[str] = TopologicalSorter()
+    nodes = [node for pipeline in register_pipelines().values() for node in pipeline.nodes]
+    for source, target in chain.from_iterable(product(n.inputs, n.outputs) for n in nodes):
+        first, then = layers.get(source), layers.get(target)
+        if first and then and first != then:
+            order.add(then, first)
+    assert list(order.static_order())[0] == "raw"  # a cycle raises an error
 
 
 def test_the_metric_module_gives_the_reported_scores(project, full_run, tmp_path):
