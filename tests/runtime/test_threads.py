@@ -12,7 +12,15 @@ from kedro.pipeline import Pipeline, node
 
 from flan_qa_pipeline.runtime import threads
 from flan_qa_pipeline.runtime.hooks.threads import ThreadHooks
-from flan_qa_pipeline.runtime.threads import CHOSEN, NUMBER, WAITING, chosen, cpu_quotas
+from flan_qa_pipeline.runtime.threads import (
+    CHOSEN,
+    NUMBER,
+    ON_FREE_CORES,
+    WAITING,
+    chosen,
+    cpu_quotas,
+    others_compute,
+)
 
 V2, V1 = "0::/docker/abc\n", "12:cpuset:/docker/abc\n4:cpu,cpuacct:/docker/abc\n"
 
@@ -82,14 +90,35 @@ def test_the_smallest_limit_counts(tmp_path, monkeypatch):
     ],
 )
 def test_the_number_is_set_where_openmp_would_take_more(environment, usable, known, number):
-    values = chosen(environment, usable, known)
+    values = chosen(environment, usable, known, WAITING)
     assert values.get(NUMBER) == number
     assert values.items() >= WAITING.items()
 
 
 @pytest.mark.parametrize("name", WAITING)
 def test_a_users_way_of_waiting_stays(name):
-    assert chosen({name: "x"}, 2, 2) == {}
+    assert chosen({name: "x"}, 2, 2, WAITING) == {}
+
+
+@pytest.mark.parametrize(
+    ("running", "usable", "answer"),
+    [(1, 2, False), (2, 2, True), (62, 2, False), (64, 2, True), (1, 1, False)],
+)
+def test_threads_sleep_sooner_where_others_compute(tmp_path, monkeypatch, running, usable, answer):
+    monkeypatch.setattr(os, "cpu_count", lambda: 2 if running < 3 else 64)
+    write(tmp_path, {"proc/loadavg": f"0.50 1.20 3.00 {running}/345 6789\n"})
+    assert others_compute(usable, tmp_path) is answer
+
+
+def test_without_a_count_of_running_processes_cores_pass_for_free(tmp_path):
+    assert others_compute(2, tmp_path) is False
+
+
+def test_one_busy_moment_is_not_a_busy_machine(monkeypatch):
+    lines = iter(["9 9 9 7/300 1", *["9 9 9 1/300 1"] * 9])
+    monkeypatch.setattr(threads, "_read", lambda path: next(lines))
+    monkeypatch.setattr(os, "cpu_count", lambda: 2)
+    assert others_compute(2) is False
 
 
 def test_the_environment_is_set_before_torch_is_imported():
@@ -102,7 +131,8 @@ def test_the_environment_is_set_before_torch_is_imported():
     done = subprocess.run(  # noqa: S603
         [sys.executable, "-c", code], env=unset, cwd=REPOSITORY, capture_output=True, text=True
     )
-    assert done.stdout == f"{list(WAITING.values())}\n", done.stderr
+    ways = [f"{list(way.values())}\n" for way in (WAITING, ON_FREE_CORES)]
+    assert done.stdout in ways, done.stderr
 
 
 def test_a_run_with_a_model_logs_the_choice_in_one_line(caplog, monkeypatch):

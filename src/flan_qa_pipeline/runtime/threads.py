@@ -10,14 +10,18 @@ This module imports only the standard library.
 import math
 import os
 import sys
+import time
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 
 NUMBER = "OMP_NUM_THREADS"
 CHOSEN = "FLAN_QA_PIPELINE_THREADS"  # the number, if this module chose it; its processes inherit it
 # libgomp, in torch's wheels for Linux, counts turns of its loop: a thread that has found nothing to
-# do in ten thousand, some 0.4 ms, sleeps. libomp and libiomp sleep at once.
-WAITING = {"OMP_WAIT_POLICY": "PASSIVE", "GOMP_SPINCOUNT": "10000", "KMP_BLOCKTIME": "0"}
+# do in a thousand, some 40 us, sleeps. Waking it takes time, so threads spin longer on free cores.
+# libomp and libiomp sleep at once.
+WAITING = {"OMP_WAIT_POLICY": "PASSIVE", "GOMP_SPINCOUNT": "1000", "KMP_BLOCKTIME": "0"}
+ON_FREE_CORES = WAITING | {"GOMP_SPINCOUNT": "30000"}
+SAMPLES, PAUSE = 5, 0.004  # of the running processes; the pause is in seconds
 
 ROOT = Path("/")
 
@@ -25,16 +29,21 @@ ROOT = Path("/")
 def choose() -> None:
     """Set what the user has not set; without effect once torch is imported."""
     if "torch" not in sys.modules:
-        os.environ.update(chosen(os.environ, available_cores(), cores_of_affinity()))
+        usable = available_cores()
+        waiting = WAITING if others_compute(usable) else ON_FREE_CORES
+        os.environ.update(chosen(os.environ, usable, cores_of_affinity(), waiting))
 
 
-def chosen(environment: Mapping[str, str], usable: int, known: int) -> dict[str, str]:
+def chosen(
+    environment: Mapping[str, str], usable: int, known: int, waiting: Mapping[str, str]
+) -> dict[str, str]:
     """Choose the number of threads and how they wait.
 
     Args:
         environment: what is set. A number, or any of the variables of `WAITING`, stays.
         usable: the cores that this process may use.
         known: the cores that OpenMP counts. It needs no number if these are usable.
+        waiting: the variables that say how threads wait.
 
     Returns:
         The variables to set.
@@ -45,8 +54,28 @@ def chosen(environment: Mapping[str, str], usable: int, known: int) -> dict[str,
     if number < known and not given:
         values |= {NUMBER: str(number), CHOSEN: str(number)}
     if not WAITING.keys() & environment.keys():
-        values |= WAITING
+        values |= waiting
     return values
+
+
+def others_compute(usable: int, root: Path = ROOT) -> bool:
+    """Return whether other processes leave fewer cores free than this one may use.
+
+    The least of a few samples counts, because most processes run for a moment only.
+
+    Args:
+        usable: the cores that this process may use.
+        root: the folder that holds `proc`.
+    """
+    running = []
+    for sample in range(SAMPLES):
+        time.sleep(PAUSE if sample else 0)
+        fields = _read(root / "proc/loadavg").split()  # the fourth is running/all
+        if len(fields) < 4:
+            return False
+        running.append(int(fields[3].partition("/")[0]))
+    others = min(running) - 1  # this process runs, too
+    return others + usable > (os.cpu_count() or 1)
 
 
 def available_cores(root: Path = ROOT) -> int:
