@@ -11,7 +11,7 @@ import math
 import os
 import sys
 import time
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 
 NUMBER = "OMP_NUM_THREADS"
@@ -30,12 +30,21 @@ def choose() -> None:
     """Set what the user has not set; without effect once torch is imported."""
     if "torch" not in sys.modules:
         usable = available_cores()
-        waiting = WAITING if others_compute(usable) else ON_FREE_CORES
-        os.environ.update(chosen(os.environ, usable, cores_of_affinity(), waiting))
+        os.environ.update(
+            chosen(
+                os.environ,
+                usable,
+                cores_of_affinity(),
+                lambda: WAITING if others_compute(usable) else ON_FREE_CORES,
+            )
+        )
 
 
 def chosen(
-    environment: Mapping[str, str], usable: int, known: int, waiting: Mapping[str, str]
+    environment: Mapping[str, str],
+    usable: int,
+    known: int,
+    waiting: Callable[[], Mapping[str, str]],
 ) -> dict[str, str]:
     """Choose the number of threads and how they wait.
 
@@ -43,7 +52,7 @@ def chosen(
         environment: what is set. A number, or any of the variables of `WAITING`, stays.
         usable: the cores that this process may use.
         known: the cores that OpenMP counts. It needs no number if these are usable.
-        waiting: the variables that say how threads wait.
+        waiting: finds the variables that say how threads wait; called where none is set.
 
     Returns:
         The variables to set.
@@ -54,7 +63,7 @@ def chosen(
     if number < known and not given:
         values |= {NUMBER: str(number), CHOSEN: str(number)}
     if not WAITING.keys() & environment.keys():
-        values |= waiting
+        values |= waiting()
     return values
 
 
