@@ -521,18 +521,8 @@ class StarterParameters(_Section):
     """The base model's training."""
 
 
-class PretrainPromptParameters(_Section):
+class PretrainPromptParameters(PromptParameters):
     """A prompt of pretraining, and how it wants the model to abstain."""
-
-    template: str
-    """The input, with one {question} and one {context}."""
-    abstention: Annotated[str, Field(min_length=1)]
-    """The target where the context does not answer the question."""
-
-    @field_validator("template")
-    @classmethod
-    def _has_both_slots(cls, template: str) -> str:
-        return _require_slots(template, "question", "context")
 
 
 class ShapeParameters(_Section):
