@@ -1,17 +1,15 @@
 """A Kedro dataset that keeps a LoRA adapter in a folder that peft reads."""
 
-from pathlib import Path, PurePosixPath
-from typing import Any
+from pathlib import Path
 
-from kedro.io.core import AbstractVersionedDataset, Version
-
+from flan_qa_pipeline.datasets.model_folder import ModelFolderDataset
 from flan_qa_pipeline.errors import InputError
 from flan_qa_pipeline.files import CARD, DIGESTS, is_as_saved, remove_at_once, saved_digests
 from flan_qa_pipeline.models.adapter import WEIGHTS, Adapter, load_adapter, save_adapter
 from flan_qa_pipeline.reporting.model_card import adapter_card
 
 
-class AdapterDataset(AbstractVersionedDataset[Adapter, Adapter]):
+class AdapterDataset(ModelFolderDataset[Adapter]):
     """Saves a LoRA adapter, its tokenizer and a model card in peft's layout (see `save_adapter`).
 
     `PeftModel.from_pretrained` reads the folder. Without versions, saving replaces the adapter in
@@ -26,19 +24,7 @@ class AdapterDataset(AbstractVersionedDataset[Adapter, Adapter]):
     ```
     """
 
-    def __init__(
-        self,
-        *,
-        filepath: str,
-        version: Version | None = None,
-        metadata: dict[str, Any] | None = None,
-    ):
-        self.metadata = metadata
-        super().__init__(
-            filepath=PurePosixPath(filepath),
-            version=version,
-            exists_function=lambda path: Path(path).exists(),
-        )
+    MARKER = WEIGHTS
 
     def load(self) -> Adapter:
         return load_adapter(Path(self._get_load_path()))
@@ -57,9 +43,3 @@ class AdapterDataset(AbstractVersionedDataset[Adapter, Adapter]):
                     )
             remove_at_once(folder, own)
         save_adapter(data, folder, adapter_card(data))
-
-    def _exists(self) -> bool:
-        return (Path(self._get_load_path()) / WEIGHTS).is_file()
-
-    def _describe(self) -> dict[str, Any]:
-        return {"filepath": str(self._filepath), "version": self._version}

@@ -1,16 +1,16 @@
 """A Kedro dataset that keeps a merged model in a folder that transformers reads."""
 
-from pathlib import Path, PurePosixPath
-from typing import Any
+from pathlib import Path
 
-from kedro.io.core import AbstractVersionedDataset, Version, VersionNotFoundError
+from kedro.io.core import VersionNotFoundError
 
+from flan_qa_pipeline.datasets.model_folder import ModelFolderDataset
 from flan_qa_pipeline.errors import InputError
 from flan_qa_pipeline.hub import CONFIG
 from flan_qa_pipeline.models.merged_model import MergedModel, load_merged, save_merged
 
 
-class MergedModelDataset(AbstractVersionedDataset[MergedModel, MergedModel]):
+class MergedModelDataset(ModelFolderDataset[MergedModel]):
     """Saves a merged model, its tokenizer and its model card as transformers does.
 
     Example:
@@ -22,19 +22,7 @@ class MergedModelDataset(AbstractVersionedDataset[MergedModel, MergedModel]):
     ```
     """
 
-    def __init__(
-        self,
-        *,
-        filepath: str,
-        version: Version | None = None,
-        metadata: dict[str, Any] | None = None,
-    ):
-        self.metadata = metadata
-        super().__init__(
-            filepath=PurePosixPath(filepath),
-            version=version,
-            exists_function=lambda path: Path(path).exists(),
-        )
+    MARKER = CONFIG
 
     def load(self) -> MergedModel:
         try:
@@ -51,9 +39,3 @@ class MergedModelDataset(AbstractVersionedDataset[MergedModel, MergedModel]):
 
     def save(self, data: MergedModel) -> None:
         save_merged(data, Path(self._get_save_path()))
-
-    def _exists(self) -> bool:
-        return (Path(self._get_load_path()) / CONFIG).is_file()
-
-    def _describe(self) -> dict[str, Any]:
-        return {"filepath": str(self._filepath), "version": self._version}
