@@ -54,7 +54,9 @@ def evaluated(pairs, copying_base, parameters):
 
 
 @pytest.mark.parametrize("base", [False, True], ids=["adapter", "base"])
-def test_answers_are_those_of_the_evaluation(answerer, adapter, pairs, copying_base, evaluated, base):
+def test_answers_are_those_of_the_evaluation(
+    answerer, adapter, pairs, copying_base, evaluated, base
+):
     prompt = answerer.prompt
     trained_on = Dataset.from_list([{"id": "q"}])
     fingerprints = {"questions": {"train": fingerprint_rows(trained_on)}}

@@ -228,7 +228,7 @@ def test_missing_folder_is_named(float32, tmp_path, load):
     with pytest.raises(InputError) as error:
         load(float32.model_copy(update={"name": str(missing)}))
     assert f"model.name: there is no folder {missing}; give" in str(error.value)
-    assert "kedro run --pipelines=starter" in str(error.value)
+    assert "such as data/06_models/starter_t5, or a hub id" in str(error.value)
 
 
 @pytest.mark.parametrize("load", [load_base_model, load_tokenizer])

@@ -4,8 +4,8 @@ import json
 
 import pandas as pd
 import pytest
-from conftest import REPOSITORY
 from datasets import Dataset, DatasetDict, load_from_disk
+from english import read_english, train_small_tokenizer
 from transformers import AutoTokenizer
 
 from flan_qa_pipeline.data.splits import near_duplicates
@@ -17,7 +17,6 @@ from flan_qa_pipeline.data.tokenized import (
 )
 from flan_qa_pipeline.data.windows import split_template
 from flan_qa_pipeline.errors import InputError
-from flan_qa_pipeline.models.loading import load_tokenizer
 from flan_qa_pipeline.pipelines.data_engineering import nodes
 from flan_qa_pipeline.pipelines.data_engineering.nodes import (
     QUESTION_FEATURES,
@@ -420,14 +419,12 @@ def test_windows_say_what_they_were_made_with_and_of(
     with pytest.raises(InputError, match="hold different validation questions"):
         require_made_of(windows, fingerprint_splits(DatasetDict(splits, validation=other)))
 
-    starter = load_tokenizer(
-        parameters.model.model_copy(update={"name": str(REPOSITORY / "data/06_models/starter_t5")})
-    )
+    fewer_pieces = train_small_tokenizer(read_english(5), vocab_size=600)
     saying = prompt.model_copy(update={"abstention": "none"})
     asking = prompt.model_copy(update={"template": "{context} {question}"})
     longer = sizes.model_copy(update={"max_target_length": 9})
     for changed, name in (
-        (made_with(starter, prompt, sizes, data()), "the tokenizer's digest is"),
+        (made_with(fewer_pieces, prompt, sizes, data()), "the tokenizer's digest is"),
         (made_with(tokenizer, saying, sizes, data()), "prompt.abstention is 'none', theirs"),
         (made_with(tokenizer, asking, sizes, data()), "prompt.template is"),
         (made_with(tokenizer, prompt, longer, data()), "max_target_length is 9, theirs 24"),
