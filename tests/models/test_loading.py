@@ -320,7 +320,7 @@ def test_a_damaged_base_is_refused_in_a_sentence(float32, copied, damage, named)
 @pytest.mark.parametrize(
     ("damage", "named"),
     [
-        (reconfigured(vocab_size=100), "has 100 embeddings, but the tokenizer has 600 tokens"),
+        (reconfigured(vocab_size=100), "has 100 embeddings, but the tokenizer has 1200 tokens"),
         (overwritten("tokenizer.json", b"{}"), "could not be read"),
         (lambda folder: flip_a_bit(folder / "tokenizer.json"), "could not be read|as it was saved"),
     ],
