@@ -173,7 +173,7 @@ def await_turn(options: argparse.Namespace) -> None:
     """Wait until all have started and fewer processes have measured; the GPUs stay idle."""
     process = PartialState()
     (options.work / f"{WAITING}{process.num_processes}_{process.process_index}").touch()
-    earlier = [count for count in counts(options) if count < process.num_processes]
+    earlier = [count for count in options.processes if count < process.num_processes]
     awaited = options.work / (f"{earlier[-1]}.json" if earlier else READY)
     while not awaited.exists():
         time.sleep(POLLED_EVERY)
@@ -206,7 +206,7 @@ def start(count: int, options: argparse.Namespace) -> subprocess.Popen[bytes]:
 @contextmanager
 def started(options: argparse.Namespace) -> Iterator[dict[int, subprocess.Popen[bytes]]]:
     """Start every number of processes, and end those that are left when the block ends."""
-    running = {count: start(count, options) for count in counts(options)}
+    running = {count: start(count, options) for count in options.processes}
     try:
         yield running
     finally:
@@ -276,26 +276,36 @@ def expected(results: list[dict[str, Any]]) -> dict[str, dict[int, float]]:
     }
 
 
+def numbers(text: str) -> list[int]:
+    """Parse numbers of processes such as 1,2,4, in rising order."""
+    return sorted(set(map(int, text.split(","))))
+
+
+def powers_of_two() -> list[int]:
+    """Return the powers of two up to the number of GPUs, and that number; 1 and 2 on a CPU."""
+    most = torch.cuda.device_count() if CUDA else 2
+    return sorted({*(2**i for i in range(most.bit_length()) if 2**i <= most), most})
+
+
 def parse_options() -> argparse.Namespace:
     """Parse the command line."""
     parser = argparse.ArgumentParser(description=__doc__.partition("\n")[0])
     parser.add_argument("output", type=Path)
-    parser.add_argument("--processes", help="such as 1,2,4; default: powers of two, all GPUs")
+    parser.add_argument(
+        "--processes",
+        type=numbers,
+        default=powers_of_two(),
+        help="such as 1,2,4; default: powers of two, all GPUs",
+    )
     parser.add_argument("--size", default="base", choices=SHAPES)
     parser.add_argument("--batch-size", type=int, default=32, help="of a process")
     parser.add_argument("--samples", type=int, default=65536, help="trained on")
     parser.add_argument("--questions", type=int, default=23746, help="answered")
     parser.add_argument("--target-modules", default="q+v", help="of LoRA; all-linear, or names")
     parser.add_argument("--work", type=Path, help=argparse.SUPPRESS)
-    return parser.parse_args()
-
-
-def counts(options: argparse.Namespace) -> list[int]:
-    """Return the numbers of processes to measure, one process first."""
-    if options.processes:
-        return sorted({1, *map(int, options.processes.split(","))})
-    most = torch.cuda.device_count() if CUDA else 2
-    return sorted({*(2**i for i in range(most.bit_length()) if 2**i <= most), most})
+    options = parser.parse_args()
+    options.processes = sorted({1, *options.processes})
+    return options
 
 
 def whole_file(found: dict[str, Any], options: argparse.Namespace) -> float:

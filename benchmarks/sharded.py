@@ -30,7 +30,16 @@ from harness import (
     write_packed_snapshot,
     write_results,
 )
-from scaling import await_turn, begin, end_turn, measured_in, started, timed
+from scaling import (
+    await_turn,
+    begin,
+    end_turn,
+    measured_in,
+    numbers,
+    powers_of_two,
+    started,
+    timed,
+)
 from usual_recipe import MODELING, NEW_TOKENS, REPORTING, random_questions
 
 from flan_qa_pipeline.config.parameters import Parameters
@@ -161,7 +170,7 @@ def parse_options() -> argparse.Namespace:
     """Parse the command line."""
     parser = argparse.ArgumentParser(description=__doc__.partition("\n")[0])
     parser.add_argument("output", type=Path)
-    parser.add_argument("--processes", default="1,2", help="such as 1,2,4")
+    parser.add_argument("--processes", type=numbers, default=powers_of_two(), help="such as 1,2,4")
     parser.add_argument("--size", default="xl", choices=SHAPES)
     parser.add_argument("--batch-size", type=int, default=8, help="of a process")
     parser.add_argument("--steps", type=int, default=8)
