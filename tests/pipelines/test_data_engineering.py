@@ -1,11 +1,13 @@
 """Splits by article, the policy on unanswerable questions, and tokenized windows."""
 
 import json
+from collections import Counter
 
 import pandas as pd
 import pytest
 from conftest import REPOSITORY
 from datasets import Dataset, DatasetDict, load_from_disk
+from pydantic import ValidationError
 from transformers import AutoTokenizer
 
 from flan_qa_pipeline.data.splits import near_duplicates
@@ -287,6 +289,36 @@ def test_limits_on_the_number_of_questions(two_files, data):
     assert set(some["train"]["id"]) < set(splits["train"]["id"])
     large = apply_unanswerable_policy(splits, data(max_train_questions=10**6))
     assert len(large["train"]) == len(splits["train"])
+
+
+@pytest.mark.parametrize("share", [0.2, 0.5, 0.7])
+def test_share_of_unanswerable_questions(two_files, data, share):
+    splits = split_by_article(*two_files, data(dev_fraction=0.2))
+    thinned, again = (
+        apply_unanswerable_policy(splits, data(unanswerable_share=share)) for _ in range(2)
+    )
+    assert thinned["validation"]["id"][:] == splits["validation"]["id"][:]
+    for name in ("train", "dev", "calibration"):
+        before, after = (
+            Counter(zip(split["id"], split["is_impossible"], strict=True))
+            for split in (splits[name], thinned[name])
+        )
+        assert after <= before
+        counts = [
+            Counter(impossible for _, impossible in questions) for questions in (before, after)
+        ]
+        assert abs(counts[1][True] - share * len(after)) < 1
+        assert counts[0][True] == counts[1][True] or counts[0][False] == counts[1][False]
+        assert list(thinned[name]["id"]) == list(again[name]["id"])
+
+
+def test_share_of_one_kind_is_refused(two_files, data):
+    splits = split_by_article(*two_files, data(dev_fraction=0.2))
+    splits["dev"] = splits["dev"].filter(lambda bad: bad, input_columns="is_impossible")
+    with pytest.raises(InputError, match="the dev split has questions of one kind only.* 0.5"):
+        apply_unanswerable_policy(splits, data(unanswerable_share=0.5))
+    with pytest.raises(ValidationError, match="unanswerable_share needs unanswerable: keep"):
+        data(unanswerable_share=0.5, unanswerable="drop")
 
 
 TEMPLATES = [

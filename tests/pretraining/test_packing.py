@@ -1,5 +1,7 @@
 """The packed base: NF4, with float8 in the file for what plain transformers keeps out of 4 bits."""
 
+import json
+
 import pytest
 import torch
 from accelerate.utils import set_seed
@@ -45,6 +47,8 @@ def test_plain_transformers_reads_float8_as_bfloat16(model, float8, tmp_path):
     assert stored[WO] == ("F8_E4M3" if "wo" in float8 else "BF16")
     assert stored["shared.weight"] == ("F8_E4M3" if "shared" in float8 else "BF16")
     assert set(stored.values()) <= {"U8", "F32", "BF16", "F8_E4M3"}
+    config = json.loads((tmp_path / "config.json").read_text(encoding="utf-8"))
+    assert config["tie_word_embeddings"] is config["scale_decoder_outputs"] is False
     read = AutoModelForSeq2SeqLM.from_pretrained(tmp_path, device_map={"": "cpu"})
     assert type(read.get_submodule(Q)).__name__ == "Linear4bit"
     expected = pack_nf4(model)

@@ -59,6 +59,25 @@ def hold_out(questions: Dataset, fraction: float, seed: int) -> tuple[Dataset, D
     )
 
 
+def thin_out(questions: Dataset, unanswerable: float, seed: int) -> Dataset:
+    """Leave out random questions of the more frequent kind until a share is unanswerable.
+
+    Args:
+        questions: With and without an answer.
+        unanswerable: The share to reach, above 0 and below 1.
+        seed: Chooses the questions.
+    """
+    impossible = np.fromiter(column_values(questions, "is_impossible"), bool, len(questions))
+    without, having = np.flatnonzero(impossible), np.flatnonzero(~impossible)
+    rng = np.random.default_rng(seed)
+    ratio = unanswerable / (1 - unanswerable)
+    kept = [
+        rng.choice(without, min(len(without), round(len(having) * ratio)), replace=False),
+        rng.choice(having, min(len(having), round(len(without) / ratio)), replace=False),
+    ]
+    return questions.select(np.sort(np.concatenate(kept)))
+
+
 def _root(groups: list[int], article: int) -> int:
     while groups[article] != article:
         groups[article] = article = groups[groups[article]]

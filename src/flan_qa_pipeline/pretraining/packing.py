@@ -95,7 +95,7 @@ def pack_nf4(model: T5ForConditionalGeneration) -> T5ForConditionalGeneration:
     )
     with TemporaryDirectory() as folder:
         model.save_pretrained(Path(folder))
-        return T5ForConditionalGeneration.from_pretrained(
+        packed = T5ForConditionalGeneration.from_pretrained(
             folder,
             dtype=torch.bfloat16,
             quantization_config=quantization,
@@ -103,3 +103,5 @@ def pack_nf4(model: T5ForConditionalGeneration) -> T5ForConditionalGeneration:
             local_files_only=True,
             use_safetensors=True,
         )
+    packed.config.tie_word_embeddings = False  # transformers 4 would tie the head, too
+    return packed

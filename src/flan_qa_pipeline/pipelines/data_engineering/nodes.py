@@ -30,6 +30,7 @@ from flan_qa_pipeline.data.splits import (
     near_duplicates,
     pool,
     shared_values,
+    thin_out,
 )
 from flan_qa_pipeline.data.squad import Rejection, check, read_records
 from flan_qa_pipeline.data.tokenized import describe, made_with
@@ -41,6 +42,7 @@ from flan_qa_pipeline.runtime.provenance import fingerprint_splits
 logger = logging.getLogger(__name__)
 
 ROWS = 1000  # in memory at a time
+FROM_TRAINING_ARTICLES = ("train", "dev", "calibration")
 LATE_BAR = {"delay": 2, "leave": False}  # a step under 2 s shows no progress bar
 
 QUESTION_FEATURES = Features(
@@ -190,7 +192,7 @@ def split_by_article(train: Dataset, validation: Dataset, data: DataParameters) 
 
 
 def apply_unanswerable_policy(splits: DatasetDict, data: DataParameters) -> DatasetDict:
-    """Keep, drop or flag unanswerable questions, and limit the size of each split."""
+    """Keep, drop or flag unanswerable questions, in a given share, and limit each split's size."""
     needed = {"keep": (), "flag": ("train",), "drop": ("train", "validation")}
     for name in needed[data.unanswerable]:
         if all(splits[name]["is_impossible"]):
@@ -200,6 +202,8 @@ def apply_unanswerable_policy(splits: DatasetDict, data: DataParameters) -> Data
             )
     if data.unanswerable == "drop":
         splits = splits.filter(lambda impossible: not impossible, input_columns="is_impossible")
+    if data.unanswerable_share is not None:
+        splits = _thinned_out(splits, data.unanswerable_share, data.seed)
     limits: dict[str, Any] = {
         "train": data.max_train_questions,
         "dev": data.max_dev_questions,
@@ -214,6 +218,20 @@ def apply_unanswerable_policy(splits: DatasetDict, data: DataParameters) -> Data
             for name, split in splits.items()
         }
     )
+
+
+def _thinned_out(splits: DatasetDict, share: float, seed: int) -> DatasetDict:
+    thinned = {name: thin_out(splits[name], share, seed) for name in FROM_TRAINING_ARTICLES}
+    for name, split in thinned.items():
+        if not len(split):
+            raise InputError(
+                f"data.unanswerable_share: the {name} split has questions of one kind only, so no "
+                f"share of them can be {share:g}; set it to null."
+            )
+    logger.info(
+        "data.unanswerable_share=%g leaves %s.", share, describe_splits(DatasetDict(thinned))
+    )
+    return DatasetDict({**splits, **{name: thinned[name].flatten_indices() for name in thinned}})
 
 
 def tokenize_questions(
