@@ -1,6 +1,6 @@
 """Time and memory of the data_engineering pipeline: python benchmarks/tokenization.py OUTPUT_FOLDER
 
-Generates corpora of a given number of questions, with contexts about as long as SQuAD 2.0's. A
+Repeats the embedded corpus to a given number of questions; every copy of an article has a number. A
 separate process runs the pipeline that reads, checks, splits and tokenizes each corpus.
 `harness.measured` defines the measured figures. Needs Linux.
 """
@@ -9,54 +9,48 @@ import argparse
 import json
 import sys
 import tempfile
+from collections.abc import Iterator
+from itertools import count
 from pathlib import Path
 from typing import Any
 
 import pandas as pd
-import yaml
 from harness import PROJECT, STARTER, facts, measured, write_results
 
-from flan_qa_pipeline.pretraining.starter_corpus import generate_corpus
-
-QUESTIONS_PER_ARTICLE = 25
-QUESTIONS_PER_PART = 130_000
+SHARES = {"train": 0.9, "validation": 0.1}  # of the questions
 
 
 def write_corpus(folder: Path, n_questions: int) -> dict[str, float]:
-    """Write train.json and validation.json; return the numbers of questions and characters.
-
-    The generator has names for a limited number of questions, so a larger corpus consists of
-    parts; titles and ids end with the number of the part.
-    """
-    kinds = yaml.safe_load((PROJECT / "data/01_raw/starter_kinds.yml").read_text(encoding="utf-8"))
-    articles: dict[str, list[dict[str, Any]]] = {"train": [], "validation": []}
-    for part in range(-(-n_questions // QUESTIONS_PER_PART)):
-        n_of_part = min(QUESTIONS_PER_PART, n_questions - part * QUESTIONS_PER_PART)
-        corpus = generate_corpus(
-            kinds,
-            seed=part,
-            n_articles=round(n_of_part / QUESTIONS_PER_ARTICLE),
-            paragraphs_per_article=(4, 6),
-            questions_per_paragraph=(4, 6),
-            impossible_fraction=0.33,
-        )
-        for number, article in enumerate(corpus["data"]):
-            article["title"] += f"_{part}"
-            contexts = [paragraph["context"] for paragraph in article["paragraphs"]]
-            for i, paragraph in enumerate(article["paragraphs"]):
-                paragraph["context"] = " ".join((contexts * 2)[i : i + 2])
-                for qa in paragraph["qas"]:
-                    qa["id"] += f"_{part}"
-            articles["train" if number % 10 else "validation"].append(article)
-    for name, some in articles.items():
+    """Write train.json and validation.json; return the numbers of questions and characters."""
+    asked, lengths = 0, []
+    for name, share in SHARES.items():
+        embedded = PROJECT / f"data/01_raw/starter_{name}.json"
+        articles = json.loads(embedded.read_text(encoding="utf-8"))["data"]
+        written, n_written = [], 0
+        for article in numbered(articles):
+            if n_written >= share * n_questions:
+                break
+            written.append(article)
+            n_written += sum(len(paragraph["qas"]) for paragraph in article["paragraphs"])
+            lengths += [len(paragraph["context"]) for paragraph in article["paragraphs"]]
+        asked += n_written
         with (folder / f"{name}.json").open("w", encoding="utf-8") as file:
-            json.dump({"version": "v2.0", "data": some}, file)
-    paragraphs = [p for some in articles.values() for a in some for p in a["paragraphs"]]
-    lengths = [len(paragraph["context"]) for paragraph in paragraphs]
-    return {
-        "questions": sum(len(paragraph["qas"]) for paragraph in paragraphs),
-        "characters a context": sum(lengths) / len(lengths),
-    }
+            json.dump({"version": "v2.0", "data": written}, file)
+    return {"questions": asked, "characters a context": sum(lengths) / len(lengths)}
+
+
+def numbered(articles: list[dict[str, Any]]) -> Iterator[dict[str, Any]]:
+    """Yield the articles again and again; titles, contexts and ids end with a number."""
+    for number in count():
+        for article in articles:
+            paragraphs = [
+                {
+                    "context": f"{paragraph['context']} {number}",
+                    "qas": [qa | {"id": f"{qa['id']}_{number}"} for qa in paragraph["qas"]],
+                }
+                for paragraph in article["paragraphs"]
+            ]
+            yield {"title": f"{article['title']}_{number}", "paragraphs": paragraphs}
 
 
 def measure(n_questions: int, work: Path) -> dict[str, Any]:

@@ -13,7 +13,9 @@ import hypothesis
 import pytest
 import torch
 import yaml
+from copying_t5 import build_copying_t5
 from datasets import Dataset, DatasetDict, DatasetInfo, disable_caching
+from english import read_short_english, train_small_tokenizer
 from hub_server import (
     BASE,
     COMMIT,
@@ -25,7 +27,7 @@ from hub_server import (
     running_hub,
 )
 from huggingface_hub import constants
-from transformers import set_seed
+from transformers import T5Config, T5ForConditionalGeneration, set_seed
 
 from flan_qa_pipeline import QuestionAnswerer
 from flan_qa_pipeline.config.parameters import Parameters, PromptParameters
@@ -34,8 +36,7 @@ from flan_qa_pipeline.models.adapter import Adapter, extract_adapter, provenance
 from flan_qa_pipeline.models.loading import load_base_model, load_tokenizer
 from flan_qa_pipeline.pipelines.data_engineering.nodes import WINDOW_FEATURES
 from flan_qa_pipeline.pipelines.modeling.nodes import attach_lora, train_adapter
-from flan_qa_pipeline.pretraining.pretraining import build_reader, train_unigram_tokenizer
-from flan_qa_pipeline.pretraining.starter_corpus import generate_corpus
+from flan_qa_pipeline.pretraining.random_t5 import untie_head
 from flan_qa_pipeline.runtime.provenance import fingerprint_splits, package_versions
 
 # cuBLAS's usual workspace is far larger than a tiny model; with this one its sums repeat, too.
@@ -50,7 +51,7 @@ one_gpu_is_too_few = pytest.mark.skipif(
 REPOSITORY = Path(__file__).resolve().parents[1]
 CONF = REPOSITORY / "conf/base"
 SQUAD_V2_DIR = Path(os.environ.get("SQUAD_V2_DIR", REPOSITORY.parent / "shared/squad_v2"))
-VOCAB_SIZE = 600
+VOCAB_SIZE = 1200
 QUESTIONS = ["Which club was defeated in the Final?", "Who was the referee?", "What is it?"]
 RUN = "run"  # the id of all trainings
 ANSWERS = ["Vera Dormore", "no answer", "27 July 1998"]
@@ -117,36 +118,31 @@ def raw_parameters():
 
 @pytest.fixture(scope="session")
 def corpus():
-    """A small starter corpus in the official SQuAD 2.0 layout."""
-    kinds = REPOSITORY / "data/01_raw/starter_kinds.yml"
-    return generate_corpus(
-        yaml.safe_load(kinds.read_text(encoding="utf-8")),
-        seed=7,
-        n_articles=30,
-        paragraphs_per_article=(2, 3),
-        questions_per_paragraph=(3, 4),
-        impossible_fraction=0.4,
-    )
+    """A small English corpus in the official SQuAD 2.0 layout."""
+    return {"version": "v2.0", "data": read_short_english(30)}
 
 
 @pytest.fixture(scope="session")
 def tiny_base(tmp_path_factory, corpus):
     """The folder of a T5 v1.1 with random weights and of a tokenizer trained on the corpus."""
-    paragraphs = [p for article in corpus["data"] for p in article["paragraphs"]]
-    texts = [p["context"] for p in paragraphs]
-    texts += [qa["question"] for p in paragraphs for qa in p["qas"]]
-    tokenizer = train_unigram_tokenizer(texts, VOCAB_SIZE)
+    tokenizer = train_small_tokenizer(corpus["data"], VOCAB_SIZE)
     set_seed(5)
-    model = build_reader(
-        tokenizer,
-        vocab_size=len(tokenizer),
-        d_model=64,
-        d_kv=16,
-        d_ff=128,
-        num_layers=1,
-        num_decoder_layers=1,
-        num_heads=4,
+    model = T5ForConditionalGeneration(
+        T5Config(
+            vocab_size=VOCAB_SIZE,
+            d_model=64,
+            d_kv=16,
+            d_ff=128,
+            num_layers=1,
+            num_decoder_layers=1,
+            num_heads=4,
+            feed_forward_proj="gated-gelu",
+            tie_word_embeddings=False,
+            dropout_rate=0.0,
+            decoder_start_token_id=0,
+        )
     )
+    untie_head(model)
     with torch.no_grad():
         model.lm_head.weight.normal_(std=0.2)
     folder = tmp_path_factory.mktemp("tiny_base")
@@ -283,10 +279,14 @@ def provenance(float32, prompt_parameters):
 
 
 @pytest.fixture(scope="session")
-def starter(parameters):
-    folder = str(REPOSITORY / "data/06_models/starter_t5")
-    changes = {"name": folder, "compute_dtype": "float32", "load_in_4bit": False}
-    return parameters.model.model_copy(update=changes)
+def copying_base(tmp_path_factory, model_parameters, tokenizer):
+    """Parameters of a tiny T5 in float32 that answers with phrases of the context."""
+    set_seed(3)
+    folder = tmp_path_factory.mktemp("bases") / "copying_t5"
+    build_copying_t5(tokenizer).save_pretrained(folder)
+    tokenizer.save_pretrained(folder)
+    changes = {"name": str(folder), "compute_dtype": "float32", "load_in_4bit": False}
+    return model_parameters.model_copy(update=changes)
 
 
 @pytest.fixture(scope="session")
@@ -306,23 +306,23 @@ def pairs(corpus):
 
 
 @pytest.fixture(scope="session")
-def adapter(starter, parameters, lora, pairs):
-    """LoRA on the starter model whose most frequent answer to the pairs stands for abstaining."""
+def adapter(copying_base, parameters, lora, pairs):
+    """LoRA on the copying base whose most frequent answer to the pairs stands for abstaining."""
     with torch.random.fork_rng(devices=[]), torch.no_grad():
         torch.manual_seed(1)
-        model = attach_lora(load_base_model(starter), lora, parameters.training)
+        model = attach_lora(load_base_model(copying_base), lora, parameters.training)
         for name, weight in model.named_parameters():
             if "lora_B" in name:
                 weight.normal_(std=0.04)
 
     def made(prompt: PromptParameters) -> Adapter:
         provenance = provenance_of(
-            starter,
+            copying_base,
             prompt,
             tokenization=parameters.tokenization,
             generation=parameters.generation,
         )
-        return extract_adapter(model, load_tokenizer(starter), provenance, {})
+        return extract_adapter(model, load_tokenizer(copying_base), provenance, {})
 
     answers = QuestionAnswerer(made(parameters.prompt), compute_dtype="float32").answer(pairs)
     frequent = Counter(answer.text for answer in answers).most_common(1)[0][0]

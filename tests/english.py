@@ -1,20 +1,58 @@
-"""Real English at a small size, for tests of pretraining."""
+"""Real English at a small size: the first articles of the English corpus."""
 
 import json
+import re
 from pathlib import Path
 
-from conftest import REPOSITORY
 from transformers import T5Tokenizer
 
 from flan_qa_pipeline.config.parameters import PretrainParameters
+from flan_qa_pipeline.evaluation.subject import question_id
 from flan_qa_pipeline.pretraining.encoding import train_sentencepiece
 
-ENGLISH = REPOSITORY / "data/01_raw/english_train.json"
+ENGLISH = Path(__file__).resolve().parents[1] / "data/01_raw/english_train.json"
 
 
 def read_english(articles: int) -> list[dict]:
     """The first articles of the English corpus, in SQuAD's schema."""
     return json.loads(ENGLISH.read_text(encoding="utf-8"))["data"][:articles]
+
+
+def read_short_english(articles: int) -> list[dict]:
+    """The first articles, cut to two or three paragraphs of three or four questions.
+
+    A paragraph ends with the sentence that answers its second question. One or two of its questions
+    have no answer.
+    """
+    return [
+        {
+            "title": article["title"],
+            "paragraphs": [
+                shorten(article["title"], i, paragraph, n_impossible=1 + (number + i) % 2)
+                for i, paragraph in enumerate(article["paragraphs"][: 2 + number % 2])
+            ],
+        }
+        for number, article in enumerate(read_english(articles))
+    ]
+
+
+def shorten(title: str, number: int, paragraph: dict, *, n_impossible: int) -> dict:
+    context = paragraph["context"]
+    ends = [match.end() for match in re.finditer(r"[.!?](?= |$)", context)]
+    last_words = sorted(
+        (max(a["answer_start"] + len(a["text"]) for a in qa["answers"]), i)
+        for i, qa in enumerate(paragraph["qas"])
+        if qa["answers"]
+    )[:2]
+    impossible = [i for i, qa in enumerate(paragraph["qas"]) if not qa["answers"]][:n_impossible]
+    kept = sorted([i for _, i in last_words] + impossible)
+    qas = [paragraph["qas"][i] for i in kept]
+    return {
+        "context": context[: next(end for end in ends if end >= last_words[-1][0])],
+        "qas": [
+            qa | {"id": question_id(title, number, i, qa["question"])} for i, qa in enumerate(qas)
+        ],
+    }
 
 
 def write_english(root: Path, articles: int) -> None:

@@ -44,7 +44,7 @@ def test_what_is_needed_is_fetched_with_a_bar_and_only_once(hub, capsys, tiny_ba
     assert (fetched.folder / weights).read_bytes() == (tiny_base / weights).read_bytes()
     bar = capsys.readouterr().err
     size = sum(path.stat().st_size for path in tiny_base.iterdir())
-    assert re.search(rf"Reconstruction complete.* {round(size / 1000)}kB", bar)
+    assert re.search(rf"Reconstruction complete.* {size / 1e6:.2f}MB", bar)
     assert f"Fetch {BASE} at {COMMIT}: {len(names)} files, {size / 1e6:.1f} MB" in caplog.text
     assert set(hub.sent) == names
     before = asked(hub)

@@ -19,7 +19,6 @@ PIPELINES = {
     "merge": ("modeling.create_merge_pipeline",),
     "inference": ("inference.create_pipeline",),
     "compare": ("compare.create_pipeline",),
-    "starter": ("starter.create_pipeline",),
     "pretrain": ("pretrain.create_pipeline",),
 }
 
@@ -30,9 +29,8 @@ def register_pipelines() -> dict[str, Pipeline]:
     `__default__` joins data engineering, modeling and reporting. `evaluate`, another name of
     reporting, makes predictions, scores and tables from the saved windows and adapter, without
     training. `__default__` leaves out `inference`, which answers a file of new questions,
-    `compare`, which sets two saved versions side by side, `starter`, which makes the embedded
-    corpus and base model, `pretrain`, which makes an English base model, and `merge`, which
-    makes a model without an adapter for serving.
+    `compare`, which sets two saved versions side by side, `pretrain`, which makes an English base
+    model, and `merge`, which makes a model without an adapter for serving.
     """
     made = {part: _made(part) for parts in PIPELINES.values() for part in parts}
     return {

@@ -1,4 +1,4 @@
-"""The Python API: typed answers of an adapter on the starter model, as evaluation gives them."""
+"""The Python API: typed answers of an adapter on a tiny model, as evaluation gives them."""
 
 import ast
 import math
@@ -30,7 +30,7 @@ def answers(answerer, pairs):
 
 
 @pytest.fixture(scope="module")
-def evaluated(pairs, starter, parameters):
+def evaluated(pairs, copying_base, parameters):
     """Answer the pairs through the nodes of data_engineering and reporting."""
     rows = [
         {"id": f"q{i}", "context": context, "question": question, "answers": {"text": []}}
@@ -46,23 +46,25 @@ def evaluated(pairs, starter, parameters):
 
     def evaluate(model, prompt):
         questions = DatasetDict(splits)
-        windows = tokenize_questions(questions, starter, prompt, parameters.tokenization, data)
+        windows = tokenize_questions(questions, copying_base, prompt, parameters.tokenization, data)
         assert len(windows["validation"]) > len(pairs)
-        return predict(model, questions, windows, starter, prompt, parameters.generation)[0]
+        return predict(model, questions, windows, copying_base, prompt, parameters.generation)[0]
 
     return evaluate
 
 
 @pytest.mark.parametrize("base", [False, True], ids=["adapter", "base"])
-def test_answers_are_those_of_the_evaluation(answerer, adapter, pairs, starter, evaluated, base):
+def test_answers_are_those_of_the_evaluation(
+    answerer, adapter, pairs, copying_base, evaluated, base
+):
     prompt = answerer.prompt
     trained_on = Dataset.from_list([{"id": "q"}])
     fingerprints = {"questions": {"train": fingerprint_rows(trained_on)}}
     saved = replace(adapter, training={"run": {"fingerprints": fingerprints}})
     model = (
-        load_base_model(starter)
+        load_base_model(copying_base)
         if base
-        else load_finetuned_model(starter, prompt, saved, DatasetDict(train=trained_on))
+        else load_finetuned_model(copying_base, prompt, saved, DatasetDict(train=trained_on))
     )
     expected = evaluated(model, prompt)
     answers = answerer.answer(pairs, base=base)

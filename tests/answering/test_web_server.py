@@ -69,7 +69,7 @@ def test_32_requests_at_a_time_come_back_right(client, pairs, expected):
 
 def test_health_names_what_answers(client, answerer):
     health = client.get("health").json()
-    assert health == {"status": "ok", "base": "starter_t5", "adapter": None, "corpus": None}
+    assert health == {"status": "ok", "base": "copying_t5", "adapter": None, "corpus": None}
 
 
 def test_what_the_adapter_records_is_named(answerer):
@@ -78,7 +78,7 @@ def test_what_the_adapter_records_is_named(answerer):
         "corpora": {"train": "the embedded starter corpus"},
     }
     model = ServedModel.of(replace(answerer.adapter, training={"run": run}))
-    assert model == ServedModel("starter_t5", "2026", "the embedded starter corpus")
+    assert model == ServedModel("copying_t5", "2026", "the embedded starter corpus")
     assert model.learned_from_embedded_corpus
 
 
@@ -271,11 +271,11 @@ def test_page_and_api_ask_for_the_same_password(answerer, serving, pairs, expect
         for path in ("config", f"{GRADIO}/info", f"{GRADIO}/queue/data?session_hash=a"):
             assert client.get(path).status_code == 401
         assert client.post(f"{GRADIO}/call/v2/answer", json=pair).status_code == 401
-        assert "starter_t5" not in client.get("").text
+        assert "copying_t5" not in client.get("").text
         assert client.post("login", data={"username": "ann", "password": "x"}).status_code == 400
         right = {"username": "ann", "password": "a pass"}
         assert client.post("login", data=right).json() == {"success": True}
-        assert "starter_t5" in client.get("").text
+        assert "copying_t5" in client.get("").text
         assert "event_id" in client.post(f"{GRADIO}/call/v2/answer", json=pair).json()
         named = {"host": "example.com"}  # a proxy may hand its own name on
         assert client.get("health", auth=("ann", "a pass"), headers=named).status_code == 200

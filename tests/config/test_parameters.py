@@ -104,9 +104,9 @@ def test_a_value_of_no_possible_kind_is_told_once(raw_parameters, section, key, 
 
 
 def test_unknown_key_deep_inside(raw_parameters):
-    raw_parameters["starter"]["architecture"]["d_modl"] = 1
+    raw_parameters["pretrain"]["architecture"]["d_modl"] = 1
     message = complaint(raw_parameters)
-    assert "Unknown parameter starter.architecture.d_modl: did you mean d_model?" in message
+    assert "Unknown parameter pretrain.architecture.d_modl: did you mean d_model?" in message
 
 
 @pytest.mark.parametrize(

@@ -11,7 +11,7 @@ EMBEDDED = "data/01_raw/starter_train.json", "data/01_raw/starter_validation.jso
 
 @pytest.fixture(scope="module")
 def starter_rows(corpus):
-    """Questions of a small starter corpus, generated with another seed than the embedded files."""
+    """Questions of a small starter corpus, with the ids of the embedded corpus."""
     return Dataset.from_list(list(flatten(corpus, "corpus")))
 
 

@@ -228,7 +228,7 @@ def test_missing_folder_is_named(float32, tmp_path, load):
     with pytest.raises(InputError) as error:
         load(float32.model_copy(update={"name": str(missing)}))
     assert f"model.name: there is no folder {missing}; give" in str(error.value)
-    assert "kedro run --pipelines=starter" in str(error.value)
+    assert "such as data/06_models/starter_t5, or a hub id" in str(error.value)
 
 
 @pytest.mark.parametrize("load", [load_base_model, load_tokenizer])
@@ -320,7 +320,7 @@ def test_a_damaged_base_is_refused_in_a_sentence(float32, copied, damage, named)
 @pytest.mark.parametrize(
     ("damage", "named"),
     [
-        (reconfigured(vocab_size=100), "has 100 embeddings, but the tokenizer has 600 tokens"),
+        (reconfigured(vocab_size=100), "has 100 embeddings, but the tokenizer has 1200 tokens"),
         (overwritten("tokenizer.json", b"{}"), "could not be read"),
         (lambda folder: flip_a_bit(folder / "tokenizer.json"), "could not be read|as it was saved"),
     ],

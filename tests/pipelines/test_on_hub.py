@@ -123,7 +123,7 @@ def test_the_first_run_fetches_what_it_reads_and_shows_it(hub, first_run):
     assert set(hub.sent) == files | data
     whole = sum(len(hub.repositories["models", BASE].commits[COMMIT][name]) for name in files)
     assert f"Fetch {BASE} at {COMMIT}: {len(files)} files, {whole / 1e6:.1f} MB" in result.stdout
-    assert f"{round(whole / 1000)}kB / " in result.stderr
+    assert f"{whole / 1e6:.2f}MB / " in result.stderr
     asked = [request for request in hub.requests if "/resolve/" in request]
     assert all(COMMIT in request or SQUAD_COMMIT in request for request in asked)
 

@@ -893,7 +893,6 @@ def test_registered_pipelines(project):
         "merge",
         "inference",
         "compare",
-        "starter",
         "pretrain",
     }
     assert not any("train" in node.tags for node in pipelines["evaluate"].nodes)

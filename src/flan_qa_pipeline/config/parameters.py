@@ -436,23 +436,8 @@ class CompareParameters(_Section):
     """The version on the right."""
 
 
-class CorpusParameters(_Section):
-    """Size and seed of a generated corpus."""
-
-    seed: Seed
-    """Seeds the generator."""
-    n_articles: Positive
-    """Number of articles."""
-    paragraphs_per_article: tuple[Positive, Positive]
-    """The fewest and the most paragraphs of an article."""
-    questions_per_paragraph: tuple[Positive, Positive]
-    """The fewest and the most questions about a paragraph."""
-    impossible_fraction: Fraction
-    """The share of unanswerable questions."""
-
-
 class ArchitectureParameters(_Section):
-    """`transformers.T5Config` of the starter base model."""
+    """`transformers.T5Config` of the base model."""
 
     vocab_size: Positive
     """Pieces of the vocabulary."""
@@ -468,69 +453,6 @@ class ArchitectureParameters(_Section):
     """Decoder layers."""
     num_heads: Positive
     """Attention heads."""
-
-
-class LookupParameters(_Section):
-    """One step of the lookup curriculum."""
-
-    examples: Positive
-    """Number of examples."""
-    names: Positive
-    """Names in an example."""
-    relations: Positive
-    """Relations of each name."""
-    max_pieces: Positive
-    """The most pieces of a value."""
-    max_name_pieces: Positive
-    """The most pieces of a name."""
-
-
-class PretrainingParameters(_Section):
-    """Lookups from easy to hard, then extractive questions and span corruption."""
-
-    prompts: list[str]
-    """The prompts of the extractive questions."""
-    lookups: list[LookupParameters]
-    """The lookup curriculum, from easy to hard."""
-    cropped_examples: Positive
-    """Questions about contexts of at most two sentences."""
-    whole_examples: Positive
-    """Questions about whole contexts."""
-    renamed_fraction: Fraction
-    """The share of both in which random words replace the words, so the model must read."""
-    span_corruption_fraction: Fraction
-    """The share of examples for span corruption."""
-    noise_density: Fraction
-    """The share of tokens that span corruption masks."""
-    mean_span_length: Annotated[float, Field(ge=1, le=1000)]
-    """The mean length of a masked span, in tokens."""
-    output_dir: Place
-    """The folder for checkpoints."""
-    per_device_train_batch_size: Positive
-    """Examples in a training batch."""
-    learning_rate: LearningRate
-    """The learning rate of the layers' matrices."""
-    embedding_learning_rate: LearningRate
-    """The learning rate of embeddings, head, norms and position biases."""
-    warmup_steps: Annotated[float, Field(ge=0, lt=2**31)]
-    """Steps until the highest learning rate."""
-    seed: Seed
-    """Seeds weights, examples and their order."""
-
-
-class StarterParameters(_Section):
-    """The embedded corpus and base model."""
-
-    train_fraction: Fraction
-    """The share of the articles that are for training."""
-    corpus: CorpusParameters
-    """The starter corpus."""
-    pretraining_corpus: CorpusParameters
-    """The corpus that the base model learns from."""
-    architecture: ArchitectureParameters
-    """The base model's layers."""
-    pretraining: PretrainingParameters
-    """The base model's training."""
 
 
 class PretrainPromptParameters(PromptParameters):
@@ -740,7 +662,6 @@ class Parameters(_Section):
     serving: ServingParameters
     reporting: ReportingParameters
     compare: CompareParameters
-    starter: StarterParameters
     pretrain: PretrainParameters
 
 

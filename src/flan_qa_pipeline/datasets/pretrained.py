@@ -18,9 +18,9 @@ class PretrainedDataset(AbstractDataset[Any, Any]):
 
     Example:
     ```yaml
-    starter_model:
+    pretrained_base:
       type: flan_qa_pipeline.datasets.pretrained.PretrainedDataset
-      filepath: data/06_models/starter_t5
+      filepath: data/06_models/pretrained_base
       auto_class: AutoModelForSeq2SeqLM
     ```
     """

@@ -1,5 +1,6 @@
 """What a result is about, as titles name it: the base model and the corpus."""
 
+import hashlib
 from collections.abc import Mapping
 from pathlib import PurePath
 from typing import Any
@@ -9,10 +10,10 @@ from datasets import Dataset, DatasetDict
 
 from flan_qa_pipeline.config.parameters import DataParameters, ModelParameters
 from flan_qa_pipeline.hub import PROTOCOL, DataFiles
-from flan_qa_pipeline.pretraining.starter_corpus import is_starter_question
 
 EMBEDDED_CORPUS = "the embedded starter corpus"
 ROWS_READ = 50  # of a split, to recognize its corpus
+PARAGRAPHS_SEARCHED, QUESTIONS_SEARCHED = 16, 12  # for the place that an id holds
 
 
 def base_name(model: str) -> str:
@@ -44,7 +45,28 @@ def _is_starter(split: Dataset) -> bool:
         return False
     rows = np.unique(np.linspace(0, len(split) - 1, ROWS_READ).astype(int))
     columns = split.select_columns(["title", "question", "id"])[rows]
-    return all(map(is_starter_question, columns["title"], columns["question"], columns["id"]))
+    return all(map(_is_embedded, columns["title"], columns["question"], columns["id"]))
+
+
+def _is_embedded(title: str, question: str, id_: str) -> bool:
+    return any(
+        question_id(title, paragraph, index, question) == id_
+        for paragraph in range(PARAGRAPHS_SEARCHED)
+        for index in range(QUESTIONS_SEARCHED)
+    )
+
+
+def question_id(title: str, paragraph: int, index: int, question: str) -> str:
+    """Return the id that a question has in the embedded corpus.
+
+    Args:
+        title: The article's title.
+        paragraph: The paragraph's place in its article, from 0.
+        index: The question's place in its paragraph, from 0.
+        question: The question's text.
+    """
+    key = f"{title}\n{paragraph}\n{index}\n{question}"
+    return hashlib.sha1(key.encode(), usedforsecurity=False).hexdigest()[:24]
 
 
 def trained_on(run: Mapping[str, Any]) -> str | None:

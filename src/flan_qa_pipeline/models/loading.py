@@ -73,9 +73,8 @@ def hub_files(model: ModelParameters) -> ModelFiles:
     folder = Path(model.name)
     if model.name.count("/") > 1 or folder.is_absolute():
         raise InputError(
-            f"model.name: there is no folder {folder.absolute()}; give the folder of a saved model "
-            "or a hub id such as google/flan-t5-base (the starter model is made by "
-            "`kedro run --pipelines=starter`)."
+            f"model.name: there is no folder {folder.absolute()}; give the folder of a saved "
+            "model, such as data/06_models/starter_t5, or a hub id, such as google/flan-t5-base."
         )
     if model.revision is None:
         raise InputError(
