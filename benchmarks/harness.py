@@ -18,12 +18,14 @@ import datasets
 import pandas as pd
 import torch
 import transformers
+from bitsandbytes.functional import quantize_4bit
 from kedro.config import OmegaConfigLoader
 from kedro.io import DataCatalog, MemoryDataset
 from kedro.pipeline import Pipeline
 from kedro.runner import SequentialRunner
 from peft import LoraConfig
-from transformers import AutoTokenizer, T5Config, set_seed
+from safetensors.torch import save_file
+from transformers import AutoTokenizer, BitsAndBytesConfig, T5Config, set_seed
 
 from flan_qa_pipeline.config.parameters import LoraParameters, Parameters
 from flan_qa_pipeline.models.t5 import QuantizableT5
@@ -42,6 +44,7 @@ SHAPES = {
     "base": {"d_model": 768, "d_kv": 64, "d_ff": 2048, "num_layers": 12, "num_heads": 12},
     "large": {"d_model": 1024, "d_kv": 64, "d_ff": 2816, "num_layers": 24, "num_heads": 16},
     "xl": {"d_model": 2048, "d_kv": 64, "d_ff": 5120, "num_layers": 24, "num_heads": 32},
+    "xxl": {"d_model": 4096, "d_kv": 64, "d_ff": 10240, "num_layers": 24, "num_heads": 64},
 }
 
 
@@ -51,6 +54,18 @@ def silence() -> None:
     transformers.logging.disable_progress_bar()
     datasets.disable_progress_bars()
     logging.getLogger("kedro").setLevel(logging.WARNING)
+
+
+def config_of(size: str) -> T5Config:
+    """Return the configuration of a FLAN-T5 shape, a key of `SHAPES`."""
+    return T5Config(
+        vocab_size=32128,
+        dropout_rate=0.1,
+        feed_forward_proj="gated-gelu",
+        tie_word_embeddings=False,
+        decoder_start_token_id=0,
+        **SHAPES[size],
+    )
 
 
 def write_snapshot(size: str, folder: Path, *, learned: bool = False) -> None:
@@ -63,14 +78,7 @@ def write_snapshot(size: str, folder: Path, *, learned: bool = False) -> None:
             loss is near chance.
     """
     AutoTokenizer.from_pretrained(STARTER).save_pretrained(folder)
-    config = T5Config(
-        vocab_size=32128,
-        dropout_rate=0.1,
-        feed_forward_proj="gated-gelu",
-        tie_word_embeddings=False,
-        decoder_start_token_id=0,
-        **SHAPES[size],
-    )
+    config = config_of(size)
     set_seed(0)
     torch.set_default_dtype(torch.bfloat16)
     with torch.device(DEVICE):
@@ -80,6 +88,52 @@ def write_snapshot(size: str, folder: Path, *, learned: bool = False) -> None:
         put_inside(QuantizableT5.from_pretrained(STARTER, dtype=torch.bfloat16), model)
     torch.set_default_dtype(torch.float32)
     model.save_pretrained(folder)
+
+
+@torch.no_grad()
+def write_packed_snapshot(size: str, folder: Path) -> None:
+    """Save a FLAN-T5 shape whose linear layers, the head excepted, are stored in NF4.
+
+    Layers of one shape hold the same random weights, packed once, so even XXL takes seconds.
+    """
+    AutoTokenizer.from_pretrained(STARTER).save_pretrained(folder)
+    config = config_of(size)
+    with torch.device("meta"):
+        model = QuantizableT5(config)
+    torch.manual_seed(0)
+    linear = {
+        f"{name}.weight"
+        for name, part in model.named_modules()
+        if isinstance(part, torch.nn.Linear) and name != "lm_head"
+    }
+    packed: dict[torch.Size, dict[str, torch.Tensor]] = {}
+    stored = {}
+    for name, weight in model.named_parameters():
+        if name not in linear:
+            norm, deviation = name.endswith("norm.weight"), config.d_model**-0.5
+            drawn = torch.ones(weight.shape) if norm else torch.randn(weight.shape) * deviation
+            stored[name] = drawn.bfloat16()
+            continue
+        if weight.shape not in packed:
+            packed[weight.shape] = pack(weight.shape)
+        stored |= {name + key: part.clone() for key, part in packed[weight.shape].items()}
+    save_file(stored, folder / "model.safetensors", metadata={"format": "pt"})
+    config.quantization_config = BitsAndBytesConfig(
+        load_in_4bit=True,
+        bnb_4bit_quant_type="nf4",
+        bnb_4bit_use_double_quant=True,
+        bnb_4bit_compute_dtype=torch.bfloat16,
+        llm_int8_skip_modules=["lm_head"],
+    ).to_dict()
+    config.save_pretrained(folder)
+
+
+def pack(shape: torch.Size) -> dict[str, torch.Tensor]:
+    """Pack a random weight in NF4; return what a checkpoint stores of it, by the key's ending."""
+    drawn = torch.randn(shape, device=DEVICE, dtype=torch.bfloat16) * shape[1] ** -0.5
+    data, state = quantize_4bit(drawn, quant_type="nf4", compress_statistics=True)
+    parts = {"": data} | {f".{key}": part for key, part in state.as_dict(packed=True).items()}
+    return {key: part.cpu().contiguous() for key, part in parts.items()}
 
 
 @torch.no_grad()

@@ -7,11 +7,14 @@ Without a GPU the processes compute on the CPU and exchange over gloo.
 
 Rows: the whole node of training; its steps alone, without evaluations, logs and checkpoints but
 with the capture of CUDA graphs; the node of evaluation, the second time. `ratio` compares with
-one process. By Amdahl's law the ratio of n processes is 1 / (s + (1 - s) / n); `share that does
+one process. The row of SQuAD 2.0's whole training file is calculated: the captures and the rest of
+the node take as long as measured, and the steps grow with the samples. All processes start at once,
+so that they import side by side, and each number of them computes alone in its turn.
+ By Amdahl's law the ratio of n processes is 1 / (s + (1 - s) / n); `share that does
 not scale` is s. An all-reduce of as many bytes as the gradients, and one of 256 MiB, are timed
 alone; `bus GB/s` is of the large one, 2 (n - 1) / n times its bytes by its time, as NCCL's tests
 count. The JSON also has the ratios of more processes by that law. `limit` is the ratio of steps
-that take as long as one process's, plus that all-reduce.
+that take as long as one process's without captures, plus that all-reduce.
 """
 
 import argparse
@@ -22,8 +25,10 @@ import subprocess
 import sys
 import tempfile
 import time
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar
 
 import torch
 from accelerate import PartialState
@@ -43,11 +48,18 @@ from usual_recipe import MODELING, NEW_TOKENS, REPORTING, random_questions
 
 from flan_qa_pipeline.config.parameters import Parameters
 from flan_qa_pipeline.runtime.provenance import package_versions
+from flan_qa_pipeline.training import trainer
+from flan_qa_pipeline.training.cuda_graphs import GraphedPasses
 
 MIB = 2**20
 LARGE = 256 * MIB
 REPEATED = 20  # all-reduces timed
 CALCULATED = (4, 8, 16)  # processes that Amdahl's law gives a ratio for
+SQUAD_SAMPLES = 130319  # SQuAD 2.0's training file
+READY, WAITING = "ready", "waiting_"
+WHOLE = "training node, all of SQuAD 2.0, calculated"
+PARTS = ("training node", WHOLE, "training steps", "evaluation, first time", "evaluation")
+POLLED_EVERY = 0.1  # seconds
 
 
 def parameters_for(options: argparse.Namespace) -> Parameters:
@@ -71,6 +83,19 @@ def parameters_for(options: argparse.Namespace) -> Parameters:
             },
         },
     )
+
+
+class TimedPasses(GraphedPasses):
+    """Notes how long each capture of a graph takes."""
+
+    seconds: ClassVar[list[float]] = []
+
+    def _capture(self, batch: dict[str, torch.Tensor]) -> Any:
+        torch.cuda.synchronize()
+        started = time.perf_counter()
+        captured = super()._capture(batch)
+        self.seconds.append(time.perf_counter() - started)
+        return captured
 
 
 def timed(parameters: Parameters, data: dict[str, Any], pipeline: Any, name: str) -> float:
@@ -105,8 +130,11 @@ def all_reduce_seconds(n_bytes: int) -> float:
 def work(options: argparse.Namespace) -> None:
     """Train and evaluate as one of the processes; the first one writes what it measured."""
     process = PartialState(cpu=not CUDA)
+    await_turn(options)
     if process.is_main_process:
         logging.getLogger("flan_qa_pipeline").setLevel(logging.INFO)
+    trainer.GraphedPasses = TimedPasses
+    started = time.perf_counter()
     parameters = parameters_for(options)
     data: dict[str, Any] = {
         "questions": DatasetDict(load_from_disk(str(options.work / "questions"))),
@@ -127,6 +155,8 @@ def work(options: argparse.Namespace) -> None:
         "training steps": record["seconds"],
         "evaluation, first time": first,
         "evaluation": second,
+        "captures": len(TimedPasses.seconds),
+        "captures s": sum(TimedPasses.seconds),
         "steps": record["steps"],
         "losses": [entry["loss"] for entry in record["log"] if "loss" in entry],
         "gradient bytes": gradient_bytes,
@@ -134,27 +164,76 @@ def work(options: argparse.Namespace) -> None:
         "large bytes": large,
         "large all-reduce s": all_reduce_seconds(large),
         "peak MiB": torch.cuda.max_memory_allocated() / MIB if CUDA else None,
+        "whole": time.perf_counter() - started,
     }
+    end_turn(options, found)
+
+
+def await_turn(options: argparse.Namespace) -> None:
+    """Wait until all have started and fewer processes have measured; the GPUs stay idle."""
+    process = PartialState()
+    (options.work / f"{WAITING}{process.num_processes}_{process.process_index}").touch()
+    earlier = [count for count in options.processes if count < process.num_processes]
+    awaited = options.work / (f"{earlier[-1]}.json" if earlier else READY)
+    while not awaited.exists():
+        time.sleep(POLLED_EVERY)
+
+
+def end_turn(options: argparse.Namespace, found: dict[str, Any]) -> None:
+    """Write what was measured, which begins the turn of more processes."""
+    process = PartialState()
+    process.wait_for_everyone()
     if process.is_main_process:
-        path = options.work / f"{process.num_processes}.json"
-        path.write_text(json.dumps(found), encoding="utf-8")
+        written = options.work / "written"
+        written.write_text(json.dumps(found), encoding="utf-8")
+        written.rename(options.work / f"{process.num_processes}.json")
     if process.num_processes > 1:
         process.destroy_process_group()
 
 
-def run_in(count: int, options: argparse.Namespace) -> dict[str, Any]:
-    """Measure in so many processes; return what the first one wrote, with the seconds of it all."""
+def start(count: int, options: argparse.Namespace) -> subprocess.Popen[bytes]:
+    """Start so many processes of this script."""
     launcher = ["-m", "torch.distributed.run", "--standalone", "--local-addr=127.0.0.1"]
     launcher.append(f"--nproc-per-node={count}")
     command = [sys.executable, *(launcher if count > 1 else []), *sys.argv]
+    command += ["--work", str(options.work)]
     threads = str(max(1, (os.cpu_count() or 1) // count))
-    environment = os.environ | {"OMP_NUM_THREADS": threads}
-    started = time.perf_counter()
-    subprocess.run(  # noqa: S603
-        [*command, "--work", str(options.work)], env=environment, check=True
+    return subprocess.Popen(  # noqa: S603
+        command, env=os.environ | {"OMP_NUM_THREADS": threads}
     )
-    found = json.loads((options.work / f"{count}.json").read_text(encoding="utf-8"))
-    return found | {"whole": time.perf_counter() - started}
+
+
+@contextmanager
+def started(options: argparse.Namespace) -> Iterator[dict[int, subprocess.Popen[bytes]]]:
+    """Start every number of processes, and end those that are left when the block ends."""
+    running = {count: start(count, options) for count in options.processes}
+    try:
+        yield running
+    finally:
+        for process in running.values():
+            process.terminate()
+        for process in running.values():
+            process.wait()
+
+
+def begin(running: dict[int, subprocess.Popen[bytes]], options: argparse.Namespace) -> None:
+    """Begin the first turn once all processes wait for theirs."""
+    while len(list(options.work.glob(f"{WAITING}*"))) < sum(running):
+        for count, process in running.items():
+            if process.poll() is not None:
+                raise SystemExit(f"{count} processes ended before their turn")
+        time.sleep(POLLED_EVERY)
+    (options.work / READY).touch()
+
+
+def measured_in(
+    count: int, process: subprocess.Popen[bytes], options: argparse.Namespace
+) -> dict[str, Any]:
+    """Wait for so many processes to end; return what the first of them measured."""
+    if code := process.wait():
+        raise SystemExit(f"{count} processes failed: exit status {code}")
+    found: dict[str, Any] = json.loads((options.work / f"{count}.json").read_text(encoding="utf-8"))
+    return found
 
 
 def rows_of(
@@ -162,20 +241,22 @@ def rows_of(
 ) -> list[dict[str, Any]]:
     """Return the rows of the results in so many processes, beside one process's."""
     rows = []
-    for part in ("training node", "training steps", "evaluation, first time", "evaluation"):
+    for part in PARTS:
         n = options.samples if part.startswith("training") else options.questions + 8
+        n = SQUAD_SAMPLES if part == WHOLE else n
         ratio = one[part] / found[part]
         row = {"part": part, "processes": count, "n": n, "seconds": found[part]}
         row |= {"per second": n / found[part], "ratio": ratio}
         if count > 1:
             row["share that does not scale"] = (count / ratio - 1) / (count - 1)
         if count > 1 and part == "training steps":
-            alone = one[part] / one["steps"]
+            alone = (one[part] - one["captures s"]) / one["steps"]
             bus = 2 * (count - 1) / count * found["large bytes"] / found["large all-reduce s"]
             row |= {
                 "all-reduce MB": found["gradient bytes"] / 1e6,
                 "all-reduce ms": 1e3 * found["all-reduce s"],
                 "bus GB/s": bus / 1e9,
+                "captures s": found["captures s"],
                 "limit": count * alone / (alone + found["all-reduce s"]),
             }
         rows.append(row)
@@ -195,26 +276,52 @@ def expected(results: list[dict[str, Any]]) -> dict[str, dict[int, float]]:
     }
 
 
+def numbers(text: str) -> list[int]:
+    """Parse numbers of processes such as 1,2,4, in rising order."""
+    return sorted(set(map(int, text.split(","))))
+
+
+def powers_of_two() -> list[int]:
+    """Return the powers of two up to the number of GPUs, and that number; 1 and 2 on a CPU."""
+    most = torch.cuda.device_count() if CUDA else 2
+    return sorted({*(2**i for i in range(most.bit_length()) if 2**i <= most), most})
+
+
 def parse_options() -> argparse.Namespace:
     """Parse the command line."""
     parser = argparse.ArgumentParser(description=__doc__.partition("\n")[0])
     parser.add_argument("output", type=Path)
-    parser.add_argument("--processes", help="such as 1,2,4; default: powers of two, all GPUs")
+    parser.add_argument(
+        "--processes",
+        type=numbers,
+        default=powers_of_two(),
+        help="such as 1,2,4; default: powers of two, all GPUs",
+    )
     parser.add_argument("--size", default="base", choices=SHAPES)
     parser.add_argument("--batch-size", type=int, default=32, help="of a process")
     parser.add_argument("--samples", type=int, default=65536, help="trained on")
     parser.add_argument("--questions", type=int, default=23746, help="answered")
     parser.add_argument("--target-modules", default="q+v", help="of LoRA; all-linear, or names")
     parser.add_argument("--work", type=Path, help=argparse.SUPPRESS)
-    return parser.parse_args()
+    options = parser.parse_args()
+    options.processes = sorted({1, *options.processes})
+    return options
 
 
-def counts(options: argparse.Namespace) -> list[int]:
-    """Return the numbers of processes to measure, one process first."""
-    if options.processes:
-        return sorted({1, *map(int, options.processes.split(","))})
-    most = torch.cuda.device_count() if CUDA else 2
-    return sorted({*(2**i for i in range(most.bit_length()) if 2**i <= most), most})
+def whole_file(found: dict[str, Any], options: argparse.Namespace) -> float:
+    """Calculate the seconds of the node on as many samples as SQuAD 2.0's training file has."""
+    steps = found["training steps"] - found["captures s"]
+    return found["training node"] + steps * (SQUAD_SAMPLES / options.samples - 1)
+
+
+def prepare(options: argparse.Namespace) -> None:
+    """Write snapshot and questions."""
+    write_snapshot(options.size, options.work / "snapshot")
+    free()
+    length = parameters_for(options).tokenization.max_source_length
+    data = random_questions(options.samples, options.questions, length)
+    data["questions"].save_to_disk(str(options.work / "questions"))
+    data["tokenized_questions"].save_to_disk(str(options.work / "windows"))
 
 
 def main() -> None:
@@ -226,26 +333,25 @@ def main() -> None:
         return
     with tempfile.TemporaryDirectory() as folder:
         options.work = Path(folder)
-        write_snapshot(options.size, options.work / "snapshot")
-        free()
-        length = parameters_for(options).tokenization.max_source_length
-        data = random_questions(options.samples, options.questions, length)
-        data["questions"].save_to_disk(str(options.work / "questions"))
-        data["tokenized_questions"].save_to_disk(str(options.work / "windows"))
-        found, results = {}, []
-        for count in counts(options):
-            found[count] = run_in(count, options)
-            results += rows_of(count, found[count], found[1], options)
-            given = facts() | {
-                "size": options.size,
-                "batch size of a process": options.batch_size,
-                "LoRA targets": options.target_modules,
-                "measured": found,
-                "ratios by Amdahl's law": expected(results),
-            }
-            for row in results[-4:]:
-                print(json.dumps(row), flush=True)
-            table = write_results(options.output, f"scaling_{options.size}", given, results)
+        with started(options) as running:
+            prepare(options)
+            begin(running, options)
+            found, results = {}, []
+            for count, process in running.items():
+                found[count] = measured_in(count, process, options)
+                found[count][WHOLE] = whole_file(found[count], options)
+                rows = rows_of(count, found[count], found[1], options)
+                results += rows
+                given = facts() | {
+                    "size": options.size,
+                    "batch size of a process": options.batch_size,
+                    "LoRA targets": options.target_modules,
+                    "measured": found,
+                    "ratios by Amdahl's law": expected(results),
+                }
+                for row in rows:
+                    print(json.dumps(row), flush=True)
+                table = write_results(options.output, f"scaling_{options.size}", given, results)
     print(f"\n{table}")
 
 

@@ -99,8 +99,13 @@ def starter_questions(parameters: Parameters) -> dict[str, Any]:
     return data
 
 
-def random_questions(n_train: int, n_validation: int, max_length: int) -> dict[str, Any]:
-    """Draw random tokens of SQuAD 2.0's lengths; a third of the answers are the same abstention."""
+def random_questions(
+    n_train: int, n_validation: int, max_length: int, min_length: int = 49
+) -> dict[str, Any]:
+    """Draw random tokens of SQuAD 2.0's lengths; a third of the answers are the same abstention.
+
+    Lengths outside of `min_length` and `max_length` become these.
+    """
     rng = np.random.default_rng(0)
     questions, tokenized = DatasetDict(), DatasetDict()
     sizes = {"train": n_train, "dev": 8, "calibration": 8, "validation": n_validation}
@@ -117,13 +122,13 @@ def random_questions(n_train: int, n_validation: int, max_length: int) -> dict[s
                 "id": questions[split]["id"][:],
                 "window": [0] * size,
                 "input_ids": [
-                    rng.integers(100, 4000, int(n)).tolist() + [1]
-                    for n in lengths.clip(48, max_length - 1)
+                    np.append(rng.integers(100, 4000, int(n)), 1).astype(np.int32)
+                    for n in lengths.clip(min_length - 1, max_length - 1)
                 ],
                 "labels": [
-                    [50, 51, 1]
+                    np.array([50, 51, 1])
                     if rng.random() < 1 / 3
-                    else [*rng.integers(100, 300, rng.integers(1, 8)).tolist(), 1]
+                    else np.append(rng.integers(100, 300, rng.integers(1, 8)), 1)
                     for _ in range(size)
                 ],
             },

@@ -88,8 +88,8 @@ def train_small_tokenizer(articles: list[dict], vocab_size: int = 1500) -> T5Tok
 def small(pretrain: dict, **changes) -> PretrainParameters:
     """The configured pretraining with a tiny model, few steps and small batches."""
     mixture = pretrain["base"]["stages"][0]["mixture"] | {"generated": 0, "denoising": 0.3}
-    stage = {"steps": 4, "warmup_steps": 1, "decay_steps": 2, "mixture": mixture}
-    phase = pretrain["reader"] | {"stages": [stage, stage]}
+    stage = {"steps": 4, "mixture": mixture}
+    phase = pretrain["reader"] | {"warmup_steps": 1, "decay_steps": 2, "stages": [stage, stage]}
     sizes = {
         "vocab_size": 1500,
         "d_model": 32,

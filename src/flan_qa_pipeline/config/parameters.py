@@ -513,14 +513,10 @@ class MixtureParameters(_Section):
 
 
 class StageParameters(_Section):
-    """Steps with one mixture: a linear warm-up, a constant rate, a linear decay at the end."""
+    """Steps with one mixture."""
 
     steps: Positive
     """Steps of the stage."""
-    warmup_steps: Annotated[int, Field(ge=0, lt=2**31)]
-    """Steps until the highest learning rates."""
-    decay_steps: Annotated[int, Field(ge=0, lt=2**31)]
-    """Steps of the linear decay at the stage's end."""
     mixture: MixtureParameters
     """What the batches hold."""
 
@@ -547,6 +543,10 @@ class PhaseParameters(_Section):
 
     optimizer: PretrainOptimizerParameters
     """Learning rates and limits."""
+    warmup_steps: Annotated[int, Field(ge=0, lt=2**31)]
+    """Steps until the highest learning rates."""
+    decay_steps: Annotated[int, Field(ge=0, lt=2**31)]
+    """Steps of the linear decay at the phase's end."""
     stages: Annotated[list[StageParameters], Field(min_length=1)]
     """The stages, in their order."""
 

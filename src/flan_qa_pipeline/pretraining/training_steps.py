@@ -17,7 +17,7 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from transformers import T5ForConditionalGeneration
 
-from flan_qa_pipeline.config.parameters import PhaseParameters, PretrainParameters, StageParameters
+from flan_qa_pipeline.config.parameters import PhaseParameters, PretrainParameters
 from flan_qa_pipeline.errors import InputError
 from flan_qa_pipeline.files import refuse_pickles, remove_at_once, written_aside
 from flan_qa_pipeline.models.device import multiplies_bfloat16
@@ -40,15 +40,15 @@ TENSORS, PROGRESS = "pretraining.safetensors", "progress.json"
 MODEL = "model"
 
 
-def learning_rate_factor(stage: StageParameters, step: int) -> float:
-    """Return the learning rate of a stage's step as a share of the largest one.
+def learning_rate_factor(phase: PhaseParameters, step: int) -> float:
+    """Return the learning rate of a phase's step as a share of the largest one.
 
     A linear warm-up, a constant rate, a linear decay to `FLOOR` that ends at the last step.
     """
-    if step < stage.warmup_steps:
-        return (step + 1) / stage.warmup_steps
-    left = stage.steps - step
-    return 1.0 if left >= stage.decay_steps else max(left / stage.decay_steps, FLOOR)
+    if step < phase.warmup_steps:
+        return (step + 1) / phase.warmup_steps
+    left = sum(stage.steps for stage in phase.stages) - step
+    return 1.0 if left >= phase.decay_steps else max(left / phase.decay_steps, FLOOR)
 
 
 def stage_of(phase: PhaseParameters, step: int) -> tuple[int, int]:
@@ -170,7 +170,7 @@ class Phase:
             if progress.step % CLOCK_STEPS == 0 and broadcast_json(time.monotonic() > deadline):
                 self._save()
                 return False
-            factor = learning_rate_factor(stage, progress.step - first)
+            factor = learning_rate_factor(self._phase, progress.step)
             kind = source.kind(progress.step)
             step_losses, norm = self._take_step(kind, batch, factor)
             for name, loss in step_losses.items():
@@ -239,7 +239,7 @@ class Phase:
             if name.startswith("loss_") and value != value:
                 raise InputError(
                     f"Pretraining diverged: {name} is NaN at step {row['step']}; lower the "
-                    "learning rates of the phase's optimizer, or lengthen the stage's warmup_steps."
+                    "learning rates of the phase's optimizer, or lengthen its warmup_steps."
                 )
         self.progress.rows.append(row)
         logger.info(
