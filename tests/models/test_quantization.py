@@ -145,7 +145,7 @@ def test_transformers_alone_loads_what_keeps_wo_whole(stored):
     assert relative_error(logits(plain), logits(ours)) < 0.02
     exact = load_base_model(in_file.model_copy(update={"compute_dtype": "float32"}))
     in_float32 = AutoModelForSeq2SeqLM.from_pretrained(in_file.name, dtype=torch.float32)
-    assert relative_error(logits(in_float32), logits(exact)) < 2 * 2**-8  # two roundings to bfloat16
+    assert relative_error(logits(in_float32), logits(exact)) < 2 * 2**-8  # two roundings
 
 
 @pytest.fixture(scope="module")
