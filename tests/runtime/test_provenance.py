@@ -1,5 +1,6 @@
 """Fingerprints: equal for equal content however it is stored, different for any change."""
 
+import itertools
 import re
 
 import pytest
@@ -31,6 +32,44 @@ def test_rows_have_one_fingerprint_however_they_are_stored(rows, tmp_path):
     assert fingerprint_rows(backwards) != first
     assert fingerprint_rows(rows.select(range(8))) != first
     assert fingerprint_rows(rows.rename_column("id", "title")) != first
+
+
+@pytest.mark.parametrize("n", [1500, 4097, 10500])
+def test_many_rows_have_one_fingerprint_however_they_are_stored(n, tmp_path):
+    answered = {"text": ["Ada", "Lovelace é"], "answer_start": [3, 5]}
+    none = {"text": [], "answer_start": []}
+    rows = Dataset.from_dict(
+        {
+            "id": [f"train-{i}" for i in range(n)],
+            "title": [None if i % 7 == 0 else "t" * (i % 5) for i in range(n)],
+            "answers": [answered if i % 3 else none for i in range(n)],
+            "spans": [None if i % 11 == 0 else list(range(i % 4)) for i in range(n)],
+            "is_impossible": [i % 3 == 0 for i in range(n)],
+        }
+    )
+    rows.save_to_disk(tmp_path / "rows")
+    rows.to_parquet(tmp_path / "rows.parquet")
+    longer = concatenate_datasets([rows, rows])
+    sizes = itertools.cycle([1, 700, 3000])
+    ends = [0, *itertools.takewhile(lambda end: end < n, itertools.accumulate(sizes)), n]
+    stored = {
+        "saved": load_from_disk(tmp_path / "rows"),
+        "parquet": Dataset.from_parquet(
+            str(tmp_path / "rows.parquet"), features=rows.features, cache_dir=str(tmp_path)
+        ),
+        "chunks": concatenate_datasets(
+            [rows.select(range(*bounds)) for bounds in itertools.pairwise(ends)]
+        ),
+        "part": longer.select(range(n)),
+        "later part": longer.select(range(n, 2 * n)),
+        "rows by index": rows.select(reversed(range(n))).select(reversed(range(n))),
+    }
+    first = fingerprint_rows(rows)
+    assert {name: fingerprint_rows(same) for name, same in stored.items()} == dict.fromkeys(
+        stored, first
+    )
+    changed = rows.map(lambda row, i: {"title": "x"} if i == n - 1 else {}, with_indices=True)
+    assert fingerprint_rows(changed) != first
 
 
 def test_any_retrained_weight_changes_the_fingerprint():

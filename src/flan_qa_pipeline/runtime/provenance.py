@@ -34,14 +34,19 @@ WEIGHTS_HASHED = 256
 
 
 def fingerprint_rows(dataset: Dataset) -> str:
-    """Return the SHA-256 of a dataset's rows, in order, as Arrow IPC, however it is stored."""
+    """Return the SHA-256 of a dataset's rows, in order, as Arrow IPC, however it is stored.
+
+    A batch that is a part of a larger chunk would write bytes of the next row as padding, so each
+    batch is copied first.
+    """
     digest = hashlib.sha256()
     arrow = dataset.with_format("arrow")
     for start in range(0, len(dataset), BATCH_ROWS):
         table = arrow[start : start + BATCH_ROWS].combine_chunks().replace_schema_metadata(None)
+        copied = table.take(pa.array(range(len(table))))
         sink = pa.BufferOutputStream()
-        with pa.ipc.new_stream(sink, table.schema) as writer:
-            writer.write_table(table)
+        with pa.ipc.new_stream(sink, copied.schema) as writer:
+            writer.write_table(copied)
         digest.update(sink.getvalue())
     return digest.hexdigest()
 
