@@ -41,6 +41,7 @@ from flan_qa_pipeline.runtime.provenance import fingerprint_splits, package_vers
 
 # cuBLAS's usual workspace is far larger than a tiny model; with this one its sums repeat, too.
 os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":16:8")
+os.environ.setdefault("CUBLASLT_WORKSPACE_SIZE", "128")  # KiB; torch warns if it is the larger one
 DEVICE = torch.device("cuda" if torch.cuda.is_available() else "cpu")  # where models are loaded
 on_cpu = pytest.mark.skipif(DEVICE.type != "cpu", reason="only a CPU does this; there is a GPU")
 on_gpu = pytest.mark.skipif(DEVICE.type != "cuda", reason="only a GPU does this; there is none")
@@ -312,8 +313,8 @@ def adapter(copying_base, parameters, lora, pairs):
         torch.manual_seed(1)
         model = attach_lora(load_base_model(copying_base), lora, parameters.training)
         for name, weight in model.named_parameters():
-            if "lora_B" in name:
-                weight.normal_(std=0.04)
+            if "lora_B" in name:  # a GPU draws other numbers
+                weight.copy_(torch.empty(weight.shape).normal_(std=0.04))
 
     def made(prompt: PromptParameters) -> Adapter:
         provenance = provenance_of(

@@ -350,7 +350,8 @@ json.dump({"outcomes": outcomes, "attempts": attempts, "warnings": messages}, sy
 def compute_without_network(hf_home, cases, offline):
     """What the module answers to each case, in a process without network and with empty caches."""
     environment = {k: v for k, v in os.environ.items() if not k.startswith("HF_")}
-    environment |= {"HF_HOME": str(hf_home), "PYTHONPATH": str(REPOSITORY / "src")}
+    paths = os.pathsep.join([str(REPOSITORY / "src"), *filter(None, sys.path)])
+    environment |= {"HF_HOME": str(hf_home), "PYTHONPATH": paths}
     if offline:
         environment |= {"HF_HUB_OFFLINE": "1", "HF_EVALUATE_OFFLINE": "1"}
     done = subprocess.run(  # noqa: S603

@@ -18,7 +18,7 @@ import pytest
 import torch
 import yaml
 from click.testing import CliRunner
-from conftest import REPOSITORY, SQUAD_V2_DIR, make_project
+from conftest import DEVICE, REPOSITORY, SQUAD_V2_DIR, assert_close, make_project
 from datasets import Dataset, DatasetDict, load_from_disk
 from kedro.config import OmegaConfigLoader
 from kedro.framework.session import KedroSession
@@ -229,7 +229,7 @@ def test_a_run_killed_in_training_is_finished_by_the_same_command(
     assert [path.name for path in checkpoints.glob("*/*")] == ["checkpoint-1"]
     resumed = run(project, tiny_run)
     assert not list(checkpoints.iterdir())
-    for once in ("Base: ", "Questions: 64 train", "model.dequantize auto", "Kept: step 2 of 2"):
+    for once in ("Base: ", "Questions: 64 train", "model.dequantize auto", "Kept: step "):
         assert caplog.text.count(once) == 1, once
     assert f"Not promoted: {full_run} stays, with a dev F1 of " in caplog.text
     last = capsys.readouterr().out.splitlines()[-1]
@@ -240,12 +240,16 @@ def test_a_run_killed_in_training_is_finished_by_the_same_command(
         )
         for version in (full_run, resumed)
     )
-    assert [entry.get("loss") for entry in second["log"]] == [
-        entry.get("loss") for entry in first["log"]
-    ]
+    assert f"Kept: step {first['best_step']} of 2, the best" in caplog.text
+    losses, wanted = (
+        [entry["loss"] for entry in training["log"] if "loss" in entry]
+        for training in (second, first)
+    )
+    assert_close(losses, wanted, rtol=0, atol=0)
+    rtol = 1e-3 if DEVICE.type == "cuda" else 1e-5
     for dataset in ("finetuned_predictions", "score_table"):
         pd.testing.assert_frame_equal(
-            load(project, dataset, resumed), load(project, dataset, full_run)
+            load(project, dataset, resumed), load(project, dataset, full_run), rtol=rtol
         )
 
 
@@ -422,7 +426,8 @@ def test_evaluate_repeats_the_scores_without_training(project, full_run, tiny_ru
 
 
 def test_load_versions_pin_the_adapter(project, full_run, tiny_run):
-    other = tiny_run | {"training": tiny_run["training"] | {"seed": 1, "learning_rate": 0.05}}
+    changes = {"seed": 1, "learning_rate": 0.05, "load_best_model_at_end": False}
+    other = tiny_run | {"training": tiny_run["training"] | changes}
     newer = run(project, other, "modeling")
     pinned = run(project, tiny_run, "evaluate", load_versions={"adapter": full_run})
     latest = run(project, tiny_run, "evaluate")

@@ -9,7 +9,8 @@ MIB = 2**20
 
 
 def test_a_profile_gives_the_peak_of_memory():
-    with profile(activities=[ProfilerActivity.CPU], profile_memory=True) as profiler:
+    cpu = [ProfilerActivity.CPU]
+    with profile(activities=cpu, profile_memory=True, acc_events=True) as profiler:
         for _ in range(3):  # one after the other; the largest moment holds two tensors
             first = torch.empty(5 * MIB, dtype=torch.uint8)
             second = torch.empty(3 * MIB, dtype=torch.uint8)

@@ -166,7 +166,8 @@ def _training_peak(
         trainer.train()
         return torch.cuda.max_memory_allocated()
     held = held_bytes(peft_model)
-    with profile(activities=[ProfilerActivity.CPU], profile_memory=True) as profiler:
+    cpu = [ProfilerActivity.CPU]
+    with profile(activities=cpu, profile_memory=True, acc_events=True) as profiler:  # 2.11 warns
         trainer.train()
     return held + peak_of_profile(profiler)
 
