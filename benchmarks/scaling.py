@@ -10,8 +10,8 @@ with the capture of CUDA graphs; the node of evaluation, the second time. `ratio
 one process. The row of SQuAD 2.0's whole training file is calculated: the captures and the rest of
 the node take as long as measured, and the steps grow with the samples. All processes start at once,
 so that they import side by side, and each number of them computes alone in its turn.
- By Amdahl's law the ratio of n processes is 1 / (s + (1 - s) / n); `share that does
-not scale` is s. An all-reduce of as many bytes as the gradients, and one of 256 MiB, are timed
+By Amdahl's law the ratio of n processes is 1 / (s + (1 - s) / n); `share that does not scale` is s.
+An all-reduce of as many bytes as the gradients, and one of 256 MiB, are timed
 alone; `bus GB/s` is of the large one, 2 (n - 1) / n times its bytes by its time, as NCCL's tests
 count. The JSON also has the ratios of more processes by that law. `limit` is the ratio of steps
 that take as long as one process's without captures, plus that all-reduce.

@@ -4,6 +4,7 @@ import logging
 from dataclasses import asdict, fields
 from typing import Any
 
+import numpy as np
 import pandas as pd
 import plotly.graph_objects as go
 from datasets import DatasetDict, concatenate_datasets
@@ -146,7 +147,8 @@ def predict(
         ],
         columns=["id", "prediction_text", "score", "answer_text", "no_answer_score"],
     )
-    validates = frame["id"].isin(set(validation["id"][:]))
+    ids = set(validation["id"][:])
+    validates = np.array([id_ in ids for id_ in answers], dtype=bool)  # isin takes 20 times as long
     return frame[validates], frame[~validates].reset_index(drop=True)
 
 
