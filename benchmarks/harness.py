@@ -28,6 +28,8 @@ from safetensors.torch import save_file
 from transformers import AutoTokenizer, BitsAndBytesConfig, T5Config, set_seed
 
 from flan_qa_pipeline.config.parameters import LoraParameters, Parameters
+from flan_qa_pipeline.models.loading import load_base_model
+from flan_qa_pipeline.models.quantization import dequantize
 from flan_qa_pipeline.models.t5 import QuantizableT5
 from flan_qa_pipeline.runtime.provenance import git_commit, package_versions
 
@@ -85,7 +87,9 @@ def write_snapshot(size: str, folder: Path, *, learned: bool = False) -> None:
         model = QuantizableT5(config)
     model.lm_head.weight.data /= config.d_model**0.5  # unit variance, as for a tied head
     if learned:
-        put_inside(QuantizableT5.from_pretrained(STARTER, dtype=torch.bfloat16), model)
+        starter = {"name": str(STARTER), "compute_dtype": "bfloat16"}
+        base = load_base_model(load_parameters("base", {"model": starter}).model)
+        put_inside(dequantize(base), model)
     torch.set_default_dtype(torch.float32)
     model.save_pretrained(folder)
 

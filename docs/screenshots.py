@@ -27,7 +27,7 @@ PLACE = PROJECT / "docs"
 KEDRO = (sys.executable, "-m", "kedro")
 COLORS = 128
 START_SECONDS = 120
-QUESTION = "By how many bridges is the Sevton crossed?"  # among serving.examples
+QUESTION = "Where does the Elbe rise?"  # among serving.examples
 DESKTOP = {"viewport": {"width": 1440, "height": 900}}
 PHONE = {
     "viewport": {"width": 390, "height": 844},

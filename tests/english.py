@@ -10,7 +10,7 @@ from flan_qa_pipeline.config.parameters import PretrainParameters
 from flan_qa_pipeline.evaluation.subject import question_id
 from flan_qa_pipeline.pretraining.encoding import train_sentencepiece
 
-ENGLISH = Path(__file__).resolve().parents[1] / "data/01_raw/english_train.json"
+ENGLISH = Path(__file__).resolve().parents[1] / "data/01_raw/starter_train.json"
 
 
 def read_english(articles: int) -> list[dict]:

@@ -108,7 +108,7 @@ def test_the_reference_describes_every_parameter(site_hooks):
         for key in field.annotation.model_fields
     }
     assert expected <= described
-    assert "| `r` | `32` | integer, ≥ 1, ≤ 1,024 | The rank" in reference
+    assert "| `r` | `16` | integer, ≥ 1, ≤ 1,024 | The rank" in reference
     assert "| `vocab_size` | `8192` | integer, > 0 |" in reference
 
 

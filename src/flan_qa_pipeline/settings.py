@@ -33,7 +33,7 @@ from flan_qa_pipeline.runtime.hooks.mlflow_log import MlflowHooks
 from flan_qa_pipeline.runtime.hooks.outputs import OutputHooks
 from flan_qa_pipeline.runtime.hooks.parameters import ParameterHooks
 from flan_qa_pipeline.runtime.hooks.processes import ProcessHooks
-from flan_qa_pipeline.runtime.hooks.promotion import PromotionHooks
+from flan_qa_pipeline.runtime.hooks.promotion import PromotionHooks, ShippedAdapterHooks
 from flan_qa_pipeline.runtime.hooks.results import ResultHooks
 from flan_qa_pipeline.runtime.hooks.saved_inputs import SavedInputHooks
 from flan_qa_pipeline.runtime.hooks.threads import ThreadHooks
@@ -45,6 +45,7 @@ in_order = (
     LoadVersionHooks(),
     ProcessHooks(run),
     QuietHooks(),
+    ShippedAdapterHooks(run),
     InputHooks(run),
     PromotionHooks(),
     HubInputHooks(run),

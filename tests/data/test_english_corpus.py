@@ -20,7 +20,7 @@ MOST_GAIN, MOST_AREA = 2.0, 0.62
 @pytest.fixture(scope="module")
 def corpus():
     names = ("train", "validation")
-    return {n: json.loads((RAW / f"english_{n}.json").read_text(encoding="utf-8")) for n in names}
+    return {n: json.loads((RAW / f"starter_{n}.json").read_text(encoding="utf-8")) for n in names}
 
 
 def paragraphs_of(corpus, split):

@@ -273,12 +273,16 @@ def test_policy_that_leaves_nothing_is_refused(two_files, data, policy, name):
         apply_unanswerable_policy(splits, data(unanswerable=policy))
 
 
-def test_limits_on_the_number_of_questions(two_files, data):
+def test_limits_on_the_number_of_questions(two_files, data, caplog):
     splits = split_by_article(*two_files, data())
+    caplog.set_level("INFO", logger="flan_qa_pipeline")
     limits = {"max_train_questions": 9, "max_validation_questions": 4}
     some, again = (apply_unanswerable_policy(splits, data(**limits)) for _ in range(2))
     assert (len(some["train"]), len(some["validation"])) == (9, 4)
     assert len(some["dev"]) == len(splits["dev"])
+    used = f"data.max_train_questions: 9 of {len(splits['train'])} questions are used."
+    assert used in caplog.messages
+    assert not any("max_dev_questions" in message for message in caplog.messages)
     limits = {"max_dev_questions": 3, "max_calibration_questions": 2}
     few = apply_unanswerable_policy(splits, data(**limits))
     for name, size in (("dev", 3), ("calibration", 2)):

@@ -99,7 +99,7 @@ def test_the_embedded_corpus_is_named_whatever_its_file_is_called(adapter):
     renamed.training["run"]["corpora"] = {"train": EMBEDDED_CORPUS}
     card = adapter_card(renamed)
     assert f"| data | {EMBEDDED_CORPUS} | apache-2.0 |" in card
-    assert "made of templates" in card and "mine.json" not in card
+    assert "The starter corpus is small" in card and "mine.json" not in card
 
 
 @pytest.mark.parametrize(

@@ -146,6 +146,8 @@ class QuestionAnswerer:
     ) -> Self:
         """Load the promoted adapter of a Kedro project, or a pinned version, from its catalog.
 
+        In a project that has none yet, the adapter that ships with the base answers.
+
         Args:
             project_path: the project or a folder in it. None: the current folder.
             adapter_version: the time stamp of a saved version. None: the promoted version, or the
@@ -155,7 +157,8 @@ class QuestionAnswerer:
             tell: receives one line: which version answers and why, on which base, with which F1.
 
         Raises:
-            InputError: no project, no such version, or an invalid parameter.
+            InputError: no project, no such version, an invalid parameter, or no adapter that was
+                trained on `model.name`.
         """
         from kedro.framework.session import KedroSession
         from kedro.framework.startup import bootstrap_project
@@ -172,7 +175,9 @@ class QuestionAnswerer:
         with session:
             context = session.load_context()
             parameters = check_parameters(context.config_loader["parameters"])
-            loaded = load_answering_adapter(context.catalog, adapter_version)
+            loaded = load_answering_adapter(
+                context.catalog, adapter_version, model=parameters.model
+            )
         if parameters.distributed.fsdp:
             logger.info("distributed.fsdp affects kedro run only; this process holds the base.")
         base_model = root / str(loaded.adapter.provenance["model"].get("name"))

@@ -17,11 +17,11 @@ class Pair(BaseModel):
 
     context: str = Field(
         description="The text to read.",
-        examples=["The Sevton is crossed by 30 bridges. The Humoslow has 65 bridges."],
+        examples=["The Rhine rises in the Swiss Alps and the Elbe in Bohemia."],
     )
     question: str = Field(
         description="A question about the context.",
-        examples=["By how many bridges is the Sevton crossed?"],
+        examples=["Where does the Rhine rise?"],
     )
 
 

@@ -33,5 +33,5 @@ class ServedModel:
 
     @property
     def learned_from_embedded_corpus(self) -> bool:
-        """Whether the answers are those of the starter corpus, and say little of other texts."""
+        """Whether the adapter learned from the starter corpus alone, which is small."""
         return self.corpus == EMBEDDED_CORPUS

@@ -25,8 +25,8 @@ CAVEAT = (
     "answer in the context."
 )
 EMBEDDED_CAVEAT = (
-    "The adapter learned from the embedded starter corpus, a small made-up one: expect right "
-    "answers only about texts like the examples."
+    "The adapter learned from the embedded starter corpus alone, which is small: expect more wrong "
+    "answers than from one that learned from a large corpus."
 )
 CSS = """
 .context {white-space: pre-wrap; overflow-wrap: anywhere; max-height: 30rem; overflow-y: auto}

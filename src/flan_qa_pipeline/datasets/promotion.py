@@ -1,4 +1,4 @@
-"""The version of the adapter that answers: the promoted one, unless another is named."""
+"""The adapter that answers: the promoted version, unless another is named or none is saved."""
 
 import json
 from dataclasses import dataclass
@@ -8,6 +8,7 @@ from typing import Any
 from kedro.io import AbstractDataset
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
+from flan_qa_pipeline.config.parameters import ModelParameters
 from flan_qa_pipeline.datasets.reading import (
     EVALUATIONS,
     load,
@@ -17,10 +18,11 @@ from flan_qa_pipeline.datasets.reading import (
 from flan_qa_pipeline.errors import InputError, in_one_line
 from flan_qa_pipeline.evaluation.adapter_scores import describe_adapter
 from flan_qa_pipeline.files import replace_text
-from flan_qa_pipeline.models.adapter import Adapter
+from flan_qa_pipeline.models.adapter import Adapter, require_trained_on
 
 ADAPTER = "adapter"
 PROMOTED = "promoted_adapter"
+SHIPPED = "starter_adapter"
 REMEDY = "promote a saved version with `kedro promote <version>`"
 
 
@@ -72,7 +74,7 @@ class AnsweringAdapter:
 
     Attributes:
         adapter: the adapter.
-        version: its version.
+        version: its version; of the adapter that ships, the one that it was trained under.
         origin: one line that names version, base and F1, and says why this version answers.
     """
 
@@ -106,23 +108,57 @@ def load_promoted(catalog: Any, version: str) -> Adapter:
     return adapter
 
 
+def answers_as_shipped(catalog: Any) -> bool:
+    """Return whether the adapter that ships with the base answers, because none is saved here."""
+    if SHIPPED not in catalog or not catalog.exists(SHIPPED):
+        return False
+    replaced = catalog[ADAPTER] is catalog[SHIPPED]
+    return replaced or not (catalog[ADAPTER].exists() or promoted_version(catalog))
+
+
+def load_shipped(catalog: Any, model: ModelParameters | None) -> Adapter:
+    """Load the adapter that ships with the base.
+
+    Args:
+        catalog: the project's catalog.
+        model: the base to use it on; None: the one that it records.
+
+    Raises:
+        InputError: it is damaged, or was trained on another base than `model`.
+    """
+    adapter: Adapter = load(catalog[SHIPPED])
+    if model is not None:
+        require_trained_on(adapter, model)
+    return adapter
+
+
 def load_answering_adapter(
-    catalog: Any, version: str | None = None, why: str = "named"
+    catalog: Any,
+    version: str | None = None,
+    why: str = "named",
+    model: ModelParameters | None = None,
 ) -> AnsweringAdapter:
-    """Load a version of the adapter, the promoted one, or the latest if none is promoted.
+    """Load a version of the adapter: the promoted one, or the latest if none is promoted.
+
+    If none is saved, the adapter that ships with the base answers.
 
     Args:
         catalog: the project's catalog.
         version: the version to load; None: the promoted or the latest one.
         why: why `version` answers, for the line.
+        model: the base on which the adapter that ships may answer; None: the one that it records.
 
     Raises:
-        InputError: there is no such version, or it is damaged.
+        InputError: there is no such version, it is damaged, or the adapter that ships was trained
+            on another base than `model`.
     """
     if version is not None:
         adapter = load_version(catalog, ADAPTER, version)
     elif (version := promoted_version(catalog)) is not None:
         adapter, why = load_promoted(catalog, version), "promoted"
+    elif answers_as_shipped(catalog):
+        adapter, why = load_shipped(catalog, model), "ships with the base; none was trained here"
+        version = str(adapter.training.get("run", {}).get("run_id", "without a version"))
     else:
         adapter, why = load_version(catalog, ADAPTER, None), "the latest; none is promoted"
         version = catalog[ADAPTER].resolve_load_version() or "without versions"

@@ -68,15 +68,20 @@ def provenance_of(
     """List the parameters that an adapter depends on: its base and its prompt.
 
     Args:
-        model: the base; how it is computed (dtype, attention, unpacking) is left out.
+        model: the base.
         prompt: the prompt of training.
         evaluated_with: further sections of the parameters to keep beside these.
     """
     return {
-        "model": model.model_dump(exclude={"dequantize", "compute_dtype", "attn_implementation"}),
+        "model": _base_record(model),
         "prompt": prompt.model_dump(),
         **{name: section.model_dump() for name, section in evaluated_with.items()},
     }
+
+
+def _base_record(model: ModelParameters) -> dict[str, Any]:
+    """List the parameters of a base; how it is computed (dtype, attention, unpacking) is none."""
+    return model.model_dump(exclude={"dequantize", "compute_dtype", "attn_implementation"})
 
 
 def lora_config(lora: LoraParameters) -> LoraConfig:
@@ -252,6 +257,15 @@ def require_trained_with(adapter: Adapter, provenance: dict[str, Any]) -> None:
             f"The adapter does not fit this run: {'; '.join(differences)}. Restore these "
             "parameters, pin another version with --load-versions=adapter:…, or train again."
         )
+
+
+def require_trained_on(adapter: Adapter, model: ModelParameters) -> None:
+    """Check that an adapter was trained on this base.
+
+    Raises:
+        InputError: it was trained on another one; names each difference.
+    """
+    require_trained_with(adapter, {"model": _base_record(model)})
 
 
 def attach_adapter(

@@ -21,7 +21,7 @@ def resolve_compute_dtype(name: str) -> torch.dtype:
 
     `auto` is bfloat16 where the device multiplies it natively, else float32. On an AVX2 CPU, NF4
     with bfloat16 is over ten times slower than with float32; with AVX512_BF16 a training step of
-    the starter model takes 0.36 s in bfloat16 and 0.52 s in float32 on two cores.
+    a T5 of 4.5 M parameters takes 0.36 s in bfloat16 and 0.52 s in float32 on two cores.
     """
     if name != "auto":
         return getattr(torch, name)

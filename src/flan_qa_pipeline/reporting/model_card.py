@@ -29,7 +29,7 @@ METRICS = {"EM": "exact_match", "F1": "f1"}
 
 APACHE = "apache-2.0"
 FLAN_T5 = "google/flan-t5-"
-OWN_DATA = ("data/01_raw/starter_", "data/01_raw/english_")
+OWN_DATA = "data/01_raw/starter_"
 DATA_LICENCES = {"rajpurkar/squad_v2": "cc-by-sa-4.0"}
 
 WHAT_IT_DOES = (
@@ -228,7 +228,7 @@ def _limits(adapter: Adapter, library_name: str) -> list[str]:
             f"flan_qa_pipeline reads longer contexts in windows; {library_name} does not."
         )
     if EMBEDDED_CORPUS in _corpora(adapter.training.get("run", {})):
-        limits.append("The starter corpus is made of templates, and nothing in it is true.")
+        limits.append("The starter corpus is small: 2,666 questions to train on.")
     return limits
 
 

@@ -210,14 +210,16 @@ def apply_unanswerable_policy(splits: DatasetDict, data: DataParameters) -> Data
         "calibration": data.max_calibration_questions,
         "validation": data.max_validation_questions,
     }
-    return DatasetDict(
-        {
-            name: split.shuffle(seed=data.seed).select(range(limits[name])).flatten_indices()
-            if limits[name] and limits[name] < len(split)
-            else split
-            for name, split in splits.items()
-        }
-    )
+    limited = {}
+    for name, split in splits.items():
+        limit = limits[name]
+        if limit and limit < len(split):
+            logger.info(
+                "data.max_%s_questions: %d of %d questions are used.", name, limit, len(split)
+            )
+            split = split.shuffle(seed=data.seed).select(range(limit)).flatten_indices()
+        limited[name] = split
+    return DatasetDict(limited)
 
 
 def _thinned_out(splits: DatasetDict, share: float, seed: int) -> DatasetDict:

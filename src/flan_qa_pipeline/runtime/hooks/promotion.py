@@ -8,6 +8,7 @@ from kedro.pipeline import Pipeline
 
 from flan_qa_pipeline.errors import InputError
 from flan_qa_pipeline.runtime import kedro_private
+from flan_qa_pipeline.runtime.current_run import CurrentRun
 
 if TYPE_CHECKING:
     from flan_qa_pipeline.evaluation.adapter_scores import DevScore
@@ -17,6 +18,29 @@ if TYPE_CHECKING:
 logger = logging.getLogger(__name__)
 
 ANSWERS = {"predict", "merge"}  # tags of nodes that use the adapter's weights
+ANSWERS_NEW = "inference"  # tag of the nodes that answer new questions
+
+
+class ShippedAdapterHooks:
+    """Lets the adapter that ships with the base answer new questions where none is saved."""
+
+    def __init__(self, run: CurrentRun):
+        self._run = run
+
+    @hook_impl
+    def before_pipeline_run(self, pipeline: Pipeline, catalog: "AtomicCatalog") -> None:
+        from flan_qa_pipeline.datasets.promotion import (
+            ADAPTER,
+            SHIPPED,
+            answers_as_shipped,
+            load_shipped,
+        )
+
+        using = [node for node in pipeline.nodes if ADAPTER in node.inputs]
+        new_questions = using and all(ANSWERS_NEW in node.tags for node in using)
+        if new_questions and ADAPTER in pipeline.inputs() and answers_as_shipped(catalog):
+            load_shipped(catalog, self._run.parameters.model)
+            kedro_private.replace(catalog, ADAPTER, SHIPPED)
 
 
 class PromotionHooks:
