@@ -23,11 +23,12 @@ OUTSIDE = (
     "benchmarks/results/*",
     "data/01_raw/README.md",
     "data/01_raw/example_questions.csv",
-    "data/06_models/starter_t5/README.md",
+    "conf/base/parameters_pretrain.yml",
+    "data/06_models/starter_*/README.md",
     "notebooks/*.ipynb",
 )
 PARAMETERS = "parameters.md"
-LINK = re.compile(r"(?<=\]\()(\.\./)?docs/")
+LINK = re.compile(r"(?<=\]\()((?:\.\./)*)docs/")
 
 
 def on_files(files: Any, config: Any) -> Any:
