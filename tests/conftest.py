@@ -83,12 +83,45 @@ def assert_close(found, expected, **tolerance):
     torch.testing.assert_close(found, expected, **tolerance)
 
 
+# What conf/base chooses for the embedded base and corpus, at values that suit tiny ones.
+SIZES = {
+    "data": {
+        "dev_fraction": 0.025,
+        "calibration_fraction": 0.025,
+        "max_train_questions": None,
+        "max_dev_questions": 150,
+        "max_calibration_questions": 150,
+    },
+    "model": {"skip_modules": ["lm_head"]},
+    "tokenization": {"max_source_length": 256},
+    "lora": {"r": 32, "alpha": 64},
+    "training": {
+        "per_device_train_batch_size": 32,
+        "per_device_eval_batch_size": 64,
+        "learning_rate": 2e-3,
+        "eval_steps": 0.34,
+        "eval_questions": 64,
+        "save_steps": 0.1,
+    },
+}
+
+
+def resized(raw):
+    """Change the sections of parameters that `SIZES` names."""
+    return {
+        name: section | SIZES[name] if name in SIZES else section for name, section in raw.items()
+    }
+
+
 def copy_project(root):
-    """Copy what makes this a Kedro project, without data."""
+    """Copy what makes this a Kedro project, without data, at the sizes of the tests."""
     for name in ("conf", "src"):
         shutil.copytree(
             REPOSITORY / name, root / name, ignore=shutil.ignore_patterns("__pycache__")
         )
+    for path in (root / "conf/base").glob("parameters*.yml"):
+        raw = yaml.safe_load(path.read_text(encoding="utf-8"))
+        path.write_text(yaml.safe_dump(resized(raw), sort_keys=False), encoding="utf-8")
     for name in ("pyproject.toml", ".telemetry"):
         shutil.copy(REPOSITORY / name, root)
 
@@ -103,13 +136,13 @@ def make_project(root, corpus):
 
 
 def read_conf():
-    """Read all parameters files as Kedro does, globals filled in."""
+    """Read all parameters files as Kedro does, globals filled in, at the sizes of the tests."""
     names = yaml.safe_load((CONF / "globals.yml").read_text(encoding="utf-8"))
     raw = {}
     for path in sorted(CONF.glob("parameters*.yml")):
         text = path.read_text(encoding="utf-8")
         raw |= yaml.safe_load(re.sub(r"\$\{globals:(\w+)\}", lambda m: str(names[m[1]]), text))
-    return raw
+    return resized(raw)
 
 
 @pytest.fixture

@@ -1,8 +1,13 @@
 """The embedded base model is what its card says, and transformers alone loads it."""
 
 import pytest
-from conftest import REPOSITORY
+import yaml
+from conftest import CONF, REPOSITORY
 from transformers import AutoModelForSeq2SeqLM, AutoTokenizer
+
+from flan_qa_pipeline import QuestionAnswerer
+from flan_qa_pipeline.config.parameters import ModelParameters
+from flan_qa_pipeline.models.adapter import load_adapter, require_trained_on
 
 MODEL = REPOSITORY / "data/06_models/starter_t5"
 
@@ -28,3 +33,21 @@ def test_tokenizer_has_t5s_layout_and_reads_usual_ascii(model):
     ids = tokenizer(text)["input_ids"]
     assert tokenizer.unk_token_id not in ids
     assert tokenizer.decode(ids, skip_special_tokens=True) == text
+
+
+def test_the_adapter_that_ships_answers_and_abstains(monkeypatch):
+    monkeypatch.chdir(REPOSITORY)
+    raw = {}
+    for path in sorted(CONF.glob("parameters*.yml")):
+        raw |= yaml.safe_load(path.read_text(encoding="utf-8"))
+    adapter = load_adapter(REPOSITORY / "data/06_models/starter_adapter")
+    require_trained_on(adapter, ModelParameters.model_validate(raw["model"] | {"revision": None}))
+    context = "Ada Lovelace was born in London. Charles Babbage designed the Analytical Engine."
+    questions = [
+        "Where was Ada Lovelace born?",
+        "Who designed the Analytical Engine?",
+        "When did Babbage die?",
+    ]
+    answers = QuestionAnswerer(adapter).answer([(context, question) for question in questions])
+    assert [answer.text for answer in answers] == ["London", "Charles Babbage", ""]
+    assert [answer.abstained for answer in answers] == [False, False, True]
