@@ -336,6 +336,7 @@ def parameters_for(options: argparse.Namespace, model: Path, work: Path) -> Para
         environment,
         {
             "model": {"name": str(model), "attn_implementation": options.attention},
+            "data": {"max_train_questions": None},
             "lora": {"target_modules": options.target_modules},
             "generation": generation,
             "training": {
@@ -358,7 +359,7 @@ def parse_options() -> argparse.Namespace:
     parser.add_argument("--size", default="starter", choices=["starter", *SHAPES])
     parser.add_argument("--learned", action="store_true", help="starter weights and corpus")
     parser.add_argument("--usual-samples", type=int, default=1024, help="trained on by the recipe")
-    parser.add_argument("--samples", type=int, default=8192, help="trained on by the project")
+    parser.add_argument("--samples", type=int, default=8192, help="at most, trained on here")
     parser.add_argument("--usual-questions", type=int, default=64, help="answered by the recipe")
     parser.add_argument("--questions", type=int, default=11873, help="answered by the project")
     parser.add_argument("--compared", type=int, default=200, help="decoded one at a time, too")

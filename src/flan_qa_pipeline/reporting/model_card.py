@@ -228,7 +228,7 @@ def _limits(adapter: Adapter, library_name: str) -> list[str]:
             f"flan_qa_pipeline reads longer contexts in windows; {library_name} does not."
         )
     if EMBEDDED_CORPUS in _corpora(adapter.training.get("run", {})):
-        limits.append("The starter corpus is small: 2,666 questions to train on.")
+        limits.append("The starter corpus is small: its training file has 2,666 questions.")
     return limits
 
 

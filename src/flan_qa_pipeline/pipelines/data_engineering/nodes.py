@@ -225,7 +225,7 @@ def apply_unanswerable_policy(splits: DatasetDict, data: DataParameters) -> Data
 def _thinned_out(splits: DatasetDict, share: float, seed: int) -> DatasetDict:
     thinned = {name: thin_out(splits[name], share, seed) for name in FROM_TRAINING_ARTICLES}
     for name, split in thinned.items():
-        if not len(split):
+        if len(splits[name]) and not len(split):
             raise InputError(
                 f"data.unanswerable_share: the {name} split has questions of one kind only, so no "
                 f"share of them can be {share:g}; set it to null."
