@@ -127,6 +127,21 @@ def all_reduce_seconds(n_bytes: int) -> float:
     return (time.perf_counter() - started) / REPEATED
 
 
+def write_questions(data: dict[str, Any], folder: Path) -> None:
+    """Save questions and windows for the processes."""
+    data["questions"].save_to_disk(str(folder / "questions"))
+    data["tokenized_questions"].save_to_disk(str(folder / "windows"))
+
+
+def read_questions(folder: Path) -> dict[str, Any]:
+    """Load what `write_questions` saved, with the record of a run, as inputs of the nodes."""
+    return {
+        "questions": DatasetDict(load_from_disk(str(folder / "questions"))),
+        "tokenized_questions": DatasetDict(load_from_disk(str(folder / "windows"))),
+        "run_record": {"run_id": "benchmark", "versions": package_versions()},
+    }
+
+
 def work(options: argparse.Namespace) -> None:
     """Train and evaluate as one of the processes; the first one writes what it measured."""
     process = PartialState(cpu=not CUDA)
@@ -136,11 +151,7 @@ def work(options: argparse.Namespace) -> None:
     trainer.GraphedPasses = TimedPasses
     started = time.perf_counter()
     parameters = parameters_for(options)
-    data: dict[str, Any] = {
-        "questions": DatasetDict(load_from_disk(str(options.work / "questions"))),
-        "tokenized_questions": DatasetDict(load_from_disk(str(options.work / "windows"))),
-        "run_record": {"run_id": "benchmark", "versions": package_versions()},
-    }
+    data = read_questions(options.work)
     for name in ("quantize_base_model", "attach_lora"):
         run_node(MODELING, parameters, data, name)
     training = timed(parameters, data, MODELING, "train_adapter")
@@ -320,8 +331,7 @@ def prepare(options: argparse.Namespace) -> None:
     free()
     length = parameters_for(options).tokenization.max_source_length
     data = random_questions(options.samples, options.questions, length)
-    data["questions"].save_to_disk(str(options.work / "questions"))
-    data["tokenized_questions"].save_to_disk(str(options.work / "windows"))
+    write_questions(data, options.work)
 
 
 def main() -> None:

@@ -18,7 +18,6 @@ from typing import Any, ClassVar
 
 import torch
 from accelerate import PartialState
-from datasets import DatasetDict, load_from_disk
 from harness import (
     CUDA,
     SHAPES,
@@ -37,8 +36,10 @@ from scaling import (
     measured_in,
     numbers,
     powers_of_two,
+    read_questions,
     started,
     timed,
+    write_questions,
 )
 from usual_recipe import MODELING, NEW_TOKENS, REPORTING, random_questions
 
@@ -46,7 +47,6 @@ from flan_qa_pipeline.config.parameters import Parameters
 from flan_qa_pipeline.datasets.adapter import AdapterDataset
 from flan_qa_pipeline.models.device import peak_memory
 from flan_qa_pipeline.models.exchange import gather_json
-from flan_qa_pipeline.runtime.provenance import package_versions
 from flan_qa_pipeline.training import trainer
 from flan_qa_pipeline.training.step_timer import StepTimer
 
@@ -106,11 +106,7 @@ def work(options: argparse.Namespace) -> None:
     trainer.StepTimer = EachStep
     began = time.perf_counter()
     parameters = parameters_for(options, fsdp=process.num_processes > 1)
-    data: dict[str, Any] = {
-        "questions": DatasetDict(load_from_disk(str(options.work / "questions"))),
-        "tokenized_questions": DatasetDict(load_from_disk(str(options.work / "windows"))),
-        "run_record": {"run_id": "benchmark", "versions": package_versions()},
-    }
+    data = read_questions(options.work)
     loading = timed(parameters, data, MODELING, "quantize_base_model")
     run_node(MODELING, parameters, data, "attach_lora")
     training = timed(parameters, data, MODELING, "train_adapter")
@@ -192,8 +188,7 @@ def prepare(options: argparse.Namespace, most: int) -> None:
         options.source_tokens,
         options.source_tokens,
     )
-    data["questions"].save_to_disk(str(options.work / "questions"))
-    data["tokenized_questions"].save_to_disk(str(options.work / "windows"))
+    write_questions(data, options.work)
 
 
 def main() -> None:

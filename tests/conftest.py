@@ -27,7 +27,7 @@ from hub_server import (
     running_hub,
 )
 from huggingface_hub import constants
-from transformers import T5Config, T5ForConditionalGeneration, set_seed
+from transformers import set_seed
 
 from flan_qa_pipeline import QuestionAnswerer
 from flan_qa_pipeline.config.parameters import Parameters, PromptParameters
@@ -36,7 +36,7 @@ from flan_qa_pipeline.models.adapter import Adapter, extract_adapter, provenance
 from flan_qa_pipeline.models.loading import load_base_model, load_tokenizer
 from flan_qa_pipeline.pipelines.data_engineering.nodes import WINDOW_FEATURES
 from flan_qa_pipeline.pipelines.modeling.nodes import attach_lora, train_adapter
-from flan_qa_pipeline.pretraining.random_t5 import untie_head
+from flan_qa_pipeline.pretraining.random_t5 import build_t5
 from flan_qa_pipeline.runtime.provenance import fingerprint_splits, package_versions
 
 # cuBLAS's usual workspace is far larger than a tiny model; with this one its sums repeat, too.
@@ -161,22 +161,16 @@ def tiny_base(tmp_path_factory, corpus):
     """The folder of a T5 v1.1 with random weights and of a tokenizer trained on the corpus."""
     tokenizer = train_small_tokenizer(corpus["data"], VOCAB_SIZE)
     set_seed(5)
-    model = T5ForConditionalGeneration(
-        T5Config(
-            vocab_size=VOCAB_SIZE,
-            d_model=64,
-            d_kv=16,
-            d_ff=128,
-            num_layers=1,
-            num_decoder_layers=1,
-            num_heads=4,
-            feed_forward_proj="gated-gelu",
-            tie_word_embeddings=False,
-            dropout_rate=0.0,
-            decoder_start_token_id=0,
-        )
+    model = build_t5(
+        dropout=0.0,
+        vocab_size=VOCAB_SIZE,
+        d_model=64,
+        d_kv=16,
+        d_ff=128,
+        num_layers=1,
+        num_decoder_layers=1,
+        num_heads=4,
     )
-    untie_head(model)
     with torch.no_grad():
         model.lm_head.weight.normal_(std=0.2)
     folder = tmp_path_factory.mktemp("tiny_base")

@@ -10,9 +10,9 @@ import re
 
 import torch
 from torch import nn
-from transformers import T5Config, T5ForConditionalGeneration, T5Tokenizer
+from transformers import T5ForConditionalGeneration, T5Tokenizer
 
-from flan_qa_pipeline.pretraining.random_t5 import silence_projections, untie_head
+from flan_qa_pipeline.pretraining.random_t5 import build_t5, silence_projections
 
 WIDTH = 64  # of an embedding; a state holds two
 NORM, FLAG = 11.0, 4.0
@@ -24,22 +24,16 @@ SHARPNESS, CONFIDENCE = 0.3, 0.2
 
 @torch.no_grad()
 def build_copying_t5(tokenizer: T5Tokenizer) -> T5ForConditionalGeneration:
-    model = T5ForConditionalGeneration(
-        T5Config(
-            vocab_size=len(tokenizer),
-            d_model=2 * WIDTH,
-            d_kv=WIDTH,
-            d_ff=WIDTH,
-            num_layers=1,
-            num_decoder_layers=1,
-            num_heads=1,
-            feed_forward_proj="gated-gelu",
-            tie_word_embeddings=False,
-            dropout_rate=0.0,
-            decoder_start_token_id=0,
-        )
+    model = build_t5(
+        dropout=0.0,
+        vocab_size=len(tokenizer),
+        d_model=2 * WIDTH,
+        d_kv=WIDTH,
+        d_ff=WIDTH,
+        num_layers=1,
+        num_decoder_layers=1,
+        num_heads=1,
     )
-    untie_head(model)
     silence_projections(model)
     first, second = torch.eye(2 * WIDTH).chunk(2)
     pieces = tokenizer.convert_ids_to_tokens(range(len(tokenizer)))

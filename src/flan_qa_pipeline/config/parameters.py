@@ -153,8 +153,9 @@ class DataParameters(_Section):
     """`keep` trains on unanswerable questions, so the model learns to abstain. `drop` removes them
     everywhere, as in SQuAD 1.1. `flag` scores them but does not train on them."""
     unanswerable_share: Annotated[float, Field(gt=0, lt=1)] | None
-    """The share of unanswerable questions in what is held out of, or left in, the training file:
-    random questions of the more frequent kind are left out. `null` takes all."""
+    """The share of unanswerable questions in the train, dev and calibration splits, which the
+    training file holds: random questions of the more frequent kind are left out. `null` takes
+    all."""
     validation_fraction: Fraction | None
     """`null` takes the validation file as the validation split. A share pools the articles of both
     files and makes that share of them the validation split."""

@@ -19,8 +19,21 @@ def build_random_t5(
         architecture: Sizes.
         dropout: Share of activations that training drops.
     """
+    model = build_t5(dropout=dropout, **architecture.model_dump())
+    nn.init.zeros_(model.lm_head.weight)
+    silence_projections(model)
+    return model
+
+
+def build_t5(*, dropout: float, **sizes: int) -> T5ForConditionalGeneration:
+    """Build a T5 v1.1 with transformers' own random weights, in float32.
+
+    Args:
+        dropout: Share of activations that training drops.
+        sizes: Fields of `T5Config`, as `ArchitectureParameters` names them.
+    """
     config = T5Config(
-        **architecture.model_dump(),
+        **sizes,
         feed_forward_proj="gated-gelu",
         tie_word_embeddings=False,
         dropout_rate=dropout,
@@ -30,8 +43,6 @@ def build_random_t5(
     )
     model = T5ForConditionalGeneration(config)
     untie_head(model)
-    nn.init.zeros_(model.lm_head.weight)
-    silence_projections(model)
     return model
 
 
