@@ -126,7 +126,7 @@ def test_answers_are_those_of_the_python_api(answers, project, metadata):
         assert (row["answer"] if isinstance(row["answer"], str) else "") == answer.text
         assert row["score"] == pytest.approx(answer.score, rel=1e-4)
         assert row["abstained"] == answer.abstained
-        assert (None if row["start"] is pd.NA else row["start"]) == answer.start
+        assert (None if pd.isna(row["start"]) else row["start"]) == answer.start
 
 
 @pytest.mark.parametrize("kind", [".json", ".jsonl", ".parquet"])
