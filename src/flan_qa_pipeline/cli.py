@@ -10,6 +10,7 @@ from functools import partial, wraps
 from typing import TYPE_CHECKING, Any, TextIO, cast
 
 import click
+import rich
 import yaml
 from kedro.framework.cli.catalog import catalog as kedro_catalog
 from kedro.framework.cli.project import run as kedro_run
@@ -171,25 +172,43 @@ def ask(
     context = _given_context(context, context_file)
     for question in questions:
         _require_text("question", question)
-    answerer = _load_answerer(metadata, env, load_versions, params)
+    with _log_on_stderr():
+        answerer = _load_answerer(metadata, env, load_versions, params)
+        try:
+            _ask(answerer, context, questions)
+        except click.Abort:  # the input has ended
+            click.echo()
+
+
+@contextmanager
+def _log_on_stderr() -> Iterator[None]:
+    """Keep the log off the standard output, which is for answers alone."""
+    console = rich.get_console()  # of Kedro's handler, too
+    console.stderr, before = True, console.stderr
     try:
-        if context is None:
-            context = str(click.prompt("Context"))
-            _require_text("context", context)
-        for question in questions:
-            if problem := answerer.problem(context, question):
-                raise InputError(problem)
-        for answer in answerer.answer([(context, question) for question in questions]):
-            _print_answer(answer)
-        while not questions and (
-            question := click.prompt("Question (none ends)", default="", show_default=False)
-        ):
-            if problem := answerer.problem(context, question):
-                click.echo(problem, err=True)
-            else:
-                _print_answer(answerer.answer([(context, question)])[0])
-    except click.Abort:  # the input has ended
-        click.echo()
+        yield
+    finally:
+        console.stderr = before
+
+
+def _ask(
+    answerer: "flan_qa_pipeline.QuestionAnswerer", context: str | None, questions: tuple[str, ...]
+) -> None:
+    if context is None:
+        context = str(click.prompt("Context"))
+        _require_text("context", context)
+    for question in questions:
+        if problem := answerer.problem(context, question):
+            raise InputError(problem)
+    for answer in answerer.answer([(context, question) for question in questions]):
+        _print_answer(answer)
+    while not questions and (
+        question := click.prompt("Question (none ends)", default="", show_default=False)
+    ):
+        if problem := answerer.problem(context, question):
+            click.echo(problem, err=True)
+        else:
+            _print_answer(answerer.answer([(context, question)])[0])
 
 
 def _given_context(context: str | None, file: TextIO | None) -> str | None:

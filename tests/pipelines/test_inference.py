@@ -9,6 +9,7 @@ import tracemalloc
 
 import pandas as pd
 import pytest
+import rich
 import torch
 from click.testing import CliRunner
 from conftest import REPOSITORY, copy_project
@@ -17,7 +18,9 @@ from kedro.framework.session import KedroSession
 from kedro.framework.startup import bootstrap_project
 from kedro.io import DatasetError
 from kedro.io.core import Version
+from kedro.logging import RichHandler
 
+import flan_qa_pipeline.cli
 from flan_qa_pipeline import QuestionAnswerer
 from flan_qa_pipeline.cli import ask, promote, serve
 from flan_qa_pipeline.data.question_files import QuestionFile
@@ -388,6 +391,23 @@ def test_ask_answers_each_question(metadata, tmp_path):
     refused = asked(metadata, "--context-file", str(path), *questions)
     assert refused.exit_code == 1
     assert f"{path} is not UTF-8 (" in refused.output
+
+
+def test_ask_logs_choices_on_stderr(metadata, monkeypatch, caplog):
+    logger = logging.getLogger("flan_qa_pipeline")
+    load_answerer = flan_qa_pipeline.cli._load_answerer
+
+    def load(*arguments):
+        logger.info("This was chosen.")
+        return load_answerer(*arguments)
+
+    monkeypatch.setattr(flan_qa_pipeline.cli, "_load_answerer", load)
+    monkeypatch.setattr(logger, "handlers", [RichHandler()])
+    with caplog.at_level(logging.INFO, logger.name):
+        result = asked(metadata, "--context=Ada was born.", "--question=Where?")
+    assert "This was chosen." in result.stderr
+    assert len(result.stdout.splitlines()) == 2
+    assert not rich.get_console().stderr
 
 
 def test_ask_is_interactive_without_a_question(metadata):
