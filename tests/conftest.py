@@ -135,14 +135,19 @@ def make_project(root, corpus):
         path.write_text(json.dumps({"version": "v2.0", "data": articles}), encoding="utf-8")
 
 
-def read_conf():
-    """Read all parameters files as Kedro does, globals filled in, at the sizes of the tests."""
+def read_shipped_conf():
+    """Read all parameters files as Kedro does, globals filled in."""
     names = yaml.safe_load((CONF / "globals.yml").read_text(encoding="utf-8"))
     raw = {}
     for path in sorted(CONF.glob("parameters*.yml")):
         text = path.read_text(encoding="utf-8")
         raw |= yaml.safe_load(re.sub(r"\$\{globals:(\w+)\}", lambda m: str(names[m[1]]), text))
-    return resized(raw)
+    return raw
+
+
+def read_conf():
+    """Read all parameters files at the sizes of the tests."""
+    return resized(read_shipped_conf())
 
 
 @pytest.fixture

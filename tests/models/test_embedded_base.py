@@ -1,8 +1,7 @@
 """The embedded base model is what its card says, and transformers alone loads it."""
 
 import pytest
-import yaml
-from conftest import CONF, REPOSITORY
+from conftest import REPOSITORY, read_shipped_conf
 from transformers import AutoModelForSeq2SeqLM, AutoTokenizer
 
 from flan_qa_pipeline import QuestionAnswerer
@@ -37,11 +36,9 @@ def test_tokenizer_has_t5s_layout_and_reads_usual_ascii(model):
 
 def test_the_adapter_that_ships_answers_and_abstains(monkeypatch):
     monkeypatch.chdir(REPOSITORY)
-    raw = {}
-    for path in sorted(CONF.glob("parameters*.yml")):
-        raw |= yaml.safe_load(path.read_text(encoding="utf-8"))
+    model = read_shipped_conf()["model"] | {"revision": None}
     adapter = load_adapter(REPOSITORY / "data/06_models/starter_adapter")
-    require_trained_on(adapter, ModelParameters.model_validate(raw["model"] | {"revision": None}))
+    require_trained_on(adapter, ModelParameters.model_validate(model))
     context = "Ada Lovelace was born in London. Charles Babbage designed the Analytical Engine."
     questions = [
         "Where was Ada Lovelace born?",
