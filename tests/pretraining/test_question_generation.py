@@ -35,7 +35,7 @@ def generated(tasks, tokenizer, text, pretrain, monkeypatch):
     ask = question_generation._ask
 
     def noting(model, tokenizer, tasks, asked, *rest):
-        spans = [passage[a:b].tolist() for passage, (a, b) in asked]
+        spans = [row.answer for row in asked]
         answers[:] = [span for row, span in enumerate(spans) if row % 4 != 3]
         return ask(model, tokenizer, tasks, asked, *rest)
 
