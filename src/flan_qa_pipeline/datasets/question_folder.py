@@ -34,7 +34,7 @@ class QuestionFolderDataset(AbstractDataset[NoReturn, dict[str, RowFiles]]):
         self.metadata = metadata
 
     def load(self) -> dict[str, RowFiles]:
-        return files_in(self._url, self._credentials) if self._url else {}
+        return self._find()
 
     def read_from(self, path: str) -> None:
         """Read a local copy of the folder from now on."""
@@ -46,10 +46,13 @@ class QuestionFolderDataset(AbstractDataset[NoReturn, dict[str, RowFiles]]):
         Raises:
             InputError: the folder holds no file of questions.
         """
-        self.load()
+        self._find()
 
     def save(self, data: NoReturn) -> None:
         raise NotImplementedError("A folder of questions is only read.")
+
+    def _find(self) -> dict[str, RowFiles]:
+        return files_in(self._url, self._credentials) if self._url else {}
 
     def _exists(self) -> bool:
         if self._url is None:

@@ -319,7 +319,7 @@ def _train(
         for number, stage in enumerate(phase.stages)
     ]
     made_with = {
-        "phase": phase.model_dump(),
+        "phase": phase.model_dump(exclude_defaults=True),
         "settings": pretrain.model_dump(
             include={"prompts", "asking_prompts", "batches", "dropout", "seed"}
         ),
