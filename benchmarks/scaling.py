@@ -7,9 +7,11 @@ Without a GPU the processes compute on the CPU and exchange over gloo.
 
 Rows: the whole node of training; its steps alone, without evaluations, logs and checkpoints but
 with the capture of CUDA graphs; the node of evaluation, the second time. `ratio` compares with
-one process. The row of SQuAD 2.0's whole training file is calculated: the captures and the rest of
-the node take as long as measured, and the steps grow with the samples. All processes start at once,
-so that they import side by side, and each number of them computes alone in its turn.
+one process. The row of SQuAD 2.0's whole training file is calculated: the node as measured, and as
+many more steps as the file needs, each as long as the second half's without captures. (Results of
+before November 27, 2026 spread the extra time of the first steps over the file, too.) All
+processes start at once, so that they import side by side, and each number of them computes alone
+in its turn.
 By Amdahl's law the ratio of n processes is 1 / (s + (1 - s) / n); `share that does not scale` is s.
 An all-reduce of as many bytes as the gradients, and one of 256 MiB, are timed
 alone; `bus GB/s` is of the large one, 2 (n - 1) / n times its bytes by its time, as NCCL's tests
@@ -28,7 +30,7 @@ import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any, ClassVar
+from typing import Any, ClassVar, NamedTuple
 
 import torch
 from accelerate import PartialState
@@ -44,12 +46,14 @@ from harness import (
     write_results,
     write_snapshot,
 )
+from transformers import TrainerControl, TrainerState, TrainingArguments
 from usual_recipe import MODELING, NEW_TOKENS, REPORTING, random_questions
 
 from flan_qa_pipeline.config.parameters import Parameters
 from flan_qa_pipeline.runtime.provenance import package_versions
 from flan_qa_pipeline.training import trainer
 from flan_qa_pipeline.training.cuda_graphs import GraphedPasses
+from flan_qa_pipeline.training.step_timer import StepTimer
 
 MIB = 2**20
 LARGE = 256 * MIB
@@ -85,6 +89,27 @@ def parameters_for(options: argparse.Namespace) -> Parameters:
     )
 
 
+class Mark(NamedTuple):
+    """How far a training has come: steps, their seconds, and the captures' share of these."""
+
+    step: int
+    seconds: float
+    captures: float
+
+
+class Marks(StepTimer):
+    """Notes a mark at every log, when the GPU has finished."""
+
+    noted: ClassVar[list[Mark]] = []
+
+    def on_step_end(
+        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
+    ) -> None:
+        super().on_step_end(args, state, control, **kwargs)
+        if control.should_log:
+            self.noted.append(Mark(state.global_step, self.seconds, sum(TimedPasses.seconds)))
+
+
 class TimedPasses(GraphedPasses):
     """Notes how long each capture of a graph takes."""
 
@@ -106,6 +131,14 @@ def timed(parameters: Parameters, data: dict[str, Any], pipeline: Any, name: str
     run_node(pipeline, parameters, data, name)
     PartialState().wait_for_everyone()
     return time.perf_counter() - started
+
+
+def seconds_a_step(whole: Mark) -> float:
+    """Return the seconds of a step without captures: in the second half, if it has two marks."""
+    late = [mark for mark in Marks.noted if mark.step >= whole.step / 2]
+    start, end = (late[0], late[-1]) if len(late) > 1 else (Mark(0, 0.0, 0.0), whole)
+    seconds = end.seconds - start.seconds - (end.captures - start.captures)
+    return seconds / (end.step - start.step)
 
 
 def all_reduce_seconds(n_bytes: int) -> float:
@@ -148,7 +181,7 @@ def work(options: argparse.Namespace) -> None:
     await_turn(options)
     if process.is_main_process:
         logging.getLogger("flan_qa_pipeline").setLevel(logging.INFO)
-    trainer.GraphedPasses = TimedPasses
+    trainer.GraphedPasses, trainer.StepTimer = TimedPasses, Marks
     started = time.perf_counter()
     parameters = parameters_for(options)
     data = read_questions(options.work)
@@ -169,6 +202,9 @@ def work(options: argparse.Namespace) -> None:
         "captures": len(TimedPasses.seconds),
         "captures s": sum(TimedPasses.seconds),
         "steps": record["steps"],
+        "s a step": seconds_a_step(
+            Mark(record["steps"], record["seconds"], sum(TimedPasses.seconds))
+        ),
         "losses": [entry["loss"] for entry in record["log"] if "loss" in entry],
         "gradient bytes": gradient_bytes,
         "all-reduce s": all_reduce_seconds(gradient_bytes),
@@ -261,14 +297,13 @@ def rows_of(
         if count > 1:
             row["share that does not scale"] = (count / ratio - 1) / (count - 1)
         if count > 1 and part == "training steps":
-            alone = (one[part] - one["captures s"]) / one["steps"]
             bus = 2 * (count - 1) / count * found["large bytes"] / found["large all-reduce s"]
             row |= {
                 "all-reduce MB": found["gradient bytes"] / 1e6,
                 "all-reduce ms": 1e3 * found["all-reduce s"],
                 "bus GB/s": bus / 1e9,
                 "captures s": found["captures s"],
-                "limit": count * alone / (alone + found["all-reduce s"]),
+                "limit": count * one["s a step"] / (one["s a step"] + found["all-reduce s"]),
             }
         rows.append(row)
     return rows
@@ -319,10 +354,11 @@ def parse_options() -> argparse.Namespace:
     return options
 
 
-def whole_file(found: dict[str, Any], options: argparse.Namespace) -> float:
+def whole_file(count: int, found: dict[str, Any], options: argparse.Namespace) -> float:
     """Calculate the seconds of the node on as many samples as SQuAD 2.0's training file has."""
-    steps = found["training steps"] - found["captures s"]
-    return found["training node"] + steps * (SQUAD_SAMPLES / options.samples - 1)
+    more = SQUAD_SAMPLES / (count * options.batch_size) - found["steps"]
+    seconds: float = found["training node"] + found["s a step"] * more
+    return seconds
 
 
 def prepare(options: argparse.Namespace) -> None:
@@ -349,7 +385,7 @@ def main() -> None:
             found, results = {}, []
             for count, process in running.items():
                 found[count] = measured_in(count, process, options)
-                found[count][WHOLE] = whole_file(found[count], options)
+                found[count][WHOLE] = whole_file(count, found[count], options)
                 rows = rows_of(count, found[count], found[1], options)
                 results += rows
                 given = facts() | {
