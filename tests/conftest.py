@@ -141,7 +141,7 @@ def read_shipped_conf():
     raw = {}
     for path in sorted(CONF.glob("parameters*.yml")):
         text = path.read_text(encoding="utf-8")
-        raw |= yaml.safe_load(re.sub(r"\$\{globals:(\w+)\}", lambda m: str(names[m[1]]), text))
+        raw |= yaml.safe_load(re.sub(r"\$\{globals:(\w+)\}", lambda m: names[m[1]] or "null", text))
     return raw
 
 

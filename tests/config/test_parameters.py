@@ -110,6 +110,14 @@ def test_unknown_key_deep_inside(raw_parameters):
     assert "Unknown parameter pretrain.architecture.d_modl: did you mean d_model?" in message
 
 
+def test_a_share_of_further_questions_needs_their_folder(raw_parameters):
+    raw_parameters["pretrain"]["base"]["stages"][1]["mixture"]["extra"] = 0.5
+    message = complaint(raw_parameters)
+    assert "base.stages.1.mixture.extra is 0.5, but question_folder names no folder" in message
+    raw_parameters["pretrain"]["question_folder"] = "data/01_raw/sets"
+    assert check_parameters(raw_parameters).pretrain.base.stages[1].mixture.extra == 0.5
+
+
 @pytest.mark.parametrize(
     ("section", "key", "value"),
     [

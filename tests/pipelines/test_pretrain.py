@@ -1,12 +1,14 @@
 """The pipeline `pretrain` from text and questions to a packed base, at a tiny size."""
 
 import json
+import shutil
 from pathlib import Path
 
 import pandas as pd
 import pytest
+import yaml
 from conftest import copy_project
-from datasets import load_from_disk
+from datasets import Dataset, load_from_disk
 from english import read_english, short_pretraining, write_english
 from kedro.framework.session import KedroSession
 from kedro.framework.startup import bootstrap_project
@@ -16,7 +18,10 @@ from transformers import AutoModelForSeq2SeqLM, AutoTokenizer
 from flan_qa_pipeline.data.squad import flatten
 from flan_qa_pipeline.errors import InputError
 from flan_qa_pipeline.models.loading import load_base_model
+from flan_qa_pipeline.pipelines.pretrain import nodes
 from flan_qa_pipeline.pipelines.pretrain.nodes import hold_out_articles
+from flan_qa_pipeline.pretraining import question_generation
+from flan_qa_pipeline.runtime.provenance import fingerprint_weights
 
 
 @pytest.fixture(scope="module")
@@ -36,8 +41,8 @@ def options(raw_parameters):
     return short_pretraining(raw_parameters)
 
 
-def run(options, **kwargs):
-    with KedroSession.create(runtime_params=options) as session:
+def run(options, env=None, **kwargs):
+    with KedroSession.create(runtime_params=options, env=env) as session:
         session.run(pipeline_names=["pretrain"], **kwargs)
 
 
@@ -104,8 +109,6 @@ def test_pretrain_makes_bases_that_plain_transformers_reads(
 
 
 def test_held_out_articles_are_those_of_a_fine_tuning(parameters):
-    from datasets import Dataset
-
     from flan_qa_pipeline.pipelines.data_engineering.nodes import split_by_article
 
     rows = list(flatten({"version": "v2.0", "data": read_english(60)}, "the corpus"))
@@ -132,3 +135,146 @@ def test_text_without_its_fields_is_named(project, options, tmp_path):
     options["pretrain"]["text_folder"] = str(tmp_path)
     with pytest.raises(InputError, match="bad.jsonl has no field 'text'"):
         run(options, to_nodes=["train_pretraining_tokenizer"])
+
+
+SECOND = {"env": "second_decay", "from_nodes": ["generate_questions"]}
+
+
+def shorten_second_decay():
+    """Give the stages of the environment two steps, and generate eight questions."""
+    path = Path("conf/second_decay/parameters_pretrain.yml")
+    content = yaml.safe_load(path.read_text(encoding="utf-8"))
+    pretrain = content["pretrain"]
+    pretrain["generation"]["answers"] = 8
+    pretrain["base"] |= {"warmup_steps": 1, "decay_steps": 6}
+    pretrain["base"]["stages"] = [s | {"steps": 2} for s in pretrain["base"]["stages"]]
+    path.write_text(yaml.safe_dump(content), encoding="utf-8")
+
+
+def saved_files():
+    kept = (path for path in Path("data").rglob("*") if path.is_file())
+    return {path: path.read_bytes() for path in kept if "checkpoint" not in str(path)}
+
+
+def test_a_second_decay_goes_on_from_the_saved_base(project, options, monkeypatch, caplog):
+    shorten_second_decay()
+    run(options, to_nodes=["evaluate_pretrained_base"])
+    first = AutoModelForSeq2SeqLM.from_pretrained("data/06_models/pretrained_base")
+    first_heads = load_file(newest("pretrained_base_heads.safetensors"))
+    before = saved_files()
+    for name in ("base", "seed"):
+        del options["pretrain"][name]
+    options["pretrain"]["generation"] = {"min_f1": 0.0, "batch_size": 4}
+    question = AutoTokenizer.from_pretrained("data/06_models/pretrained_base")(
+        "What is the name of it?", add_special_tokens=False
+    )["input_ids"]
+    write, made_by, starts = question_generation.write, [], []
+
+    def asking(model, rows, batch_size, **choices):
+        made_by.append(fingerprint_weights(model))
+        written = write(model, rows, batch_size, **choices)
+        return [question] * len(written) if choices["do_sample"] else written
+
+    def noting(module):
+        starts.append(fingerprint_weights(module))
+        return starts[-1]
+
+    monkeypatch.setattr(question_generation, "write", asking)
+    monkeypatch.setattr(nodes, "fingerprint_weights", noting)
+    run(options, **SECOND)
+
+    assert set(made_by) == {fingerprint_weights(first)}
+    assert starts[0] == fingerprint_weights(first.float())
+    assert {path: path.read_bytes() for path in before} == before
+    second = AutoModelForSeq2SeqLM.from_pretrained("data/06_models/second_decay_base")
+    heads = load_file(newest("second_decay_base_heads.safetensors"))
+    assert str(second.dtype) == "torch.bfloat16"
+    for name, weight in second.float().state_dict().items():
+        assert weight.isfinite().all() and not weight.equal(first.state_dict()[name]), name
+    assert heads.keys() == first_heads.keys()
+    assert any(not heads[name].equal(first_heads[name]) for name in heads)
+    assert pd.read_csv(newest("second_decay_log.csv"))["stage"].tolist() == [0, 1, 2]
+    assert len(pd.read_parquet(newest("second_decay_questions.parquet"))) == 8
+    assert "held_out" in json.loads(newest("second_decay_scores.json").read_text())
+    packed = AutoModelForSeq2SeqLM.from_pretrained("data/06_models/second_decay_base_nf4")
+    assert packed.is_loaded_in_4bit
+    assert len(AutoTokenizer.from_pretrained("data/06_models/second_decay_base_nf4")) == 1504
+
+
+def test_a_second_decay_does_not_replace_the_base_that_it_starts_from(project, options):
+    with pytest.raises(InputError, match="pretrained_base, which .* only reads; give --from-nodes"):
+        run(options, env="second_decay", from_nodes=["pretrain_reader"])
+
+
+def test_the_second_decay_has_lower_rates_and_other_draws(project):
+    with KedroSession.create(env="second_decay") as session:
+        second = session.load_context().config_loader["parameters"]["pretrain"]
+    with KedroSession.create() as session:
+        first = session.load_context().config_loader["parameters"]["pretrain"]
+    rates, highest = (p["base"]["optimizer"] for p in (second, first))
+    for name in ("matrix_lr", "embedding_lr", "head_lr", "other_lr"):
+        assert rates[name] == pytest.approx(0.43 * highest[name])
+    assert rates["weight_decay"] == highest["weight_decay"]
+    assert second["seed"] != first["seed"]
+    assert second["generation"]["min_f1"] == 0.8 and second["batches"] == first["batches"]
+
+
+def test_further_questions_are_checked_and_held_out(project, options, parameters, caplog):
+    articles = read_english(33)
+    rows = Dataset.from_list(list(flatten({"version": "v2.0", "data": articles[:30]}, "")))
+    held_out = hold_out_articles(rows, parameters.data)["dev"][0]
+    same_title = next(a for a in articles if a["title"] == held_out["title"])
+    folder = Path("data/01_raw/sets")
+    folder.mkdir()
+    further = articles[30:] + [same_title | {"title": same_title["title"].replace(" ", "_")}]
+    (folder / "a.json").write_text(json.dumps({"version": "v2.0", "data": further}))
+    lines = [
+        {"context": "Ada lived in London.", "question": "Where was it?", "answers": ["London"]},
+        {"context": "Ada lived in London.", "question": "When was it?", "answers": []},
+        {"context": "Ada lived in London.", "question": "Where was it?", "answers": ["Rome"]},
+        {"context": f" {held_out['context'].upper()}", "question": "Why?", "answers": []},
+    ]
+    (folder / "more").mkdir()
+    (folder / "more/b.jsonl").write_text("\n".join(map(json.dumps, lines)))
+
+    run(options, to_nodes=["encode_questions"])
+    without = load_from_disk(str(newest("encoded_questions")))
+    options["pretrain"]["question_folder"] = str(folder)
+    with pytest.raises(InputError, match="sets/more/b.jsonl.*'Rome' does not stand in the context"):
+        run(options, to_nodes=["encode_questions"])
+    run(options | {"data": options["data"] | {"on_invalid": "skip"}}, to_nodes=["encode_questions"])
+    encoded = load_from_disk(str(newest("encoded_questions")))
+    assert set(without) == {"paragraphs", "train", "held_out"}
+    for name in without:
+        assert encoded[name][: len(without[name])] == without[name][:], name
+    assert "'Rome'" in pd.read_csv(newest("rejected_further_questions.csv"))["problem"].item()
+    found = list(flatten({"version": "v2.0", "data": articles[30:]}, ""))
+    extra = encoded["extra"]
+    assert len(extra) == len(found) + 2
+    assert extra["gold"][: len(found)] == [row["answers"]["text"] for row in found]
+    assert extra["gold"][-2:] == [["London"], []]
+    numbers = [encoded["paragraphs"]["article"][n] for n in extra["paragraph"]]
+    assert numbers == sorted(numbers) and len(set(numbers)) == 4
+    assert numbers[0] == max(without["paragraphs"]["article"]) + 1
+
+
+def test_a_question_folder_that_is_not_there_is_named(project, options):
+    options["pretrain"]["question_folder"] = "data/01_raw/no_sets"
+    with pytest.raises(InputError, match="no .*no_sets; name a folder of files of questions"):
+        run(options)
+    shutil.copytree("data/01_raw/text", "data/01_raw/no_sets/.hidden")
+    with pytest.raises(InputError, match="no_sets holds no file of questions"):
+        run(options)
+
+
+def test_a_stage_that_wants_further_questions_trains_on_them(project, options):
+    folder = Path("data/01_raw/further")
+    folder.mkdir()
+    content = {"version": "v2.0", "data": read_english(33)[30:]}
+    (folder / "a.json").write_text(json.dumps(content))
+    options["pretrain"]["question_folder"] = str(folder)
+    for stage in options["pretrain"]["base"]["stages"]:
+        stage["mixture"] |= dict.fromkeys(("cloze", "answerable", "unanswerable", "asking"), 0.0)
+        stage["mixture"] |= {"extra": 1.0}
+    run(options, to_nodes=["pretrain_base"])
+    assert len(pd.read_csv(newest("pretraining_base_log.csv"))) == 4

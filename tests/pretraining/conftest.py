@@ -34,7 +34,9 @@ def tasks(tokenizer, pretrain):
 def splits(articles, tokenizer):
     rows = Dataset.from_list(list(flatten({"version": "v2.0", "data": articles}, "the corpus")))
     return encode_splits(
-        DatasetDict(train=rows, dev=rows.select([0]), calibration=rows.select([1])), tokenizer
+        DatasetDict(train=rows, dev=rows.select([0]), calibration=rows.select([1])),
+        tokenizer,
+        rows.select([]),
     )
 
 

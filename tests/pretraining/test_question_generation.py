@@ -3,6 +3,7 @@
 import numpy as np
 import pandas as pd
 import pytest
+import torch
 from datasets import Dataset, DatasetDict
 
 from flan_qa_pipeline.pipelines.pretrain.nodes import (
@@ -35,7 +36,7 @@ def generated(tasks, tokenizer, text, pretrain, monkeypatch):
     ask = question_generation._ask
 
     def noting(model, tokenizer, tasks, asked, *rest):
-        spans = [passage[a:b].tolist() for passage, (a, b) in asked]
+        spans = [row.answer for row in asked]
         answers[:] = [span for row, span in enumerate(spans) if row % 4 != 3]
         return ask(model, tokenizer, tasks, asked, *rest)
 
@@ -52,6 +53,26 @@ def test_only_questions_that_lead_back_to_their_answer_stay(generated):
     for row in generated:
         assert row["context"][row["start"] : row["end"]] == row["answer"]
         assert 0 < len(row["answer"]) <= 12
+
+
+def test_a_worker_draws_the_same_answers_as_plain_lists(tasks, text):
+    answers = question_generation.AnswersToAsk(tasks, text, 10, 4, seed=5)
+    alone, ahead = (
+        list(
+            torch.utils.data.DataLoader(
+                answers,
+                batch_size=None,
+                collate_fn=question_generation._unchanged,
+                num_workers=workers,
+            )
+        )
+        for workers in (0, 1)
+    )
+    assert alone == ahead and [len(batch) for batch in alone] == [4, 4, 2]
+    for row in (row for batch in ahead for row in batch):
+        assert type(row.passage) is type(row.prompt) is list
+        assert {type(i) for i in (*row.passage, *row.prompt, *row.span)} == {int}
+        assert contains(np.array(row.prompt), row.answer)
 
 
 def test_generation_repeats_itself(generated, tasks, tokenizer, text, pretrain):

@@ -1,6 +1,8 @@
 """Optimizers, batches and checkpoints of pretraining."""
 
+import dataclasses
 import json
+import random
 from contextlib import nullcontext
 from functools import partial
 
@@ -32,7 +34,7 @@ from flan_qa_pipeline.pretraining.training_steps import (
 
 @pytest.fixture
 def make_source(tokenizer, text, tasks, questions, pretrain, sentinels):
-    def make(rank=0, **mixture):
+    def make(rank=0, questions=questions, **mixture):
         return BatchSource(
             text,
             questions,
@@ -142,6 +144,37 @@ def test_kinds_of_batches_are_the_same_in_all_processes_and_rows_are_not(make_so
         mine, theirs = one.batch(step), other.batch(step)
         assert {n: t.shape for n, t in mine.items()} == {n: t.shape for n, t in theirs.items()}
         assert not torch.equal(mine["input_ids"], theirs["input_ids"])
+
+
+def test_further_questions_are_drawn_by_their_share_alone(make_source, questions):
+    """Each first answerable and unanswerable question stands for all questions of its origin."""
+    one, two = (dataclasses.replace(q, answer=[t]) for q, t in zip(questions.answerable, (90, 91)))
+    bare, other = (dataclasses.replace(q, ids=q.ids[:3]) for q in questions.unanswerable[:2])
+    sets = dataclasses.replace(
+        questions, answerable=[one], extra=[two], unanswerable=[bare], extra_unanswerable=[other]
+    )
+
+    def drawn(**mixture):
+        off = dict.fromkeys(("cloze", "answerable", "unanswerable", "asking", "edited"), 0.0)
+        source = make_source(
+            questions=sets, **off | {"denoising": 0.0, "substituted": 0.0} | mixture
+        )
+        rng = random.Random(1)
+        tasks = source._tasks
+        seen = []
+        with pytest.MonkeyPatch.context() as patch:
+            patch.setattr(tasks, "annotated", lambda question, *a, **k: seen.append(question))
+            patch.setattr(tasks, "asked", lambda question, *a: seen.append(question))
+            for _ in range(60):
+                source._read(rng, 0)
+        return {id(question) for question in seen}
+
+    assert drawn(extra=1.0) == {id(two)}
+    assert drawn(answerable=1.0, asking=1.0, unanswerable=1.0) == {id(one), id(bare)}
+    assert drawn(asking=1.0, extra=1e-9) == {id(one)}
+    assert drawn(unanswerable=1.0, extra=1e-9) == {id(bare), id(other)}
+    with pytest.raises(InputError, match="mixture.extra is 1.0, but there is no such question"):
+        make_source(extra=1.0)
 
 
 def test_a_batch_depends_on_its_step_alone(make_source):

@@ -202,7 +202,13 @@ def test_results_are_shown_as_the_catalog_says_in_one_order(tmp_path, capsys, ra
 
 def test_parameters_say_which_dataset_reads_their_file(raw_parameters):
     files = named_files(check_parameters(raw_parameters))
-    assert set(files) == {"raw_train", "raw_validation", "new_questions", "pretraining_text"}
+    assert set(files) == {
+        "raw_train",
+        "raw_validation",
+        "new_questions",
+        "pretraining_text",
+        "pretraining_question_sets",
+    }
     path = raw_parameters["data"]["train_file"]
     assert files["raw_train"] == NamedFile("data.train_file", path)
     assert files["raw_train"].global_name == "train_file"

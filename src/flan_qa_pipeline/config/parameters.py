@@ -497,6 +497,9 @@ class MixtureParameters(_Section):
     """The weight of rows that ask for a question."""
     generated: Weight
     """The weight of questions that the reader generated."""
+    extra: Weight = 0.0
+    """The weight of the answerable questions of `question_folder`; above 0, its unanswerable ones
+    join the others."""
     edited: Fraction
     """The share of answerable questions that are made unanswerable."""
     substituted: Fraction
@@ -504,8 +507,9 @@ class MixtureParameters(_Section):
 
     @model_validator(mode="after")
     def _has_rows(self) -> Self:
-        if not any((self.cloze, self.answerable, self.unanswerable, self.asking, self.generated)):
-            raise ValueError("one of the weights cloze … generated must be above 0")
+        weights = (self.cloze, self.answerable, self.unanswerable, self.asking, self.generated)
+        if not any((*weights, self.extra)):
+            raise ValueError("one of the weights cloze … extra must be above 0")
         return self
 
 
@@ -597,6 +601,9 @@ class PretrainParameters(_Section):
 
     text_folder: Annotated[Place, ReadAs("pretraining_text")]
     """The folder of `.jsonl` files with title, id and text."""
+    question_folder: Annotated[Place | None, ReadAs("pretraining_question_sets")]
+    """A folder of further files of questions, each of any kind that `data.train_file` may be;
+    `null` for none."""
     architecture: ArchitectureParameters
     """The base model's layers."""
     text_share: Annotated[float, Field(gt=0, le=1)]
@@ -643,6 +650,17 @@ class PretrainParameters(_Section):
     def _have_both_slots(cls, templates: list[str]) -> list[str]:
         return [_require_slots(template, "answer", "context") for template in templates]
 
+    @model_validator(mode="after")
+    def _has_extra_questions(self) -> Self:
+        for name, phase in (("reader", self.reader), ("base", self.base)):
+            for number, stage in enumerate(phase.stages):
+                if stage.mixture.extra and self.question_folder is None:
+                    raise ValueError(
+                        f"{name}.stages.{number}.mixture.extra is {stage.mixture.extra}, but "
+                        "question_folder names no folder; name one, or set extra to 0"
+                    )
+        return self
+
 
 class Parameters(_Section):
     """All sections of the parameters files."""
@@ -668,11 +686,11 @@ class NamedFile:
 
     Attributes:
         parameter: such as `data.train_file`.
-        file: the path or URL.
+        file: the path or URL; None if the parameter may name none and does not.
     """
 
     parameter: str
-    file: str
+    file: str | None
 
     @property
     def global_name(self) -> str:

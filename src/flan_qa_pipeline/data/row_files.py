@@ -107,6 +107,33 @@ class RowFiles:
                 yield READERS[kind](file, columns)
 
 
+def files_in(url: str, credentials: Mapping[str, Any] | None = None) -> dict[str, RowFiles]:
+    """Map the names of all files of questions below a folder to these files, one by one.
+
+    The files may be of several kinds. Hidden files, and files of kinds that hold no questions, do
+    not count.
+
+    Args:
+        url: the folder, on any filesystem that fsspec knows.
+        credentials: options of the filesystem.
+
+    Raises:
+        InputError: there is no such file.
+    """
+    filesystem, folder = filesystem_of(url, **credentials or {})
+    with readable(url):
+        found = _questions_below(filesystem, folder)
+    if not found:
+        raise InputError(f"{url} holds no file of questions; name a folder with such files.")
+    return {
+        str(found[name]): RowFiles(
+            filesystem.unstrip_protocol(str(name)) if "://" in url else str(name),
+            credentials=credentials,
+        )
+        for name in sorted(found)
+    }
+
+
 def kind_of(path: str) -> str | None:
     """Get the ending that selects the reader, ignoring a compression; None if there is no reader.
 
@@ -152,18 +179,28 @@ def _several_splits(url: str, splits: Iterable[str], example: str) -> InputError
     )
 
 
-def _files_below(
-    filesystem: fsspec.AbstractFileSystem, path: str, url: str, split: str | None
-) -> list[str]:
-    """List the files of one split in a folder, or in its only subfolder with such files."""
+def _questions_below(
+    filesystem: fsspec.AbstractFileSystem, path: str
+) -> dict[PurePosixPath, PurePosixPath]:
+    """Map the files in a folder that may hold questions to their places in it."""
     below = {
         PurePosixPath(name): PurePosixPath(name).relative_to(path)
         for name in filesystem.find(path)
         if kind_of(name) and PurePosixPath(name).name not in FILES_TO_IGNORE
     }
-    files = [
-        name for name, inside in below.items() if not any(part[0] in "._" for part in inside.parts)
-    ]
+    return {
+        name: inside
+        for name, inside in below.items()
+        if not any(part[0] in "._" for part in inside.parts)
+    }
+
+
+def _files_below(
+    filesystem: fsspec.AbstractFileSystem, path: str, url: str, split: str | None
+) -> list[str]:
+    """List the files of one split in a folder, or in its only subfolder with such files."""
+    below = _questions_below(filesystem, path)
+    files = list(below)
     in_splits = {
         split: of_split
         for split, words in SPLITS.items()

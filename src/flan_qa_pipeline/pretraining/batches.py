@@ -25,7 +25,7 @@ Batch = dict[str, torch.Tensor]
 
 LONG_SHARE = 0.2
 TRIES = 200  # for each row
-READING = ("cloze", "answerable", "unanswerable", "asking", "generated")
+READING = ("cloze", "answerable", "unanswerable", "asking", "generated", "extra")
 LONGEST_PASSAGE = 400
 END = 1
 NO_TARGET = -100
@@ -39,7 +39,7 @@ class BatchSource:
 
     Args:
         text: Unlabelled text.
-        questions: Annotated and generated questions.
+        questions: Annotated and generated questions, and those of further files.
         tasks: Makes pairs of them.
         batches: Shapes of the three kinds of batches, and how spans are corrupted.
         mixture: Shares of the kinds of batches and rows.
@@ -70,8 +70,10 @@ class BatchSource:
         self._among = {
             "answerable": questions.answerable,
             "asking": questions.answerable,
-            "unanswerable": questions.unanswerable,
+            "unanswerable": questions.unanswerable
+            + (questions.extra_unanswerable if mixture.extra else []),
             "generated": questions.generated,
+            "extra": questions.extra,
         }
         for task, among in self._among.items():
             if getattr(mixture, task) and not among:

@@ -216,7 +216,9 @@ class EncodedQuestions:
         answerable: Questions with an answer.
         unanswerable: Questions without one.
         generated: Answerable questions that a model asked about unlabelled text.
-        answers: Answers' token ids by the kind of their words.
+        extra: Answerable questions of further files.
+        extra_unanswerable: Unanswerable ones of these files.
+        answers: Answers' token ids by the kind of their words, of the annotated questions.
     """
 
     contexts: list[np.ndarray]
@@ -224,13 +226,21 @@ class EncodedQuestions:
     answerable: list[Question]
     unanswerable: list[Question]
     generated: list[Question]
+    extra: list[Question]
+    extra_unanswerable: list[Question]
     answers: dict[str, list[list[int]]]
 
     @classmethod
     def of(
         cls, encoded: DatasetDict, tasks: ReadingTasks, generated: Dataset | None = None
     ) -> "EncodedQuestions":
-        """Read the splits `paragraphs` and `train`, and questions of `generate_questions`."""
+        """Read the splits `paragraphs`, `train` and, where there is one, `extra`.
+
+        Args:
+            encoded: The splits.
+            tasks: Tells the kinds of answers apart.
+            generated: Questions of `generate_questions`.
+        """
         contexts = [np.array(ids, dtype=np.int64) for ids in encoded["paragraphs"]["ids"]]
         numbers = np.array(encoded["paragraphs"]["article"])
         articles = [
@@ -238,6 +248,7 @@ class EncodedQuestions:
             for n in numbers
         ]
         questions = [read_question(row) for row in encoded["train"]]
+        extra = [read_question(row) for row in encoded.get("extra", ())]
         made: list[Question] = []
         for row in generated or ():
             made.append(read_question(row | {"paragraph": len(contexts)}))
@@ -254,6 +265,8 @@ class EncodedQuestions:
             [question for question in questions if question.span],
             [question for question in questions if not question.span],
             made,
+            [question for question in extra if question.span],
+            [question for question in extra if not question.span],
             dict(answers),
         )
 

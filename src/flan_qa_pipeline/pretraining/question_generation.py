@@ -6,10 +6,11 @@ Consistency", arXiv:1906.05416.
 
 import logging
 import random
-from collections.abc import Sequence
-from typing import Any
+from collections.abc import Iterator
+from typing import Any, NamedTuple
 
 import numpy as np
+import torch
 from accelerate import PartialState
 from accelerate.utils import set_seed
 from transformers import PreTrainedTokenizerBase, T5ForConditionalGeneration
@@ -32,7 +33,59 @@ QUESTION_TOKENS = (5, 36)
 PASSAGE_TOKENS = 300
 TRIES = 50  # for each answer
 
-Asked = tuple[np.ndarray, Span]
+
+class Asked(NamedTuple):
+    """An answer to ask about, in plain lists, which pass cheaply from process to process.
+
+    Attributes:
+        passage: Token ids of the context.
+        span: The answer's [start, end) in it.
+        prompt: Token ids that ask for a question, without `</s>`.
+    """
+
+    passage: Ids
+    span: Span
+    prompt: Ids
+
+    @property
+    def answer(self) -> Ids:
+        """Token ids of the answer."""
+        return self.passage[slice(*self.span)]
+
+
+class AnswersToAsk(torch.utils.data.IterableDataset[list[Asked]]):
+    """Random answers in a text, in batches; the same ones whether or not a worker draws them.
+
+    Args:
+        tasks: Holds the prompts and chooses answers.
+        text: Unlabelled text.
+        answers: How many.
+        batch_size: How many at a time.
+        seed: Seed of this process' draws.
+    """
+
+    def __init__(
+        self, tasks: ReadingTasks, text: EncodedText, answers: int, batch_size: int, seed: int
+    ) -> None:
+        self._tasks, self._text = tasks, text
+        self._answers, self._batch_size, self._seed = answers, batch_size, seed
+
+    def __iter__(self) -> Iterator[list[Asked]]:
+        rng = random.Random(self._seed)  # noqa: S311
+        for start in range(0, self._answers, self._batch_size):
+            size = min(self._batch_size, self._answers - start)
+            drawn = [choose_answer(self._tasks, self._text, rng) for _ in range(size)]
+            yield [self._prompted(*chosen, rng) for chosen in drawn if chosen]
+
+    def _prompted(self, passage: np.ndarray, span: Span, rng: random.Random) -> Asked:
+        ids = passage.tolist()
+        prompt = rng.choice(self._tasks.asking)
+        return Asked(ids, span, prompt.fill(context=ids, answer=ids[slice(*span)]))
+
+
+def _unchanged(batch: list[Asked]) -> list[Asked]:
+    """Keep the DataLoader from looking into every row for arrays to turn into tensors."""
+    return batch
 
 
 def generate_questions(
@@ -62,13 +115,18 @@ def generate_questions(
     """
     state = PartialState()
     count = generation.answers // state.num_processes
-    rng = random.Random(seed * 1_000_003 + state.process_index)  # noqa: S311
-    set_seed((seed * 1_000_003 + state.process_index) % 2**32)
+    own_seed = seed * 1_000_003 + state.process_index
+    batches = torch.utils.data.DataLoader(
+        AnswersToAsk(tasks, text, count, generation.batch_size, own_seed),
+        batch_size=None,
+        collate_fn=_unchanged,
+        num_workers=1 if state.device.type == "cuda" else 0,  # draws ahead while the GPU writes
+    )
+    drawn = iter(batches)  # takes a number from torch's generator, so before the seed
+    set_seed(own_seed % 2**32)
     kept: list[dict[str, Any]] = []
-    for start in range(0, count, generation.batch_size):
-        size = min(generation.batch_size, count - start)
-        answers = [chosen for _ in range(size) if (chosen := choose_answer(tasks, text, rng))]
-        kept += _ask(model, tokenizer, tasks, answers, generation, rng)
+    for answers in drawn:
+        kept += _ask(model, tokenizer, tasks, answers, generation)
     made: list[dict[str, Any]] = [row for part in gather_json(kept) for row in part]
     logger.info(
         "%d of %d generated questions lead back to their answer (F1 of at least %g).",
@@ -79,7 +137,9 @@ def generate_questions(
     return made
 
 
-def choose_answer(tasks: ReadingTasks, text: EncodedText, rng: random.Random) -> Asked | None:
+def choose_answer(
+    tasks: ReadingTasks, text: EncodedText, rng: random.Random
+) -> tuple[np.ndarray, Span] | None:
     """Choose words to ask for in a random passage, None where none were found."""
     for _ in range(TRIES):
         passage = draw_passage(text, rng)[:PASSAGE_TOKENS]
@@ -93,19 +153,13 @@ def _ask(
     model: T5ForConditionalGeneration,
     tokenizer: PreTrainedTokenizerBase,
     tasks: ReadingTasks,
-    asked: Sequence[Asked],
+    asked: list[Asked],
     generation: QuestionGenerationParameters,
-    rng: random.Random,
 ) -> list[dict[str, Any]]:
     shortest, longest = QUESTION_TOKENS
-    answers = [passage[start:end].tolist() for passage, (start, end) in asked]
-    rows = [
-        rng.choice(tasks.asking).fill(context=passage.tolist(), answer=answer)
-        for (passage, _), answer in zip(asked, answers, strict=True)
-    ]
     questions = write(
         model,
-        rows,
+        [answer.prompt for answer in asked],
         generation.batch_size,
         do_sample=True,
         temperature=generation.temperature,
@@ -119,8 +173,7 @@ def _ask(
     ]
     prompt = tasks.prompts[0]
     back = [
-        prompt.fill(context=asked[number][0].tolist(), question=questions[number])
-        for number in good
+        prompt.fill(context=asked[number].passage, question=questions[number]) for number in good
     ]
     replies = write(
         model,
@@ -132,14 +185,14 @@ def _ask(
     )
     return [
         {
-            "context": asked[number][0].tolist(),
+            "context": asked[number].passage,
             "ids": questions[number],
-            "answer": answers[number],
-            "start": asked[number][1][0],
-            "end": asked[number][1][1],
+            "answer": asked[number].answer,
+            "start": asked[number].span[0],
+            "end": asked[number].span[1],
         }
         for number, reply in zip(good, replies, strict=True)
-        if _agree(tokenizer, reply, answers[number]) >= generation.min_f1
+        if _agree(tokenizer, reply, asked[number].answer) >= generation.min_f1
     ]
 
 

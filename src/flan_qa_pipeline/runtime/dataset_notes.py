@@ -20,6 +20,8 @@ class DatasetNotes(BaseModel):
             of a `comparison` or of the `differences` in parameters, as the `report` with the next
             steps, or by the `path` of the saved version in the list of what was saved.
         filled_in: whether a hook saves the dataset before a node loads it.
+        only_read: in an environment that reads the dataset of another run, how to start a run that
+            does not replace it.
     """
 
     model_config = ConfigDict(extra="forbid", frozen=True)
@@ -28,6 +30,7 @@ class DatasetNotes(BaseModel):
     versions_of: str | None = None
     shown: Literal["scores", "differences", "comparison", "report", "path"] | None = None
     filled_in: bool = False
+    only_read: str | None = None
 
 
 def notes_of(name: str, dataset: AbstractDataset[Any, Any] | None) -> DatasetNotes:

@@ -92,7 +92,7 @@ def flatten_questions(
     questions = on_disk(
         in_batches(shown, QUESTION_FEATURES), DatasetInfo(features=QUESTION_FEATURES)
     )
-    return questions, _rejection_table(rejected, source)
+    return questions, rejection_table(rejected, source)
 
 
 def reject_long_questions(
@@ -128,10 +128,11 @@ def reject_long_questions(
         raise InputError(f"{source} holds no valid questions; the first: {long[0].problem}.")
     if not long:
         return questions, rejected
-    return questions.select(good), pd.concat([rejected, _rejection_table(long, source)])
+    return questions.select(good), pd.concat([rejected, rejection_table(long, source)])
 
 
-def _rejection_table(rejected: list[Rejection], source: str) -> pd.DataFrame:
+def rejection_table(rejected: list[Rejection], source: str) -> pd.DataFrame:
+    """List what was left out of a file, and warn of it."""
     if rejected:
         logger.warning(
             "%s: %d invalid records were left out (table of rejected questions); the first: %s.",

@@ -9,14 +9,36 @@ import pandas as pd
 import torch
 from accelerate import PartialState
 from accelerate.utils import set_seed
-from datasets import Dataset, DatasetDict, DatasetInfo, Features, List, Value
+from datasets import (
+    Dataset,
+    DatasetDict,
+    DatasetInfo,
+    Features,
+    List,
+    Value,
+    concatenate_datasets,
+)
 from transformers import PreTrainedTokenizerBase, T5ForConditionalGeneration, T5Tokenizer
 
 import flan_qa_pipeline.pretraining.question_generation as question_generation
-from flan_qa_pipeline.config.parameters import DataParameters, PhaseParameters, PretrainParameters
+from flan_qa_pipeline.config.parameters import (
+    DataParameters,
+    PhaseParameters,
+    PretrainParameters,
+    TrainingColumns,
+)
 from flan_qa_pipeline.data.arrow_files import in_batches, on_disk
-from flan_qa_pipeline.data.splits import distinct_values, hold_out
+from flan_qa_pipeline.data.row_files import RowFiles
+from flan_qa_pipeline.data.splits import column_values, distinct_values, hold_out
+from flan_qa_pipeline.data.texts import normalized
 from flan_qa_pipeline.errors import InputError
+from flan_qa_pipeline.pipelines.data_engineering.nodes import (
+    QUESTION_FEATURES as CHECKED_FEATURES,
+)
+from flan_qa_pipeline.pipelines.data_engineering.nodes import (
+    flatten_questions,
+    rejection_table,
+)
 from flan_qa_pipeline.pretraining.batches import BatchSource
 from flan_qa_pipeline.pretraining.encoding import (
     SENTINELS,
@@ -76,6 +98,22 @@ def hold_out_articles(questions: Dataset, data: DataParameters) -> DatasetDict:
     return DatasetDict(train=train, dev=dev, calibration=calibration)
 
 
+def check_question_sets(
+    sets: dict[str, RowFiles],
+    folder: str | None,
+    on_invalid: str,
+    columns: TrainingColumns | None = None,
+) -> tuple[Dataset, pd.DataFrame]:
+    """Check every file of the question folder as the training file is checked, and join them."""
+    questions, rejected = [as_table([], CHECKED_FEATURES)], [rejection_table([], "")]
+    for name, files in sets.items():
+        checked, invalid = flatten_questions(files, f"{folder}/{name}", on_invalid, columns)
+        logger.info("%s/%s has %d valid questions.", folder, name, len(checked))
+        questions.append(checked)
+        rejected.append(invalid)
+    return concatenate_datasets(questions), pd.concat(rejected)
+
+
 def train_tokenizer(
     text: dict[str, Any], splits: DatasetDict, pretrain: PretrainParameters
 ) -> T5Tokenizer:
@@ -118,28 +156,70 @@ def encode_text(
     return rows
 
 
-def encode_splits(splits: DatasetDict, tokenizer: PreTrainedTokenizerBase) -> DatasetDict:
-    """Encode paragraphs and questions; `held_out` joins dev and calibration."""
+def encode_splits(
+    splits: DatasetDict, tokenizer: PreTrainedTokenizerBase, further: Dataset
+) -> DatasetDict:
+    """Encode paragraphs and questions; `held_out` joins dev and calibration.
+
+    `extra` holds the further questions, if there are any, without what is held out.
+
+    Raises:
+        InputError: None of the further questions is left.
+    """
+    sources = dict(splits)
+    if len(further):
+        sources["extra"] = _leave_out_held_out(further, splits)
     numbers: dict[str, int] = {}
     paragraphs: list[dict[str, Any]] = []
-    titles: dict[str, int] = {}
-    for split in splits.values():
+    titles: dict[tuple[bool, str], int] = {}
+    for name, split in sources.items():
         for title, context in zip(split["title"], split["context"], strict=True):
             if context not in numbers:
                 numbers[context] = len(numbers)
-                article = titles.setdefault(title, len(titles))
+                article = titles.setdefault((name == "extra", title), len(titles))
                 ids = tokenizer(context, add_special_tokens=False)["input_ids"]
                 paragraphs.append({"article": article, "ids": ids})
 
     def encoded(*names: str) -> Dataset:
-        rows = (row for n in names for row in encode_questions(splits[n], tokenizer, numbers))
+        rows = (row for n in names for row in encode_questions(sources[n], tokenizer, numbers))
         return as_table(rows, QUESTION_FEATURES)
 
+    extra = {"extra": encoded("extra")} if "extra" in sources else {}
     return DatasetDict(
         paragraphs=as_table(paragraphs, TEXT_FEATURES),
         train=encoded("train"),
         held_out=encoded("dev", "calibration"),
+        **extra,
     )
+
+
+def _leave_out_held_out(further: Dataset, splits: DatasetDict) -> Dataset:
+    """Leave out questions on held-out articles and contexts; put those of an article together."""
+    held_out = [splits["dev"], splits["calibration"]]
+    titles = {plain_title(t) for split in held_out for t in distinct_values(split, "title")}
+    contexts = {normalized(c) for split in held_out for c in distinct_values(split, "context")}
+    articles: dict[str, int] = {}
+    kept: list[tuple[int, int]] = []
+    dropped: set[str] = set()
+    columns = (column_values(further, name) for name in ("title", "context"))
+    for row, (title, context) in enumerate(zip(*columns, strict=True)):
+        if plain_title(title) in titles or normalized(context) in contexts:
+            dropped.add(title)
+        else:
+            kept.append((articles.setdefault(title, len(articles)), row))
+    logger.info(
+        "pretrain.question_folder: %d of %d questions stay; those with the title or the context of "
+        "a held-out article were left out, in %d articles.",
+        len(kept),
+        len(further),
+        len(dropped),
+    )
+    if not kept:
+        raise InputError(
+            "pretrain.question_folder: all questions are on articles that are held out of "
+            "data.train_file; give others, or set it to null."
+        )
+    return further.select([row for _, row in sorted(kept)])
 
 
 def pretrain_reader(
@@ -239,7 +319,7 @@ def _train(
         for number, stage in enumerate(phase.stages)
     ]
     made_with = {
-        "phase": phase.model_dump(),
+        "phase": phase.model_dump(exclude_defaults=True),
         "settings": pretrain.model_dump(
             include={"prompts", "asking_prompts", "batches", "dropout", "seed"}
         ),

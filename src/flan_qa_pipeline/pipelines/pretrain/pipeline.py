@@ -5,6 +5,7 @@ from kedro.pipeline import Pipeline, node
 from flan_qa_pipeline.pipelines.data_engineering.nodes import flatten_questions
 
 from .nodes import (
+    check_question_sets,
     encode_splits,
     encode_text,
     evaluate_base,
@@ -43,6 +44,17 @@ def _data() -> Pipeline:
                 name="hold_out_articles",
             ),
             node(
+                check_question_sets,
+                inputs=[
+                    "pretraining_question_sets",
+                    "params:pretrain.question_folder",
+                    "params:data.on_invalid",
+                    "params:data.columns",
+                ],
+                outputs=["further_questions", "rejected_further_questions"],
+                name="check_question_sets",
+            ),
+            node(
                 train_tokenizer,
                 inputs=["pretraining_text", "held_out_splits", "params:pretrain"],
                 outputs="pretraining_tokenizer",
@@ -56,7 +68,7 @@ def _data() -> Pipeline:
             ),
             node(
                 encode_splits,
-                inputs=["held_out_splits", "pretraining_tokenizer"],
+                inputs=["held_out_splits", "pretraining_tokenizer", "further_questions"],
                 outputs="encoded_questions",
                 name="encode_questions",
             ),

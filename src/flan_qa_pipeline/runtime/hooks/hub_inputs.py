@@ -55,12 +55,12 @@ def _fetch(
     files = {
         name: named
         for name, named in sorted(named_files(parameters).items())
-        if name in inputs and named.file.startswith(PROTOCOL)
+        if name in inputs and named.file and named.file.startswith(PROTOCOL)
     }
     wanted: dict[str, HubFiles] = {}
     if reads_base and not Path(parameters.model.name).is_dir():
         wanted["params:model"] = hub_files(parameters.model)
-    wanted |= {name: DataFiles.of(named.file) for name, named in files.items()}
+    wanted |= {name: DataFiles.of(str(named.file)) for name, named in files.items()}
     pins: dict[str, dict[str, str]] = {}
     for name, fetched in zip(wanted, fetch(*wanted.values()), strict=True):
         if name in files:

@@ -34,8 +34,8 @@ class InputHooks:
         for name, entry in conf_catalog.items():
             for key in ("filepath", "path"):
                 path = entry.get(key) if isinstance(entry, dict) else None
-                named = name in files and path and Path(path) == project / files[name].file
-                if path and not named:
+                named = files[name].file if name in files else None
+                if path and not (named and Path(path) == project / named):
                     _require_inside(project, name, path)
 
     @hook_impl
@@ -52,9 +52,10 @@ class InputHooks:
         for name in files.keys() & inputs:
             _require_same_file(name, catalog.get(name), files[name], self._run.project_path)
         for name in inputs:
-            on_hub = name in files and files[name].file.startswith(PROTOCOL)
+            file = files[name].file if name in files else None
+            on_hub = file is not None and file.startswith(PROTOCOL)
             if not (is_parameter(name) or on_hub):
-                _require_input(name, catalog, is_file=name in files)
+                _require_input(name, catalog, is_file=file is not None)
 
 
 def _require_inside(project: Path, name: str, path: str) -> None:
@@ -73,8 +74,11 @@ def _require_same_file(
     from flan_qa_pipeline.data.filesystems import filesystem_of
 
     read = kedro_private.place_of(dataset)
-    _, wanted = filesystem_of(named.file if "://" in named.file else str(project_path / named.file))
-    if read is not None and Path(read) != Path(wanted):
+    wanted = None
+    if named.file is not None:
+        url = named.file if "://" in named.file else str(project_path / named.file)
+        wanted = Path(filesystem_of(url)[1])
+    if read is not None and Path(read) != wanted:
         raise InputError(
             f"{named.parameter} is {named.file}, but the catalog's {name} reads {read}; set "
             f"{named.global_name} in conf/<environment>/globals.yml or by "

@@ -12,6 +12,7 @@ from kedro.pipeline import Pipeline
 from flan_qa_pipeline.errors import InputError
 from flan_qa_pipeline.runtime import kedro_private
 from flan_qa_pipeline.runtime.current_run import CurrentRun
+from flan_qa_pipeline.runtime.dataset_notes import notes_of
 from flan_qa_pipeline.runtime.hooks.costs import NODE_TIMES
 
 
@@ -38,6 +39,7 @@ class OutputHooks:
             return
         training = self._run.parameters.training
         for name in sorted(pipeline.all_outputs() | {NODE_TIMES}):
+            _require_own(name, catalog.get(name))
             _require_writable(name, catalog.get(name))
         if any("train" in node.tags for node in pipeline.nodes):
             _make_folder(training.output_dir, "training.output_dir")
@@ -68,6 +70,15 @@ class OutputHooks:
         if self._logs is not None:
             with suppress(OSError):
                 self._logs.rmdir()
+
+
+def _require_own(name: str, dataset: AbstractDataset[Any, Any] | None) -> None:
+    """Check that the environment does not only read what the run would save."""
+    if remedy := notes_of(name, dataset).only_read:
+        raise InputError(
+            f"{name}: this run would replace {kedro_private.place_of(dataset)}, which its "
+            f"environment only reads; {remedy}."
+        )
 
 
 def _require_writable(name: str, dataset: AbstractDataset[Any, Any] | None) -> None:
