@@ -7,9 +7,9 @@ Without a GPU the processes compute on the CPU and exchange over gloo.
 
 Rows: the whole node of training; its steps alone, without evaluations, logs and checkpoints but
 with the capture of CUDA graphs; the node of evaluation, the second time. `ratio` compares with
-one process. The row of SQuAD 2.0's whole training file is calculated: the captures and the rest of
-the node take as long as measured, and the steps grow with the samples. All processes start at once,
-so that they import side by side, and each number of them computes alone in its turn.
+one process. The row of SQuAD 2.0's whole training file is calculated: the node as measured, and as
+many more steps as the file needs, each as long as the second half's without captures. (Results of
+before November 27, 2026 spread the extra time of the first steps over the file, too.)
 By Amdahl's law the ratio of n processes is 1 / (s + (1 - s) / n); `share that does not scale` is s.
 An all-reduce of as many bytes as the gradients, and one of 256 MiB, are timed
 alone; `bus GB/s` is of the large one, 2 (n - 1) / n times its bytes by its time, as NCCL's tests
@@ -18,48 +18,47 @@ that take as long as one process's without captures, plus that all-reduce.
 """
 
 import argparse
-import json
 import logging
-import os
-import subprocess
-import sys
-import tempfile
 import time
-from collections.abc import Iterator
-from contextlib import contextmanager
 from pathlib import Path
-from typing import Any, ClassVar
+from typing import Any, ClassVar, NamedTuple
 
 import torch
 from accelerate import PartialState
-from datasets import DatasetDict, load_from_disk
 from harness import (
     CUDA,
     SHAPES,
-    facts,
     free,
     load_parameters,
     run_node,
     silence,
-    write_results,
     write_snapshot,
+)
+from transformers import TrainerControl, TrainerState, TrainingArguments
+from turns import (
+    await_turn,
+    end_turn,
+    measure_in_turns,
+    numbers,
+    powers_of_two,
+    read_questions,
+    timed,
+    write_questions,
 )
 from usual_recipe import MODELING, NEW_TOKENS, REPORTING, random_questions
 
 from flan_qa_pipeline.config.parameters import Parameters
-from flan_qa_pipeline.runtime.provenance import package_versions
 from flan_qa_pipeline.training import trainer
 from flan_qa_pipeline.training.cuda_graphs import GraphedPasses
+from flan_qa_pipeline.training.step_timer import StepTimer
 
 MIB = 2**20
 LARGE = 256 * MIB
 REPEATED = 20  # all-reduces timed
 CALCULATED = (4, 8, 16)  # processes that Amdahl's law gives a ratio for
 SQUAD_SAMPLES = 130319  # SQuAD 2.0's training file
-READY, WAITING = "ready", "waiting_"
 WHOLE = "training node, all of SQuAD 2.0, calculated"
 PARTS = ("training node", WHOLE, "training steps", "evaluation, first time", "evaluation")
-POLLED_EVERY = 0.1  # seconds
 
 
 def parameters_for(options: argparse.Namespace) -> Parameters:
@@ -85,6 +84,27 @@ def parameters_for(options: argparse.Namespace) -> Parameters:
     )
 
 
+class Mark(NamedTuple):
+    """How far a training has come: steps, their seconds, and the captures' share of these."""
+
+    step: int
+    seconds: float
+    captures: float
+
+
+class Marks(StepTimer):
+    """Notes a mark at every log, when the GPU has finished."""
+
+    noted: ClassVar[list[Mark]] = []
+
+    def on_step_end(
+        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
+    ) -> None:
+        super().on_step_end(args, state, control, **kwargs)
+        if control.should_log:
+            self.noted.append(Mark(state.global_step, self.seconds, sum(TimedPasses.seconds)))
+
+
 class TimedPasses(GraphedPasses):
     """Notes how long each capture of a graph takes."""
 
@@ -98,14 +118,12 @@ class TimedPasses(GraphedPasses):
         return captured
 
 
-def timed(parameters: Parameters, data: dict[str, Any], pipeline: Any, name: str) -> float:
-    """Run a node in all processes; return the seconds until all have ended it."""
-    free()
-    PartialState().wait_for_everyone()
-    started = time.perf_counter()
-    run_node(pipeline, parameters, data, name)
-    PartialState().wait_for_everyone()
-    return time.perf_counter() - started
+def seconds_a_step(whole: Mark) -> float:
+    """Return the seconds of a step without captures: in the second half, if it has two marks."""
+    late = [mark for mark in Marks.noted if mark.step >= whole.step / 2]
+    start, end = (late[0], late[-1]) if len(late) > 1 else (Mark(0, 0.0, 0.0), whole)
+    seconds = end.seconds - start.seconds - (end.captures - start.captures)
+    return seconds / (end.step - start.step)
 
 
 def all_reduce_seconds(n_bytes: int) -> float:
@@ -127,28 +145,13 @@ def all_reduce_seconds(n_bytes: int) -> float:
     return (time.perf_counter() - started) / REPEATED
 
 
-def write_questions(data: dict[str, Any], folder: Path) -> None:
-    """Save questions and windows for the processes."""
-    data["questions"].save_to_disk(str(folder / "questions"))
-    data["tokenized_questions"].save_to_disk(str(folder / "windows"))
-
-
-def read_questions(folder: Path) -> dict[str, Any]:
-    """Load what `write_questions` saved, with the record of a run, as inputs of the nodes."""
-    return {
-        "questions": DatasetDict(load_from_disk(str(folder / "questions"))),
-        "tokenized_questions": DatasetDict(load_from_disk(str(folder / "windows"))),
-        "run_record": {"run_id": "benchmark", "versions": package_versions()},
-    }
-
-
 def work(options: argparse.Namespace) -> None:
     """Train and evaluate as one of the processes; the first one writes what it measured."""
     process = PartialState(cpu=not CUDA)
     await_turn(options)
     if process.is_main_process:
         logging.getLogger("flan_qa_pipeline").setLevel(logging.INFO)
-    trainer.GraphedPasses = TimedPasses
+    trainer.GraphedPasses, trainer.StepTimer = TimedPasses, Marks
     started = time.perf_counter()
     parameters = parameters_for(options)
     data = read_questions(options.work)
@@ -169,6 +172,9 @@ def work(options: argparse.Namespace) -> None:
         "captures": len(TimedPasses.seconds),
         "captures s": sum(TimedPasses.seconds),
         "steps": record["steps"],
+        "s a step": seconds_a_step(
+            Mark(record["steps"], record["seconds"], sum(TimedPasses.seconds))
+        ),
         "losses": [entry["loss"] for entry in record["log"] if "loss" in entry],
         "gradient bytes": gradient_bytes,
         "all-reduce s": all_reduce_seconds(gradient_bytes),
@@ -180,77 +186,12 @@ def work(options: argparse.Namespace) -> None:
     end_turn(options, found)
 
 
-def await_turn(options: argparse.Namespace) -> None:
-    """Wait until all have started and fewer processes have measured; the GPUs stay idle."""
-    process = PartialState()
-    (options.work / f"{WAITING}{process.num_processes}_{process.process_index}").touch()
-    earlier = [count for count in options.processes if count < process.num_processes]
-    awaited = options.work / (f"{earlier[-1]}.json" if earlier else READY)
-    while not awaited.exists():
-        time.sleep(POLLED_EVERY)
-
-
-def end_turn(options: argparse.Namespace, found: dict[str, Any]) -> None:
-    """Write what was measured, which begins the turn of more processes."""
-    process = PartialState()
-    process.wait_for_everyone()
-    if process.is_main_process:
-        written = options.work / "written"
-        written.write_text(json.dumps(found), encoding="utf-8")
-        written.rename(options.work / f"{process.num_processes}.json")
-    if process.num_processes > 1:
-        process.destroy_process_group()
-
-
-def start(count: int, options: argparse.Namespace) -> subprocess.Popen[bytes]:
-    """Start so many processes of this script."""
-    launcher = ["-m", "torch.distributed.run", "--standalone", "--local-addr=127.0.0.1"]
-    launcher.append(f"--nproc-per-node={count}")
-    command = [sys.executable, *(launcher if count > 1 else []), *sys.argv]
-    command += ["--work", str(options.work)]
-    threads = str(max(1, (os.cpu_count() or 1) // count))
-    return subprocess.Popen(  # noqa: S603
-        command, env=os.environ | {"OMP_NUM_THREADS": threads}
-    )
-
-
-@contextmanager
-def started(options: argparse.Namespace) -> Iterator[dict[int, subprocess.Popen[bytes]]]:
-    """Start every number of processes, and end those that are left when the block ends."""
-    running = {count: start(count, options) for count in options.processes}
-    try:
-        yield running
-    finally:
-        for process in running.values():
-            process.terminate()
-        for process in running.values():
-            process.wait()
-
-
-def begin(running: dict[int, subprocess.Popen[bytes]], options: argparse.Namespace) -> None:
-    """Begin the first turn once all processes wait for theirs."""
-    while len(list(options.work.glob(f"{WAITING}*"))) < sum(running):
-        for count, process in running.items():
-            if process.poll() is not None:
-                raise SystemExit(f"{count} processes ended before their turn")
-        time.sleep(POLLED_EVERY)
-    (options.work / READY).touch()
-
-
-def measured_in(
-    count: int, process: subprocess.Popen[bytes], options: argparse.Namespace
-) -> dict[str, Any]:
-    """Wait for so many processes to end; return what the first of them measured."""
-    if code := process.wait():
-        raise SystemExit(f"{count} processes failed: exit status {code}")
-    found: dict[str, Any] = json.loads((options.work / f"{count}.json").read_text(encoding="utf-8"))
-    return found
-
-
 def rows_of(
-    count: int, found: dict[str, Any], one: dict[str, Any], options: argparse.Namespace
+    count: int, measured: dict[int, dict[str, Any]], options: argparse.Namespace
 ) -> list[dict[str, Any]]:
     """Return the rows of the results in so many processes, beside one process's."""
+    found, one = measured[count], measured[1]
+    found[WHOLE] = whole_file(count, found, options)
     rows = []
     for part in PARTS:
         n = options.samples if part.startswith("training") else options.questions + 8
@@ -261,14 +202,13 @@ def rows_of(
         if count > 1:
             row["share that does not scale"] = (count / ratio - 1) / (count - 1)
         if count > 1 and part == "training steps":
-            alone = (one[part] - one["captures s"]) / one["steps"]
             bus = 2 * (count - 1) / count * found["large bytes"] / found["large all-reduce s"]
             row |= {
                 "all-reduce MB": found["gradient bytes"] / 1e6,
                 "all-reduce ms": 1e3 * found["all-reduce s"],
                 "bus GB/s": bus / 1e9,
                 "captures s": found["captures s"],
-                "limit": count * alone / (alone + found["all-reduce s"]),
+                "limit": count * one["s a step"] / (one["s a step"] + found["all-reduce s"]),
             }
         rows.append(row)
     return rows
@@ -287,15 +227,14 @@ def expected(results: list[dict[str, Any]]) -> dict[str, dict[int, float]]:
     }
 
 
-def numbers(text: str) -> list[int]:
-    """Parse numbers of processes such as 1,2,4, in rising order."""
-    return sorted(set(map(int, text.split(","))))
-
-
-def powers_of_two() -> list[int]:
-    """Return the powers of two up to the number of GPUs, and that number; 1 and 2 on a CPU."""
-    most = torch.cuda.device_count() if CUDA else 2
-    return sorted({*(2**i for i in range(most.bit_length()) if 2**i <= most), most})
+def facts_of(results: list[dict[str, Any]], options: argparse.Namespace) -> dict[str, Any]:
+    """Return what the results depend on, and what follows from them."""
+    return {
+        "size": options.size,
+        "batch size of a process": options.batch_size,
+        "LoRA targets": options.target_modules,
+        "ratios by Amdahl's law": expected(results),
+    }
 
 
 def parse_options() -> argparse.Namespace:
@@ -319,10 +258,11 @@ def parse_options() -> argparse.Namespace:
     return options
 
 
-def whole_file(found: dict[str, Any], options: argparse.Namespace) -> float:
+def whole_file(count: int, found: dict[str, Any], options: argparse.Namespace) -> float:
     """Calculate the seconds of the node on as many samples as SQuAD 2.0's training file has."""
-    steps = found["training steps"] - found["captures s"]
-    return found["training node"] + steps * (SQUAD_SAMPLES / options.samples - 1)
+    more = SQUAD_SAMPLES / (count * options.batch_size) - found["steps"]
+    seconds: float = found["training node"] + found["s a step"] * more
+    return seconds
 
 
 def prepare(options: argparse.Namespace) -> None:
@@ -340,29 +280,8 @@ def main() -> None:
     silence()
     if options.work:
         work(options)
-        return
-    with tempfile.TemporaryDirectory() as folder:
-        options.work = Path(folder)
-        with started(options) as running:
-            prepare(options)
-            begin(running, options)
-            found, results = {}, []
-            for count, process in running.items():
-                found[count] = measured_in(count, process, options)
-                found[count][WHOLE] = whole_file(found[count], options)
-                rows = rows_of(count, found[count], found[1], options)
-                results += rows
-                given = facts() | {
-                    "size": options.size,
-                    "batch size of a process": options.batch_size,
-                    "LoRA targets": options.target_modules,
-                    "measured": found,
-                    "ratios by Amdahl's law": expected(results),
-                }
-                for row in rows:
-                    print(json.dumps(row), flush=True)
-                table = write_results(options.output, f"scaling_{options.size}", given, results)
-    print(f"\n{table}")
+    else:
+        measure_in_turns(f"scaling_{options.size}", options, prepare, rows_of, facts_of)
 
 
 if __name__ == "__main__":

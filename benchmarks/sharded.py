@@ -8,10 +8,8 @@ peak of all processes. Without a GPU the processes compute on the CPU and exchan
 """
 
 import argparse
-import json
 import logging
 import statistics
-import tempfile
 import time
 from pathlib import Path
 from typing import Any, ClassVar
@@ -21,23 +19,19 @@ from accelerate import PartialState
 from harness import (
     CUDA,
     SHAPES,
-    facts,
     free,
     load_parameters,
     run_node,
     silence,
     write_packed_snapshot,
-    write_results,
 )
-from scaling import (
+from turns import (
     await_turn,
-    begin,
     end_turn,
-    measured_in,
+    measure_in_turns,
     numbers,
     powers_of_two,
     read_questions,
-    started,
     timed,
     write_questions,
 )
@@ -144,11 +138,14 @@ def work(options: argparse.Namespace) -> None:
     end_turn(options, found)
 
 
-def row_of(count: int, found: dict[str, Any], options: argparse.Namespace) -> dict[str, Any]:
+def rows_of(
+    count: int, measured: dict[int, dict[str, Any]], options: argparse.Namespace
+) -> list[dict[str, Any]]:
     """Return the row of the results in so many processes."""
+    found = measured[count]
     samples = count * options.batch_size
     asked = options.questions + 8
-    return {
+    row = {
         "processes": count,
         "weights MB": found["weights MB"],
         "training peak MB": found["training peak MB"],
@@ -159,6 +156,17 @@ def row_of(count: int, found: dict[str, Any], options: argparse.Namespace) -> di
         "samples/s": samples / found["s a step"],
         "answers/s": asked / found["evaluation s"],
         "questions scored": found["questions scored"],
+    }
+    return [row]
+
+
+def facts_of(results: list[dict[str, Any]], options: argparse.Namespace) -> dict[str, Any]:
+    """Return what the results depend on."""
+    return {
+        "size": options.size,
+        "batch size of a process": options.batch_size,
+        "source tokens": options.source_tokens,
+        "LoRA targets": options.target_modules,
     }
 
 
@@ -178,12 +186,12 @@ def parse_options() -> argparse.Namespace:
     return parser.parse_args()
 
 
-def prepare(options: argparse.Namespace, most: int) -> None:
-    """Write snapshot and questions for up to so many processes."""
+def prepare(options: argparse.Namespace) -> None:
+    """Write snapshot and questions for the largest number of processes."""
     write_packed_snapshot(options.size, options.work / "snapshot")
     free()
     data = random_questions(
-        most * options.batch_size * options.steps,
+        max(options.processes) * options.batch_size * options.steps,
         options.questions,
         options.source_tokens,
         options.source_tokens,
@@ -197,26 +205,8 @@ def main() -> None:
     silence()
     if options.work:
         work(options)
-        return
-    with tempfile.TemporaryDirectory() as folder:
-        options.work = Path(folder)
-        with started(options) as running:
-            prepare(options, max(running))
-            begin(running, options)
-            found, results = {}, []
-            for count, process in running.items():
-                found[count] = measured_in(count, process, options)
-                results.append(row_of(count, found[count], options))
-                print(json.dumps(results[-1]), flush=True)
-                given = facts() | {
-                    "size": options.size,
-                    "batch size of a process": options.batch_size,
-                    "source tokens": options.source_tokens,
-                    "LoRA targets": options.target_modules,
-                    "measured": found,
-                }
-                table = write_results(options.output, f"sharded_{options.size}", given, results)
-    print(f"\n{table}")
+    else:
+        measure_in_turns(f"sharded_{options.size}", options, prepare, rows_of, facts_of)
 
 
 if __name__ == "__main__":

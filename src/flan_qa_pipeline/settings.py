@@ -47,7 +47,7 @@ in_order = (
     QuietHooks(),
     ShippedAdapterHooks(run),
     InputHooks(run),
-    PromotionHooks(),
+    PromotionHooks(run),
     HubInputHooks(run),
     SavedInputHooks(run),
     RunRecordHooks(run),

@@ -43,8 +43,9 @@ def test_a_revision_of_digits_is_text(raw_parameters):
 
 
 def test_target_modules_can_be_given_without_commas(raw_parameters):
-    raw_parameters["lora"]["target_modules"] = "q+v"
-    assert check_parameters(raw_parameters).lora.target_modules == ["q", "v"]
+    for given, meant in {"q+v": ["q", "v"], "q": ["q"], "all-linear": "all-linear"}.items():
+        raw_parameters["lora"]["target_modules"] = given
+        assert check_parameters(raw_parameters).lora.target_modules == meant
 
 
 @pytest.mark.parametrize(
@@ -236,7 +237,7 @@ def test_early_stopping_without_evaluations_is_refused(raw_parameters):
     assert "Parameter training.early_stopping_patience is 2: it needs evaluations" in message
 
 
-@pytest.mark.parametrize("targets", ["all", [], 3])
+@pytest.mark.parametrize("targets", [[], 3])
 def test_bad_target_modules_are_told_once(raw_parameters, targets):
     raw_parameters["lora"]["target_modules"] = targets
     assert complaint(raw_parameters).count("lora.target_modules") == 1

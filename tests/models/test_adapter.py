@@ -359,7 +359,14 @@ def test_every_difference_of_provenance_is_named(trained, parameters, float32):
 def test_what_does_not_change_the_answers_may_differ(trained, parameters, float32):
     _, adapter = trained
     model = float32.model_copy(update={"compute_dtype": "bfloat16", "attn_implementation": "sdpa"})
-    attach_adapter(load_base_model(float32), adapter, provenance_of(model, parameters.prompt))
+    ids = {"input_ids": torch.tensor([[3, 4, 1]]), "labels": torch.tensor([[5, 1]])}
+    losses = [
+        attach_adapter(load_base_model(float32), adapter, provenance_of(m, parameters.prompt))
+        .eval()(**ids)
+        .loss.item()
+        for m in (float32, model)
+    ]
+    assert losses[0] == losses[1]
 
 
 @pytest.mark.parametrize(

@@ -17,12 +17,12 @@ from flan_qa_pipeline.errors import InputError
 from flan_qa_pipeline.files import replace_text
 from flan_qa_pipeline.runtime import kedro_private
 from flan_qa_pipeline.runtime.atomic_catalog import AtomicCatalog
+from flan_qa_pipeline.runtime.current_run import CurrentRun
 from flan_qa_pipeline.runtime.hooks.promotion import PromotionHooks
 
 ENTRIES = ("adapter", "promoted_adapter", "evaluation_record")
 A, B, C = (f"2026-01-0{day}T00.00.00.000Z" for day in (1, 2, 3))
 HOOKS = PromotionHooks.__module__
-TRAINS = Pipeline([node(lambda: None, None, "adapter", name="train")])
 
 
 @pytest.fixture
@@ -59,7 +59,8 @@ def test_a_training_is_promoted_if_it_is_better_on_the_same_questions(catalog_of
         catalog.save("adapter", trained(adapter, *args, **changes))
         caplog.clear()
         with caplog.at_level(logging.INFO):
-            PromotionHooks().after_pipeline_run(TRAINS, catalog)
+            run = CurrentRun(saved={"adapter"})
+            PromotionHooks(run).after_pipeline_run(catalog)
         (told,) = (line.getMessage() for line in caplog.records if line.name == HOOKS)
         return promoted_version(catalog), told
 
@@ -125,7 +126,7 @@ def test_runs_use_the_promoted_version_but_score_again_what_was_trained_last(cat
             inputs.append("tokenized_questions")
         run_params = {"load_versions": named and {"adapter": named}}
         pipeline = Pipeline([node(lambda *_: 1, inputs, "x", name="x", tags=[tag])])
-        PromotionHooks().before_pipeline_run(run_params, pipeline, catalog)
+        PromotionHooks(CurrentRun()).before_pipeline_run(run_params, pipeline, catalog)
         return kedro_private.pinned_version(catalog["adapter"])
 
     assert used("predict") == used("merge") == used("predict", "other questions") == A

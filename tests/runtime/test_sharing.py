@@ -72,7 +72,7 @@ def evaluation():
 
 @pytest.fixture(scope="module")
 def project(tmp_path_factory, trained, evaluation, float32, prompt_parameters):
-    """A project with an adapter, two evaluations, one of them of another adapter, and a merge."""
+    """A project with an adapter, a merge and three evaluations, of which one may be quoted."""
     root = tmp_path_factory.mktemp("project")
     copy_project(root)
     with pytest.MonkeyPatch.context() as patch:
@@ -87,6 +87,7 @@ def project(tmp_path_factory, trained, evaluation, float32, prompt_parameters):
             for version, record in (
                 (SECOND, evaluation),
                 ("2026-01-03T00.00.00.000Z", evaluation | {"adapter": SECOND, "scores": []}),
+                ("2026-01-04T00.00.00.000Z", evaluation | {"may_have_seen": True, "scores": []}),
             ):
                 records._copy(_version=Version(None, version)).save(record)
             session.run(pipeline_names=["merge"])

@@ -66,11 +66,10 @@ Scheduler = Literal[
 ComputeDtype = Literal["auto", "float32", "bfloat16"]
 AttnImplementation = Literal["auto", "eager", "sdpa"]
 Format = Literal["float32", "bfloat16", "NF4 by the libraries", "NF4 here"]
+# On the command line, where `--params` splits at commas, a list is q+v.
 Names = Annotated[
     list[str],
-    BeforeValidator(  # on the command line, where `--params` splits at commas, a list is q+v
-        lambda names: names.split("+") if isinstance(names, str) and "+" in names else names
-    ),
+    BeforeValidator(lambda names: names.split("+") if isinstance(names, str) else names),
 ]
 
 
@@ -200,10 +199,7 @@ class ModelParameters(_Section):
     """The 4-bit data type."""
     double_quant: bool
     """Quantizes the quantization constants, too."""
-    skip_modules: Annotated[
-        list[str],
-        BeforeValidator(lambda names: names.split("+") if isinstance(names, str) else names),
-    ]
+    skip_modules: Names
     """Linear layers that stay in the compute dtype (`llm_int8_skip_modules`). `[]` quantizes all of
     them."""
     dequantize: Literal["auto"] | bool

@@ -1,9 +1,11 @@
 """What the Kedro datasets of adapters and of merged models share."""
 
-from pathlib import Path, PurePosixPath
+from pathlib import Path
 from typing import Any, ClassVar, TypeVar
 
 from kedro.io.core import AbstractVersionedDataset, Version
+
+from flan_qa_pipeline.datasets.local_path import local_path
 
 Model = TypeVar("Model")
 
@@ -22,7 +24,7 @@ class ModelFolderDataset(AbstractVersionedDataset[Model, Model]):
     ):
         self.metadata = metadata
         super().__init__(
-            filepath=PurePosixPath(filepath),
+            filepath=local_path(filepath),
             version=version,
             exists_function=lambda path: Path(path).exists(),
         )

@@ -1,12 +1,13 @@
 """A Kedro dataset that keeps a model or a tokenizer as transformers does."""
 
-from pathlib import Path, PurePosixPath
+from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any, Literal
 
 import transformers
 from kedro.io.core import AbstractDataset
 
+from flan_qa_pipeline.datasets.local_path import local_path
 from flan_qa_pipeline.files import add_saved, refuse_pickles, require_undamaged
 
 
@@ -32,7 +33,7 @@ class PretrainedDataset(AbstractDataset[Any, Any]):
         auto_class: Literal["AutoModelForSeq2SeqLM", "AutoTokenizer"],
         metadata: dict[str, Any] | None = None,
     ):
-        self._filepath = PurePosixPath(filepath)
+        self._filepath = local_path(filepath)
         self._auto_class = auto_class
         self.metadata = metadata
 

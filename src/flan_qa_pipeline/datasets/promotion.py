@@ -2,13 +2,14 @@
 
 import json
 from dataclasses import dataclass
-from pathlib import Path, PurePosixPath
+from pathlib import Path
 from typing import Any
 
 from kedro.io import AbstractDataset
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from flan_qa_pipeline.config.parameters import ModelParameters
+from flan_qa_pipeline.datasets.local_path import local_path
 from flan_qa_pipeline.datasets.reading import (
     EVALUATIONS,
     load,
@@ -46,7 +47,7 @@ class PromotionDataset(AbstractDataset[str, str]):
     """
 
     def __init__(self, *, filepath: str, metadata: dict[str, Any] | None = None):
-        self._filepath = PurePosixPath(filepath)
+        self._filepath = local_path(filepath)
         self.metadata = metadata
 
     def load(self) -> str:

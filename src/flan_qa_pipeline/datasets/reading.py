@@ -45,7 +45,7 @@ def load_version(catalog: Any, name: str, version: str | None) -> Any:
 
 
 def newest_evaluation(catalog: Any, adapter: str | None) -> dict[str, Any]:
-    """Find the newest saved evaluation of an adapter.
+    """Find the newest saved evaluation of an adapter on questions that it cannot have seen.
 
     Args:
         catalog: the project's catalog.
@@ -59,7 +59,7 @@ def newest_evaluation(catalog: Any, adapter: str | None) -> dict[str, Any]:
         return {}
     for version in dataset.list_versions(full_path=False):
         record: dict[str, Any] = load_version(catalog, EVALUATIONS, version)
-        if record.get("adapter") == adapter:
+        if record.get("adapter") == adapter and not record.get("may_have_seen"):
             return record
     return {}
 

@@ -78,8 +78,8 @@ def hub_files(model: ModelParameters) -> ModelFiles:
         )
     if model.revision is None:
         raise InputError(
-            f"model.revision pins no commit or tag of {model.name}; give one with "
-            "--params=model.revision=… or add it to model.revision in a parameters file."
+            f"model.name: there is no folder {model.name}, and a hub id needs a commit or tag; "
+            "give the folder of a saved model, or the commit with --params=model.revision=…."
         )
     return ModelFiles(model.name, model.revision)
 

@@ -15,7 +15,10 @@ class CurrentRun:
     Attributes:
         project_path: the folder of the Kedro project.
         parameters: the checked parameters. `HubInputHooks` pins the commits of hub files in them.
+        saved: the datasets that nodes have saved so far. A run with `--only-missing-outputs` skips
+            nodes of its pipeline.
     """
 
     project_path: Path = field(init=False)
     parameters: "Parameters" = field(init=False)
+    saved: set[str] = field(default_factory=set)

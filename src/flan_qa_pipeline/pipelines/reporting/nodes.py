@@ -88,12 +88,11 @@ def load_finetuned_model(
 
     The adapter is merged where the weights are neither packed in 4 bits nor sharded.
     """
-    trained_on = adapter.training["run"]["fingerprints"]["questions"]["train"]
-    if fingerprint_rows(questions["train"]) != trained_on:
+    if _trained_on_others(adapter, questions):
         logger.warning(
             "The adapter was trained on other questions than the version loaded; it may have seen "
-            "the questions that score it. Name the versions of its run with "
-            "--load-versions=questions:…,tokenized_questions:…."
+            "the questions that score it, so no model card quotes these scores. Name the versions "
+            "of its run with --load-versions=questions:…,tokenized_questions:…."
         )
     base = load_base_model(model, to_shard=fsdp)
     qa_model = attach_adapter(base, adapter, provenance_of(model, prompt))
@@ -102,6 +101,11 @@ def load_finetuned_model(
     if not getattr(base, "is_quantized", False):
         qa_model.merge_adapter()
     return qa_model
+
+
+def _trained_on_others(adapter: Adapter, questions: DatasetDict) -> bool:
+    trained_on = adapter.training["run"]["fingerprints"]["questions"]["train"]
+    return bool(fingerprint_rows(questions["train"]) != trained_on)
 
 
 def predict(
@@ -222,11 +226,16 @@ def record_evaluation(
     questions: DatasetDict,
     reporting: ReportingParameters,
 ) -> dict[str, Any]:
-    """Record which adapter was scored, on what and how well; a model card quotes it."""
+    """Record which adapter was scored, on what and how well; a model card quotes it.
+
+    The card quotes no record with `may_have_seen`: the adapter was trained on other questions than
+    those that these were held out of.
+    """
     return {
         "version": run_record["run_id"],
         "adapter": adapter.training["run"].get("run_id"),
         "corpus": scored_on(data, questions),
+        "may_have_seen": _trained_on_others(adapter, questions),
         "labels": list(MODELS),
         "confidence": reporting.confidence,
         "scores": score_table.to_dict("records"),

@@ -51,7 +51,7 @@ class MlflowHooks:
 
         from flan_qa_pipeline.reporting.runs import flat_parameters
 
-        client, made = MlflowClient(), pipeline.all_outputs() | {NODE_TIMES, RUN_DETAILS}
+        client, made = MlflowClient(), self._run.saved | {NODE_TIMES, RUN_DETAILS}
         client.update_run(self._id, name=run_params["run_id"])
         logged = {name.removeprefix("params:") for name in pipeline.inputs()}
         for name, value in flat_parameters(self._run.parameters.model_dump()).items():

@@ -34,6 +34,7 @@ class OutputHooks:
         from accelerate import PartialState
 
         self._logs = None
+        self._run.saved.clear()
         if not PartialState().is_main_process:
             return
         training = self._run.parameters.training
@@ -52,6 +53,10 @@ class OutputHooks:
                 f"{run_params['run_id']}; start this one again."
             ) from None
         self._logs = logs
+
+    @hook_impl
+    def after_dataset_saved(self, dataset_name: str) -> None:
+        self._run.saved.add(dataset_name)
 
     @hook_impl
     def after_pipeline_run(self) -> None:

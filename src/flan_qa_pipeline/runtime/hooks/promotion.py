@@ -51,6 +51,9 @@ class PromotionHooks:
     trained uses that one.
     """
 
+    def __init__(self, run: CurrentRun):
+        self._run = run
+
     @hook_impl
     def before_pipeline_run(
         self, run_params: dict[str, Any], pipeline: Pipeline, catalog: "AtomicCatalog"
@@ -73,12 +76,12 @@ class PromotionHooks:
         logger.info("%s", chosen.origin)
 
     @hook_impl
-    def after_pipeline_run(self, pipeline: Pipeline, catalog: "AtomicCatalog") -> None:
+    def after_pipeline_run(self, catalog: "AtomicCatalog") -> None:
         from accelerate import PartialState
 
         from flan_qa_pipeline.datasets.promotion import ADAPTER, PROMOTED
 
-        trained = ADAPTER in pipeline.all_outputs() and PROMOTED in catalog
+        trained = ADAPTER in self._run.saved and PROMOTED in catalog
         if not (trained and PartialState().is_main_process):
             return
         dataset = catalog[ADAPTER]

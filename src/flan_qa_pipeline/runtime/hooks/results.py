@@ -29,7 +29,8 @@ class ResultHooks:
 
         if not PartialState().is_main_process:
             return
-        made = [name for node in pipeline.nodes for name in node.outputs]
+        outputs = [name for node in pipeline.nodes for name in node.outputs]
+        made = [name for name in outputs if name in self._run.saved]
         shown = {name: notes_of(name, catalog.get(name)).shown for name in made}
         for kind, show in PRESENTATIONS.items():
             for name in made:
@@ -78,7 +79,7 @@ def _describe(made: list[str], paths: set[str], catalog: Catalog, project: Path)
     """List what a run saved; "" if it saved nothing.
 
     Args:
-        made: the outputs of the nodes.
+        made: the outputs that nodes have saved.
         paths: those of which the path of the saved version is given.
         catalog: the run's catalog.
         project: the folder that other paths are relative to.
