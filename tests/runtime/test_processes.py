@@ -49,6 +49,26 @@ def kill(self, args, state, control, **kwargs):
 BestAdapter.on_step_begin = kill
 main()
 """
+PRETRAINING_FAILS = """
+import os, signal, sys
+sys.path.insert(0, "src")
+from kedro.framework.cli.cli import main
+from flan_qa_pipeline.pretraining.training_steps import Phase
+
+take_step = Phase._take_step
+
+
+def fail(self, *args):
+    if self.progress.step == 2 and os.environ["RANK"] == "1":
+        if os.environ["END"] == "raise":
+            raise ArithmeticError("lost count")
+        os.kill(os.getpid(), signal.SIGKILL)
+    return take_step(self, *args)
+
+
+Phase._take_step = fail
+main()
+"""
 VARIES = ("runtime", "per_second", "peak_memory")
 
 
@@ -371,6 +391,28 @@ def test_two_processes_pretrain_together(several_runs):
     path = Path("data/08_reporting/pretraining_base_log.csv")
     log = pd.read_csv(path / several_runs[1]["pretrained"] / path.name)
     assert log["step"].tolist() == [2, 4, 6, 8]
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    ("end", "told"),
+    [
+        ("kill", "Process 1 of the run (PID "),
+        ("raise", "Process 1 failed: ArithmeticError: lost count"),
+    ],
+)
+def test_a_process_that_dies_ends_the_pretraining_with_its_cause(project, monkeypatch, end, told):
+    monkeypatch.setenv("END", end)
+    parameters = short_pretraining(read_conf())
+    path = project / "conf" / "dies" / "parameters.yml"
+    path.parent.mkdir(exist_ok=True)
+    path.write_text(json.dumps(parameters | {"distributed": {"num_processes": 2}}))
+    arguments = ["run", "--env=dies", "--pipelines=pretrain", "--to-nodes=pretrain_reader"]
+    began = time()
+    questions = "--params=data.train_file=data/01_raw/questions.json"
+    ended = run_in_two("-c", PRETRAINING_FAILS, *arguments, questions)
+    assert ended.returncode == 1 and told in ended.stderr, ended.stderr
+    assert time() - began < 60  # with the start; a collective would wait for 10 minutes
 
 
 @pytest.mark.slow
