@@ -148,7 +148,8 @@ def test_kinds_of_batches_are_the_same_in_all_processes_and_rows_are_not(make_so
 
 def test_further_questions_are_drawn_by_their_share_alone(make_source, questions):
     """Each first answerable and unanswerable question stands for all questions of its origin."""
-    one, two = (dataclasses.replace(q, answer=[t]) for q, t in zip(questions.answerable, (90, 91)))
+    first, second, *_ = questions.answerable
+    one, two = dataclasses.replace(first, answer=[90]), dataclasses.replace(second, answer=[91])
     bare, other = (dataclasses.replace(q, ids=q.ids[:3]) for q in questions.unanswerable[:2])
     sets = dataclasses.replace(
         questions, answerable=[one], extra=[two], unanswerable=[bare], extra_unanswerable=[other]
