@@ -147,15 +147,19 @@ def test_kinds_of_batches_are_the_same_in_all_processes_and_rows_are_not(make_so
 
 
 def test_further_questions_are_drawn_by_their_share_alone(make_source, questions):
-    """Two answerable and two unanswerable questions, one of each from a further file."""
-    (one, two), (bare, other) = questions.answerable[:2], questions.unanswerable[:2]
+    """Each first answerable and unanswerable question stands for all questions of its origin."""
+    first, second, *_ = questions.answerable
+    one, two = dataclasses.replace(first, answer=[90]), dataclasses.replace(second, answer=[91])
+    bare, other = (dataclasses.replace(q, ids=q.ids[:3]) for q in questions.unanswerable[:2])
     sets = dataclasses.replace(
         questions, answerable=[one], extra=[two], unanswerable=[bare], extra_unanswerable=[other]
     )
 
     def drawn(**mixture):
-        off = dict.fromkeys(("cloze", "answerable", "unanswerable", "asking"), 0.0)
-        source = make_source(questions=sets, **off | mixture)
+        off = dict.fromkeys(("cloze", "answerable", "unanswerable", "asking", "edited"), 0.0)
+        source = make_source(
+            questions=sets, **off | {"denoising": 0.0, "substituted": 0.0} | mixture
+        )
         rng = random.Random(1)
         tasks = source._tasks
         seen = []
