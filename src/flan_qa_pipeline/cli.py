@@ -6,7 +6,7 @@ import sys
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from copy import copy
-from functools import wraps
+from functools import partial, wraps
 from typing import TYPE_CHECKING, Any, TextIO, cast
 
 import click
@@ -458,6 +458,7 @@ def _load_answerer(
         adapter_version=load_versions.get("adapter"),
         env=env,
         runtime_params=params,
+        tell=partial(click.echo, err=True),
     )
 
 

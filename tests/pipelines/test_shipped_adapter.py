@@ -70,38 +70,35 @@ def infer(project, **options):
         return catalog.load("answers", version=session.session_id)["score"].item()
 
 
-def asked(project, caplog, **options):
-    """Return the score of an answer, and the line of the log that says which adapter answers."""
-    caplog.clear()
-    answerer = QuestionAnswerer.from_project(project, **options)
-    told = [line for line in caplog.messages if line.startswith("Adapter ")]
-    caplog.clear()
+def asked(project, **options):
+    told = []
+    answerer = QuestionAnswerer.from_project(project, tell=told.append, **options)
     return answerer.answer([PAIR])[0].score, *told
 
 
 def test_it_answers_until_a_version_is_saved(project, made, caplog):
     caplog.set_level(logging.INFO)
-    score, told = asked(project, caplog)
+    score, told = asked(project)
     assert told.startswith(ORIGIN)
     own = QuestionAnswerer.from_folder(project / "data/06_models/starter_adapter")
     assert score == pytest.approx(own.answer([PAIR])[0].score, rel=1e-3, abs=0)
     assert infer(project) == pytest.approx(score, rel=1e-3, abs=0)
     assert [line for line in caplog.messages if line.startswith("Adapter ")] == [told]
     with pytest.raises(InputError, match=f"adapter: there is no {TRAINED}"):
-        asked(project, caplog, adapter_version=TRAINED)
+        asked(project, adapter_version=TRAINED)
     version = Version(None, TRAINED)
     AdapterDataset(filepath="data/06_models/adapter", version=version).save(made(TRAINED, 2))
-    another, told = asked(project, caplog)
+    another, told = asked(project)
     assert told.startswith(f"Adapter {TRAINED} (the latest; none is promoted)")
     assert another != pytest.approx(score, rel=1e-3, abs=0)
     assert infer(project) == pytest.approx(another, rel=1e-3, abs=0)
 
 
-def test_it_answers_on_the_base_that_it_was_trained_on_alone(project, tmp_path, caplog):
+def test_it_answers_on_the_base_that_it_was_trained_on_alone(project, tmp_path):
     other = {"model": {"name": str(tmp_path / "another")}}
     refused = "does not fit this run: model.name is .*another', trained with .*tiny_base"
     with pytest.raises(InputError, match=refused):
-        asked(project, caplog, runtime_params=other)
+        asked(project, runtime_params=other)
     with (
         KedroSession.create(project, runtime_params=other) as session,
         pytest.raises(InputError, match=refused),
@@ -118,11 +115,11 @@ def test_it_is_merged_and_scored_by_nothing(project):
             session.run(pipeline_names=[pipeline])
 
 
-def test_a_shipped_adapter_may_be_stored_in_bfloat16(project, made, caplog):
+def test_a_shipped_adapter_may_be_stored_in_bfloat16(project, made):
     adapter = made(SHIPPED, 1)
     halves = {name: weight.bfloat16() for name, weight in adapter.state_dict.items()}
     adapter.state_dict.update(halves)
     AdapterDataset(filepath="data/06_models/starter_adapter").save(adapter)
     loaded = load_adapter(project / "data/06_models/starter_adapter").state_dict
     assert {weight.dtype for weight in loaded.values()} == {torch.bfloat16}
-    assert 0 <= asked(project, caplog)[0] <= 1
+    assert 0 <= asked(project)[0] <= 1

@@ -4,7 +4,7 @@ import logging
 import math
 import re
 import threading
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import nullcontext
 from dataclasses import dataclass
 from pathlib import Path
@@ -142,11 +142,11 @@ class QuestionAnswerer:
         adapter_version: str | None = None,
         env: str | None = None,
         runtime_params: dict[str, Any] | None = None,
+        tell: Callable[[str], Any] = logger.info,
     ) -> Self:
         """Load the promoted adapter of a Kedro project, or a pinned version, from its catalog.
 
-        In a project that has none yet, the adapter that ships with the base answers. A line of the
-        log says which version answers and why, on which base, with which F1.
+        In a project that has none yet, the adapter that ships with the base answers.
 
         Args:
             project_path: the project or a folder in it. None: the current folder.
@@ -154,6 +154,7 @@ class QuestionAnswerer:
                 latest if none is promoted.
             env: configuration environment, as in `kedro run --env`.
             runtime_params: parameters that override the configuration, as in `--params`.
+            tell: receives one line: which version answers and why, on which base, with which F1.
 
         Raises:
             InputError: no project, no such version, an invalid parameter, or no adapter that was
@@ -190,7 +191,7 @@ class QuestionAnswerer:
             compute_dtype=parameters.model.compute_dtype,
             attn_implementation=parameters.model.attn_implementation,
         )
-        logger.info("%s", loaded.origin)
+        tell(loaded.origin)
         return answerer
 
     @classmethod
