@@ -858,10 +858,10 @@ def test_viz_shows_layers_in_order_and_previews(project, full_run):
 
 
 def test_layers_of_all_pipelines_have_one_order():
-    entries = OmegaConfigLoader(REPOSITORY / "conf", "base", "local")["catalog"]
+    loader = OmegaConfigLoader(REPOSITORY / "conf", base_env="base", default_run_env="local")
     layers = {
         name: entry["metadata"]["kedro-viz"]["layer"]
-        for name, entry in entries.items()
+        for name, entry in loader["catalog"].items()
         if "kedro-viz" in entry.get("metadata", {})
     }
     order: TopologicalSorter[str] = TopologicalSorter()
