@@ -404,7 +404,7 @@ def test_two_processes_pretrain_together(several_runs):
 def test_a_process_that_dies_ends_the_pretraining_with_its_cause(project, monkeypatch, end, told):
     monkeypatch.setenv("END", end)
     parameters = short_pretraining(read_conf())
-    parameters["pretrain"]["seed"] = 11  # not that of a pretraining that has ended in this project
+    parameters["pretrain"]["seed"] = 11  # else it resumes at the end of another test's training
     path = project / "conf" / "dies" / "parameters.yml"
     path.parent.mkdir(exist_ok=True)
     path.write_text(json.dumps(parameters | {"distributed": {"num_processes": 2}}))

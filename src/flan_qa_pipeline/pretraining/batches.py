@@ -39,7 +39,7 @@ class BatchSource:
 
     Args:
         text: Unlabelled text.
-        questions: Annotated and generated questions, and those of further files.
+        questions: Annotated, generated and further questions.
         tasks: Makes pairs of them.
         batches: Shapes of the three kinds of batches, and how spans are corrupted.
         mixture: Shares of the kinds of batches and rows.

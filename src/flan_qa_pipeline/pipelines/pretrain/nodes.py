@@ -194,7 +194,7 @@ def encode_splits(
 
 
 def _leave_out_held_out(further: Dataset, splits: DatasetDict) -> Dataset:
-    """Leave out questions on held-out articles and contexts; put those of an article together."""
+    """Leave out questions on held-out articles and contexts; group the others by article."""
     held_out = [splits["dev"], splits["calibration"]]
     titles = {plain_title(t) for split in held_out for t in distinct_values(split, "title")}
     contexts = {normalized(c) for split in held_out for c in distinct_values(split, "context")}
