@@ -31,7 +31,7 @@ from flan_qa_pipeline.models.adapter import (
     provenance_of,
     save_adapter,
 )
-from flan_qa_pipeline.models.loading import load_base_model
+from flan_qa_pipeline.models.loading import check_base, load_base_model
 from flan_qa_pipeline.models.quantization import dequantize
 from flan_qa_pipeline.pipelines.modeling.nodes import attach_lora, merge_adapter
 from flan_qa_pipeline.runtime.atomic_catalog import AtomicCatalog
@@ -396,14 +396,12 @@ def test_weights_that_do_not_fit_the_base_are_named(trained, float32, provenance
     assert said in str(error.value)
 
 
-def test_target_module_that_matches_nothing_is_refused(parameters, float32, lora):
+def test_target_module_that_matches_nothing_is_refused(float32, lora):
     lora = lora.model_copy(update={"target_modules": ["q", "query", "w"]})
-    base = load_base_model(float32)
     with pytest.raises(InputError) as error:
-        attach_lora(base, lora, parameters.training)
+        check_base(float32, lora)
     assert f"['query', 'w'] match no linear module of {float32.name}" in str(error.value)
     assert "q, k, v, o, wi_0, wi_1 and wo (or use all-linear)" in str(error.value)
-    assert not any("lora" in name for name, _ in base.named_modules())
 
 
 @pytest.mark.parametrize(
@@ -416,6 +414,7 @@ def test_target_module_that_matches_nothing_is_refused(parameters, float32, lora
 )
 def test_lora_is_put_on_the_targets_alone(parameters, float32, lora, caplog, targets, expected):
     lora = lora.model_copy(update={"target_modules": targets})
+    check_base(float32, lora)
     with caplog.at_level(logging.INFO, logger="flan_qa_pipeline"):
         model = attach_lora(load_base_model(float32), lora, parameters.training)
     trainable = {name for name, p in model.named_parameters() if p.requires_grad}

@@ -23,7 +23,7 @@ from transformers import (
 )
 from transformers.quantizers.quantizers_utils import should_convert_module
 
-from flan_qa_pipeline.config.parameters import ModelParameters
+from flan_qa_pipeline.config.parameters import LoraParameters, ModelParameters
 from flan_qa_pipeline.errors import InputError, in_one_line
 from flan_qa_pipeline.files import require_undamaged
 from flan_qa_pipeline.hub import CONFIG, ModelFiles, fetch, missing_model_file
@@ -84,12 +84,13 @@ def hub_files(model: ModelParameters) -> ModelFiles:
     return ModelFiles(model.name, model.revision)
 
 
-def check_base(model: ModelParameters) -> None:
-    """Check a base model without reading its weights.
+def check_base(model: ModelParameters, lora: LoraParameters | None = None) -> None:
+    """Check a base model, and LoRA's targets in it, without reading its weights.
 
     Raises:
-        InputError: its architecture, tokenizer or a file of weights is not usable, or a parameter
-            contradicts the 4 bits that it is stored in.
+        InputError: its architecture, tokenizer or a file of weights is not usable; a parameter
+            contradicts the 4 bits that it is stored in; or `lora.target_modules` names a layer that
+            it lacks.
     """
     folder = base_folder(model)
     config = _load_config(model, folder)
@@ -101,6 +102,8 @@ def check_base(model: ModelParameters) -> None:
         except (SafetensorError, OSError) as error:
             raise _unreadable(model, folder, weights, error) from error
     _stored_layers(model, folder, config)
+    if lora is not None:
+        _require_targets(lora, config, model.name)
 
 
 def load_tokenizer(model: ModelParameters) -> PreTrainedTokenizerBase:
@@ -223,9 +226,7 @@ def _stored_layers(
 ) -> dict[str, PackedLayer]:
     """Read which layers a base stores in 4 bits, and check skip_modules and them."""
     layers = packed_layers(folder)
-    with torch.device("meta"):
-        modules = QuantizableT5(config).named_modules()
-    linear = [name for name, module in modules if isinstance(module, Linear)]
+    linear = _linear_layers(config)
     for skipped in model.skip_modules:
         if all(should_convert_module(name, [skipped]) for name in linear):
             raise InputError(
@@ -234,6 +235,34 @@ def _stored_layers(
             )
     require_stored_as(model, config, layers, linear)
     return layers
+
+
+def _linear_layers(config: T5Config) -> list[str]:
+    """Name the linear layers of an architecture, without weights."""
+    with torch.device("meta"):
+        modules = QuantizableT5(config).named_modules()
+    return [name for name, module in modules if isinstance(module, Linear)]
+
+
+def _require_targets(lora: LoraParameters, config: T5Config, base: str) -> None:
+    """Check that every name in `lora.target_modules` matches a linear layer; peft passes over it.
+
+    Raises:
+        InputError: names the targets that match none.
+    """
+    if lora.target_modules == "all-linear":
+        return
+    linear = _linear_layers(config)
+    missing = [
+        target
+        for target in lora.target_modules
+        if not any(f".{name}".endswith(f".{target}") for name in linear)
+    ]
+    if missing:
+        raise InputError(
+            f"lora.target_modules: {missing} match no linear module of {base}; T5's linear layers "
+            "are q, k, v, o, wi_0, wi_1 and wo (or use all-linear)."
+        )
 
 
 def _require_finite(folder: Path, layers: Container[str]) -> None:

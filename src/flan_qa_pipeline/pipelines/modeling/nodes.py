@@ -13,7 +13,6 @@ from accelerate import PartialState
 from datasets import DatasetDict
 from peft import PeftModel, get_peft_model
 from pydantic import BaseModel
-from torch.nn import Linear
 from transformers import PreTrainedModel, set_seed
 
 from flan_qa_pipeline.answering.dev_sample import answer_sample, draw_sample
@@ -27,7 +26,6 @@ from flan_qa_pipeline.config.parameters import (
     TrainingParameters,
 )
 from flan_qa_pipeline.data.tokenized import require_made_of
-from flan_qa_pipeline.errors import InputError
 from flan_qa_pipeline.evaluation.adapter_scores import dev_score
 from flan_qa_pipeline.evaluation.subject import recognized
 from flan_qa_pipeline.models.adapter import (
@@ -72,12 +70,7 @@ def quantize_base_model(model: ModelParameters, fsdp: bool = False) -> PreTraine
 def attach_lora(
     base_model: PreTrainedModel, lora: LoraParameters, training: TrainingParameters
 ) -> PeftModel:
-    """Attach new LoRA matrices to the target modules and log how many parameters train.
-
-    Raises:
-        InputError: a target module is not a linear module of the base.
-    """
-    _require_target_modules(base_model, lora)
+    """Attach new LoRA matrices to the target modules and log how many parameters train."""
     set_seed(training.seed)
     model = get_peft_model(base_model, lora_config(lora))
     fuse(model)
@@ -234,25 +227,3 @@ def _fingerprint_training(
             PartialState().num_processes,
         ]
     )
-
-
-def _require_target_modules(base_model: PreTrainedModel, lora: LoraParameters) -> None:
-    """Check that every name in `lora.target_modules` matches a linear module of the base.
-
-    Raises:
-        InputError: names the targets that match none.
-    """
-    if lora.target_modules == "all-linear":
-        return
-    names = [name for name, part in base_model.named_modules() if isinstance(part, Linear)]
-    missing = [
-        target
-        for target in lora.target_modules
-        if not any(name == target or name.endswith(f".{target}") for name in names)
-    ]
-    if missing:
-        raise InputError(
-            f"lora.target_modules: {missing} match no linear module of "
-            f"{base_model.name_or_path}; T5's linear layers are q, k, v, o, wi_0, wi_1 and wo "
-            "(or use all-linear)."
-        )

@@ -45,7 +45,7 @@ def _fetch(
         The parameters that pin the commits, by section and name.
 
     Raises:
-        InputError: an input cannot be fetched, or the base is not one that can be trained.
+        InputError: an input cannot be fetched, or the base is not one that can be trained so.
     """
     from flan_qa_pipeline.config.parameters import named_files
     from flan_qa_pipeline.hub import PROTOCOL, DataFiles, fetch
@@ -70,7 +70,8 @@ def _fetch(
         else:
             pins["model"] = {"revision": fetched.files.revision}
     if reads_base:
-        check_base(_pinned(parameters, pins).model)
+        trains = "params:lora" in inputs
+        check_base(_pinned(parameters, pins).model, parameters.lora if trains else None)
     return pins
 
 
