@@ -108,6 +108,7 @@ def options(tiny_base):
         "generation.batch_tokens": 500,
         "inference.chunk_size": 5,
         "reporting.memory_formats": [],
+        "training.auto_find_batch_size": "auto",
         "training.optim": "sgd",
         "training.learning_rate": 0.2,
         "training.max_steps": 6,
@@ -183,6 +184,7 @@ def test_the_first_process_alone_writes_and_tells(project, in_two):
     assert done.stdout.count("report.html\n") == 1
     assert done.stdout.count("LoRA trains") == 1
     assert "2 processes train on batches of 4, accumulated 1" in done.stdout
+    assert "training.auto_find_batch_size auto: off" in done.stdout
     assert "WARNING" not in done.stdout and "Warning" not in done.stderr
 
 

@@ -96,8 +96,9 @@ def test_8_bit_optimizer_keeps_its_state_in_bytes(train, short, trainers, monkey
     assert all(tensor.isfinite().all() for tensor in adapter.state_dict.values())
 
 
+@pytest.mark.parametrize("chosen", [True, "auto"])
 def test_found_batch_size_keeps_the_effective_batch(
-    train, short, plain, trainers, monkeypatch, caplog
+    train, short, plain, trainers, monkeypatch, caplog, chosen
 ):
     step = AnsweringTrainer.training_step
 
@@ -114,9 +115,11 @@ def test_found_batch_size_keeps_the_effective_batch(
 
     monkeypatch.setattr(AnsweringTrainer, "training_step", full_above_one)
     with caplog.at_level(logging.INFO, logger="flan_qa_pipeline"):
-        _, adapter = train(short.model_copy(update={"auto_find_batch_size": True}))
+        _, adapter = train(short.model_copy(update={"auto_find_batch_size": chosen}))
     assert short.per_device_train_batch_size == 4
     assert trainers[-1].sizes == [4, 4, 2, 2, 2, *[1] * 8]
+    said = "training.auto_find_batch_size auto: on (one process)."
+    assert caplog.messages.count(said) == (chosen == "auto")
     assert "A batch of 4 does not fit in memory; trying 2." in caplog.messages
     assert "Batch size found: 1, accumulated 4 times, 4 in effect." in caplog.messages
     record = adapter.training

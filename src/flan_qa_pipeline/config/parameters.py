@@ -285,8 +285,9 @@ class TrainingParameters(_Section):
     """Windows in a batch of the dev loss."""
     gradient_accumulation_steps: Positive
     """Batches whose gradients make one step."""
-    auto_find_batch_size: bool
-    """Starts again with a smaller batch, and as much more accumulation, when memory runs out."""
+    auto_find_batch_size: Literal["auto"] | bool
+    """`true` starts again with a smaller batch, and as much more accumulation, when memory runs
+    out; several processes cannot. `auto` is `true` in one process and `false` in several."""
     learning_rate: LearningRate
     """The highest learning rate."""
     lr_scheduler_type: Scheduler

@@ -38,10 +38,10 @@ def require_trainable(parameters: Parameters, processes: int) -> None:
             f"training.report_to: {training.report_to} is not installed; pip install "
             f"{TRACKERS[training.report_to]}, or choose tensorboard or none."
         )
-    if training.auto_find_batch_size and processes > 1:
+    if training.auto_find_batch_size is True and processes > 1:
         raise InputError(
             f"training.auto_find_batch_size: {processes} processes cannot search for a batch size, "
-            "because one may run out of memory alone; set it to false and lower "
+            "because one may run out of memory alone; set it to auto or false and lower "
             "training.per_device_train_batch_size."
         )
     if training.cuda_graphs is True:

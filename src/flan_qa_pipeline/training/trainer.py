@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any, TypeVar, cast
 
 import torch
+from accelerate import PartialState
 from accelerate.utils import model_has_dtensor
 from accelerate.utils.memory import clear_device_cache, should_reduce_batch_size
 from datasets import Dataset
@@ -92,13 +93,23 @@ def build_trainer(
             padded=coarse_length if cuda_graphs else round_up,
         ),
         answer_questions=answer_questions,
-        find_batch_size=training.auto_find_batch_size,
+        find_batch_size=_finds_batch_size(training),
         cuda_graphs=cuda_graphs,
     )
     trainer.remove_callback(ProgressCallback)  # before a subclass of it is added
     for callback in callbacks:
         trainer.add_callback(callback)
     return trainer
+
+
+def _finds_batch_size(training: TrainingParameters) -> bool:
+    """Return whether to search for a batch size that fits, and log what `auto` chooses."""
+    if training.auto_find_batch_size != "auto":
+        return training.auto_find_batch_size
+    processes = PartialState().num_processes
+    chosen = "on (one process)" if processes == 1 else f"off ({processes} processes)"
+    logger.info("training.auto_find_batch_size auto: %s.", chosen)
+    return processes == 1
 
 
 def _trackers(training: TrainingParameters, log_folder: Path) -> list[TrainerCallback]:
