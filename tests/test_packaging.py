@@ -6,9 +6,13 @@ import re
 import shutil
 import subprocess
 import sys
+import tomllib
+from importlib.metadata import version
 
 import pytest
 from conftest import REPOSITORY
+from packaging.requirements import Requirement
+from packaging.version import Version
 
 
 def call(*command, **kwargs):
@@ -70,6 +74,14 @@ def test_the_wheel_runs_in_an_empty_folder(installed, tiny_base, corpus, tmp_pat
     assert json.loads(made.read_text(encoding="utf-8"))["run"]["git"] is None
     (site_of_metric,) = site.glob("flan_qa_pipeline/evaluation/squad_v2_scores/squad_v2_scores.py")
     assert site_of_metric.is_file()
+
+
+@pytest.mark.parametrize("name", ["accelerate", "bitsandbytes", "peft", "transformers"])
+def test_no_untested_minor_release_of_a_library_is_allowed(name):
+    given = tomllib.loads((REPOSITORY / "pyproject.toml").read_text(encoding="utf-8"))
+    bounds = {r.name: r.specifier for r in map(Requirement, given["project"]["dependencies"])}
+    assert bounds[name].contains(version(name))
+    assert not bounds[name].contains(f"{Version(version(name)).major}.999")
 
 
 def test_locks_agree_and_leave_torch_to_its_index():
