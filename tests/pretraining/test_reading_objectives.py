@@ -1,17 +1,24 @@
 """What each pretraining objective keeps and hides, on real English."""
 
+import json
 import random
+from itertools import chain, zip_longest
 
 import numpy as np
+from datasets import DatasetDict
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from flan_qa_pipeline.data.row_files import files_in
+from flan_qa_pipeline.data.squad import flatten
+from flan_qa_pipeline.pipelines.data_engineering.nodes import flatten_questions
+from flan_qa_pipeline.pipelines.pretrain.nodes import encode_splits
 from flan_qa_pipeline.pretraining.altered_questions import (
     ImpossibleQuestions,
     contains,
     substitute_answer,
 )
-from flan_qa_pipeline.pretraining.encoding import plain_title
+from flan_qa_pipeline.pretraining.encoding import EncodedQuestions, plain_title
 from flan_qa_pipeline.pretraining.prompts import Prompt, encode
 from flan_qa_pipeline.pretraining.span_corruption import corrupt_spans, uncorrupted_length
 
@@ -158,6 +165,28 @@ def test_edited_questions_differ_or_lose_their_answer(tokenizer, tasks, question
             assert ids == question.ids.tolist()
             assert not contains(remaining, question.answer)
     assert min(edits.values()) > 20
+
+
+def test_paragraphs_of_an_article_belong_together_though_its_rows_alternate(
+    articles, tokenizer, tasks, tmp_path
+):
+    by_article = [list(flatten({"version": "v2.0", "data": [a]}, "")) for a in articles[:4]]
+    rows = [row for row in chain.from_iterable(zip_longest(*by_article)) if row is not None]
+    lines = "\n".join(json.dumps(row | {"answers": row["answers"]["text"]}) for row in rows)
+    (tmp_path / "rows.jsonl").write_text(lines, encoding="utf-8")
+    (files,) = files_in(str(tmp_path)).values()
+    checked, _ = flatten_questions(files, "rows.jsonl", "error")
+    none = checked.select([])
+    splits = DatasetDict(train=checked, dev=none, calibration=none)
+    encoded = encode_splits(splits, tokenizer, none)
+    found = EncodedQuestions.of(encoded, tasks)
+
+    contexts = [text_of(tokenizer, ids) for ids in found.contexts]
+    together = {row["context"]: {r["context"] for r in part} for part in by_article for row in part}
+    assert contexts[:4] != [part[0]["context"] for part in by_article]
+    for context, (first, end) in zip(contexts, found.articles, strict=True):
+        assert set(contexts[first:end]) == together[context]
+    assert [contexts[row["paragraph"]] for row in encoded["train"]] == checked["context"][:]
 
 
 def test_substitution_replaces_every_mention_and_finds_the_new_span():

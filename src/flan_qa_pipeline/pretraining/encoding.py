@@ -237,7 +237,7 @@ class EncodedQuestions:
         """Read the splits `paragraphs`, `train` and, where there is one, `extra`.
 
         Args:
-            encoded: The splits.
+            encoded: The splits; the paragraphs of an article follow each other.
             tasks: Tells the kinds of answers apart.
             generated: Questions of `generate_questions`.
         """

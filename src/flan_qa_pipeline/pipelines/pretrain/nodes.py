@@ -2,6 +2,7 @@
 
 import logging
 from collections.abc import Iterable
+from itertools import chain
 from pathlib import Path
 from typing import Any, Literal
 
@@ -159,7 +160,7 @@ def encode_text(
 def encode_splits(
     splits: DatasetDict, tokenizer: PreTrainedTokenizerBase, further: Dataset
 ) -> DatasetDict:
-    """Encode paragraphs and questions; `held_out` joins dev and calibration.
+    """Encode paragraphs, article by article, and questions; `held_out` joins dev and calibration.
 
     `extra` holds the further questions, if there are any, without what is held out.
 
@@ -169,16 +170,19 @@ def encode_splits(
     sources = dict(splits)
     if len(further):
         sources["extra"] = _leave_out_held_out(further, splits)
-    numbers: dict[str, int] = {}
-    paragraphs: list[dict[str, Any]] = []
-    titles: dict[tuple[bool, str], int] = {}
+    seen: set[str] = set()
+    articles: dict[tuple[bool, str], list[str]] = {}
     for name, split in sources.items():
         for title, context in zip(split["title"], split["context"], strict=True):
-            if context not in numbers:
-                numbers[context] = len(numbers)
-                article = titles.setdefault((name == "extra", title), len(titles))
-                ids = tokenizer(context, add_special_tokens=False)["input_ids"]
-                paragraphs.append({"article": article, "ids": ids})
+            if context not in seen:
+                seen.add(context)
+                articles.setdefault((name == "extra", title), []).append(context)
+    paragraphs = [
+        {"article": article, "ids": tokenizer(context, add_special_tokens=False)["input_ids"]}
+        for article, contexts in enumerate(articles.values())
+        for context in contexts
+    ]
+    numbers = {context: n for n, context in enumerate(chain.from_iterable(articles.values()))}
 
     def encoded(*names: str) -> Dataset:
         rows = (row for n in names for row in encode_questions(sources[n], tokenizer, numbers))
@@ -194,19 +198,18 @@ def encode_splits(
 
 
 def _leave_out_held_out(further: Dataset, splits: DatasetDict) -> Dataset:
-    """Leave out questions on held-out articles and contexts; group the others by article."""
+    """Leave out questions on held-out articles and contexts."""
     held_out = [splits["dev"], splits["calibration"]]
     titles = {plain_title(t) for split in held_out for t in distinct_values(split, "title")}
     contexts = {normalized(c) for split in held_out for c in distinct_values(split, "context")}
-    articles: dict[str, int] = {}
-    kept: list[tuple[int, int]] = []
+    kept: list[int] = []
     dropped: set[str] = set()
     columns = (column_values(further, name) for name in ("title", "context"))
     for row, (title, context) in enumerate(zip(*columns, strict=True)):
         if plain_title(title) in titles or normalized(context) in contexts:
             dropped.add(title)
         else:
-            kept.append((articles.setdefault(title, len(articles)), row))
+            kept.append(row)
     logger.info(
         "pretrain.question_folder: %d of %d questions stay; those with the title or the context of "
         "a held-out article were left out, in %d articles.",
@@ -219,7 +222,7 @@ def _leave_out_held_out(further: Dataset, splits: DatasetDict) -> Dataset:
             "pretrain.question_folder: all questions are on articles that are held out of "
             "data.train_file; give others, or set it to null."
         )
-    return further.select([row for _, row in sorted(kept)])
+    return further.select(kept)
 
 
 def pretrain_reader(
