@@ -4,7 +4,9 @@ import itertools
 import re
 
 import pytest
-from conftest import REPOSITORY
+import torch
+from bitsandbytes.nn import Linear4bit
+from conftest import DEVICE, REPOSITORY
 from datasets import Dataset, concatenate_datasets, load_from_disk
 from torch import nn
 
@@ -77,6 +79,22 @@ def test_any_retrained_weight_changes_the_fingerprint():
     first = fingerprint_weights(model)
     assert fingerprint_weights(model) == first
     nn.init.zeros_(model.bias)
+    assert fingerprint_weights(model) != first
+
+
+def test_the_last_value_of_a_weight_changes_the_fingerprint():
+    model = nn.Linear(300, 300).bfloat16()
+    first = fingerprint_weights(model)
+    with torch.no_grad():
+        model.weight[-1, -1] += 1
+    assert fingerprint_weights(model) != first
+
+
+def test_the_scales_of_4_bit_weights_change_the_fingerprint():
+    model = Linear4bit(64, 64, quant_type="nf4", compress_statistics=False).to(DEVICE)
+    first = fingerprint_weights(model)
+    assert fingerprint_weights(model) == first
+    model.weight.quant_state.absmax[-1] *= 2
     assert fingerprint_weights(model) != first
 
 
