@@ -289,10 +289,12 @@ class DataFiles(HubFiles):
 
     def require(self, held: Sequence[str]) -> None:
         if not list(filter_repo_objects(held, allow_patterns=list(self.patterns))):
-            some = ", ".join(sorted(name for name in held if not name.startswith("."))[:5])
+            inside = [name for name in held if name.startswith(f"{self.path}/")]
+            lacks = f"Parquet file in {self.path}" if inside else self.path or "Parquet file"
+            shown = sorted(name for name in inside or held if not name.startswith("."))
             raise InputError(
-                f"{self.repo_id} has no {self.path or 'Parquet file'} at {self.revision}; it has "
-                f"{some or 'no files'}."
+                f"{self.repo_id} has no {lacks} at {self.revision}; it has "
+                f"{', '.join(shown[:5]) or 'no files'}."
             )
 
     def is_whole(self, folder: Path) -> bool:

@@ -267,6 +267,42 @@ def test_a_question_folder_that_is_not_there_is_named(project, options):
         run(options)
 
 
+def parquet_of(articles, folder):
+    rows = pd.DataFrame(flatten({"version": "v2.0", "data": articles}, ""))
+    rows.to_parquet(folder / "rows.parquet")
+    return (folder / "rows.parquet").read_bytes()
+
+
+def test_a_question_folder_on_the_hub_is_fetched_once(project, options, hub, tmp_path):
+    articles = read_english(33)[30:]
+    files = {
+        "sets/a.parquet": parquet_of(articles[:1], tmp_path),
+        "sets/more/b.parquet": parquet_of(articles[1:], tmp_path),
+        "other/c.parquet": b"not read",
+    }
+    hub.add("ada/sets", files, "c" * 40, kind="datasets")
+    options["pretrain"]["question_folder"] = f"hf://datasets/ada/sets@{'c' * 40}/sets"
+    run(options, to_nodes=["encode_questions"])
+    assert set(hub.sent) == {"sets/a.parquet", "sets/more/b.parquet"}
+    hub.stop()
+    run(options, to_nodes=["encode_questions"])
+    found = list(flatten({"version": "v2.0", "data": articles}, ""))
+    encoded = load_from_disk(str(newest("encoded_questions")))
+    assert encoded["extra"]["gold"][:] == [row["answers"]["text"] for row in found]
+
+
+def test_folders_on_the_hub_that_cannot_be_read_are_named(project, options, hub):
+    hub.add("ada/sets", {"sets/a.json": b"{}", "b.parquet": b"rows"}, "c" * 40, kind="datasets")
+    folder = f"hf://datasets/ada/sets@{'c' * 40}"
+    options["pretrain"]["question_folder"] = f"{folder}/sets"
+    with pytest.raises(InputError, match="no Parquet file in sets at c*; it has sets/a.json.$"):
+        run(options)
+    options["pretrain"] |= {"question_folder": None, "text_folder": folder}
+    with pytest.raises(InputError, match="text_folder: .* does not read from the hub, .*download"):
+        run(options)
+    assert not hub.sent
+
+
 def test_a_stage_that_wants_further_questions_trains_on_them(project, options):
     folder = Path("data/01_raw/further")
     folder.mkdir()

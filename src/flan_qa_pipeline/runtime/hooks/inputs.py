@@ -50,6 +50,7 @@ class InputHooks:
         files = named_files(self._run.parameters)
         inputs = sorted(pipeline.inputs())
         for name in files.keys() & inputs:
+            _require_fetchable(name, catalog.get(name), files[name])
             _require_same_file(name, catalog.get(name), files[name], self._run.project_path)
         for name in inputs:
             file = files[name].file if name in files else None
@@ -64,6 +65,20 @@ def _require_inside(project: Path, name: str, path: str) -> None:
         raise InputError(
             f"{name}: {os.path.relpath(path, root)} leads out of the project {root}; name a place "
             "inside it, or give an absolute path."
+        )
+
+
+def _require_fetchable(
+    name: str, dataset: AbstractDataset[Any, Any] | None, named: "NamedFile"
+) -> None:
+    """Refuse a place on the hub for a dataset that cannot read a fetched copy."""
+    from flan_qa_pipeline.hub import PROTOCOL
+
+    on_hub = named.file is not None and named.file.startswith(PROTOCOL)
+    if on_hub and not hasattr(dataset, "read_from"):
+        raise InputError(
+            f"{named.parameter}: {name} does not read from the hub, where {named.file} is; fetch "
+            "it with `hf download`, and name the copy."
         )
 
 
