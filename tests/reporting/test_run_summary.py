@@ -45,17 +45,18 @@ def test_scores_fit_the_terminal_and_keep_their_digits(table, capsys, monkeypatc
 
 def test_three_lines_say_what_to_do_next(capsys):
     report = "/a/long/path" * 10 + "/[bold]/report.html"
-    print_next_steps(report, "2026-11-24T18.19.09.442Z")
+    versions = ["2026-11-24T18.19.09.442Z", "2026-11-23T08.00.00.000Z", "2026-11-22T08.00.00.000Z"]
+    print_next_steps(report, versions[0], versions)
     where, ask, compare = capsys.readouterr().out.splitlines()
     assert where.split(maxsplit=1) == ["Report", report]
     assert ask.endswith(" kedro ask --load-versions=adapter:2026-11-24T18.19.09.442Z")
-    assert "compare.first=" in compare and "compare.second=" in compare
-    assert max(map(len, (ask, compare))) <= WIDTH
+    assert f"compare.first={versions[1]},compare.second={versions[0]}" in compare
+    assert len(ask) <= WIDTH
 
 
-def test_the_latest_adapter_needs_no_version(capsys):
-    print_next_steps("report.html")
-    assert capsys.readouterr().out.splitlines()[1] == "Ask      kedro ask"
+def test_the_latest_adapter_needs_no_version_and_one_run_no_comparison(capsys):
+    print_next_steps("report.html", versions=["2026-11-24T18.19.09.442Z"])
+    assert capsys.readouterr().out.splitlines()[1:] == ["Ask      kedro ask"]
 
 
 @pytest.mark.parametrize(

@@ -88,20 +88,22 @@ def _number(value: float | None, digits: int) -> str:
     return "" if value is None else f"{value:,.{digits}f}"
 
 
-def print_next_steps(report: str, adapter_version: str | None = None) -> None:
+def print_next_steps(
+    report: str, adapter_version: str | None = None, versions: Sequence[str] = ()
+) -> None:
     """Print where the report lies, how to ask and how to compare, each on a line.
 
     Args:
         report: the report's path.
         adapter_version: the version that answers; None for the latest.
+        versions: those that can be compared, newest first; with fewer than two there is no line.
     """
     pinned = f" --load-versions=adapter:{adapter_version}" if adapter_version else ""
-    for label, text in {
-        "Report": report,
-        "Ask": f"kedro ask{pinned}",
-        "Compare": "kedro run --pipelines=compare --params=compare.first=A,compare.second=B",
-    }.items():
-        print_line(label, text)
+    print_line("Report", report)
+    print_line("Ask", f"kedro ask{pinned}")
+    if len(versions) > 1:
+        given = f"compare.first={versions[1]},compare.second={versions[0]}"
+        print_line("Compare", f"kedro run --pipelines=compare --params={given}")
 
 
 def print_line(label: str, text: str) -> None:

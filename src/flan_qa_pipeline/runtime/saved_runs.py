@@ -23,8 +23,18 @@ OF_THE_TRAINING = ("data", "model", "prompt", "tokenization", "lora", "training"
 
 def scored_versions(catalog: AtomicCatalog) -> list[str]:
     """List the versions that saved scores, newest first."""
+    return _versions_of(catalog, "score_table")
+
+
+def comparable_versions(catalog: AtomicCatalog) -> list[str]:
+    """List the versions that saved what the pipeline `compare` reads, newest first."""
+    costs = set(_versions_of(catalog, "cost_table"))
+    return [version for version in _versions_of(catalog, "question_table") if version in costs]
+
+
+def _versions_of(catalog: AtomicCatalog, name: str) -> list[str]:
     with suppress(VersionNotFoundError):
-        table: Any = catalog["score_table"]
+        table: Any = catalog[name]
         return list(table.list_versions(full_path=False))
     return []
 

@@ -2,16 +2,13 @@
 
 from collections.abc import Callable
 from pathlib import Path, PurePosixPath
-from typing import Any
 
 from kedro.framework.hooks import hook_impl
-from kedro.io import CatalogProtocol
 from kedro.pipeline import Pipeline
 
 from flan_qa_pipeline.runtime import kedro_private
+from flan_qa_pipeline.runtime.atomic_catalog import AtomicCatalog
 from flan_qa_pipeline.runtime.current_run import CurrentRun
-
-Catalog = CatalogProtocol[Any, Any]
 
 
 class ResultHooks:
@@ -21,7 +18,7 @@ class ResultHooks:
         self._run = run
 
     @hook_impl
-    def after_pipeline_run(self, pipeline: Pipeline, catalog: Catalog) -> None:
+    def after_pipeline_run(self, pipeline: Pipeline, catalog: AtomicCatalog) -> None:
         from accelerate import PartialState
 
         from flan_qa_pipeline.reporting.run_summary import print_line
@@ -41,7 +38,7 @@ class ResultHooks:
             print_line("Saved", saved)
 
 
-def _show_scores(name: str, catalog: Catalog, run: CurrentRun) -> None:
+def _show_scores(name: str, catalog: AtomicCatalog, run: CurrentRun) -> None:
     from flan_qa_pipeline.evaluation.subject import subject
     from flan_qa_pipeline.reporting.figures import MODELS
     from flan_qa_pipeline.reporting.run_summary import print_line, print_scores, without_gain
@@ -53,7 +50,7 @@ def _show_scores(name: str, catalog: Catalog, run: CurrentRun) -> None:
         print_line("No gain", nothing)
 
 
-def _show_comparison(name: str, catalog: Catalog, run: CurrentRun) -> None:
+def _show_comparison(name: str, catalog: AtomicCatalog, run: CurrentRun) -> None:
     from flan_qa_pipeline.pipelines.compare.nodes import LABELS
     from flan_qa_pipeline.reporting.run_summary import print_scores
 
@@ -62,20 +59,22 @@ def _show_comparison(name: str, catalog: Catalog, run: CurrentRun) -> None:
     print_scores(catalog.load(name), LABELS, given.reporting.confidence, title)
 
 
-def _show_differences(name: str, catalog: Catalog, run: CurrentRun) -> None:
+def _show_differences(name: str, catalog: AtomicCatalog, run: CurrentRun) -> None:
     from flan_qa_pipeline.reporting.run_summary import print_table
 
     print_table(catalog.load(name), "Parameters that differ")
 
 
-def _show_report(name: str, catalog: Catalog, run: CurrentRun) -> None:
+def _show_report(name: str, catalog: AtomicCatalog, run: CurrentRun) -> None:
     from flan_qa_pipeline.reporting.run_summary import print_next_steps
+    from flan_qa_pipeline.runtime.saved_runs import comparable_versions
 
     place = _relative(kedro_private.load_path(catalog[name]), run.project_path)
-    print_next_steps(place, catalog["adapter"].resolve_load_version())
+    adapter = catalog.versions(["adapter"]).get("adapter")
+    print_next_steps(place, adapter, comparable_versions(catalog))
 
 
-def _describe(made: list[str], paths: set[str], catalog: Catalog, project: Path) -> str:
+def _describe(made: list[str], paths: set[str], catalog: AtomicCatalog, project: Path) -> str:
     """List what a run saved; "" if it saved nothing.
 
     Args:
@@ -103,7 +102,7 @@ def _relative(place: PurePosixPath | None, project: Path) -> str:
     return str(Path(str(place)).relative_to(project)) if inside else str(place)
 
 
-PRESENTATIONS: dict[str, Callable[[str, Catalog, CurrentRun], None]] = {
+PRESENTATIONS: dict[str, Callable[[str, AtomicCatalog, CurrentRun], None]] = {
     "scores": _show_scores,
     "differences": _show_differences,
     "comparison": _show_comparison,
