@@ -198,7 +198,10 @@ def test_a_second_decay_goes_on_from_the_saved_base(project, options, monkeypatc
     assert "held_out" in json.loads(newest("second_decay_scores.json").read_text())
     packed = AutoModelForSeq2SeqLM.from_pretrained("data/06_models/second_decay_base_nf4")
     assert packed.is_loaded_in_4bit
-    assert len(AutoTokenizer.from_pretrained("data/06_models/second_decay_base_nf4")) == 1504
+    vocabulary = AutoTokenizer.from_pretrained("data/06_models/pretrained_base").get_vocab()
+    for folder in ("second_decay_base", "second_decay_base_nf4"):
+        tokenizer = AutoTokenizer.from_pretrained(f"data/06_models/{folder}")
+        assert tokenizer.get_vocab() == vocabulary and len(vocabulary) == 1504
 
 
 def test_a_second_decay_does_not_replace_the_base_that_it_starts_from(project, options):

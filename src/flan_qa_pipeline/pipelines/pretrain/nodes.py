@@ -267,14 +267,17 @@ def pretrain_base(
     questions: DatasetDict,
     generated: pd.DataFrame,
     pretrain: PretrainParameters,
-) -> Trained:
-    """Train the reader's weights on through the second phase; return them in bfloat16."""
+) -> tuple[T5ForConditionalGeneration, PreTrainedTokenizerBase, Heads, pd.DataFrame]:
+    """Train the reader's weights on through the second phase; return them in bfloat16.
+
+    The tokenizer is returned to be saved beside them.
+    """
     made = as_table(generated.to_dict("records"), GENERATED_FEATURES) if len(generated) else None
     objectives = _restore(reader_heads, reader, tokenizer, pretrain)
     model, heads, log = _train(
         reader.float(), objectives, pretrain.base, tokenizer, text, questions, made, pretrain
     )
-    return model.bfloat16(), heads, log
+    return model.bfloat16(), tokenizer, heads, log
 
 
 def _restore(

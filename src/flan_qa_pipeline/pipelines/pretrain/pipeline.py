@@ -106,7 +106,12 @@ def _models() -> Pipeline:
                 "generated_questions",
                 "params:pretrain",
             ],
-            outputs=["pretrained_base", "pretrained_base_heads", "pretraining_base_log"],
+            outputs=[
+                "pretrained_base",
+                "base_tokenizer",
+                "pretrained_base_heads",
+                "pretraining_base_log",
+            ],
             name="pretrain_base",
         ),
         node(
