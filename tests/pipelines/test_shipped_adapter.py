@@ -94,6 +94,18 @@ def test_it_answers_until_a_version_is_saved(project, made, caplog):
     assert infer(project) == pytest.approx(another, rel=1e-3, abs=0)
 
 
+def test_a_run_loads_it_once(project, monkeypatch):
+    loads, load = [], AdapterDataset.load
+
+    def counted(self):
+        loads.append(self)
+        return load(self)
+
+    monkeypatch.setattr(AdapterDataset, "load", counted)
+    assert 0 <= infer(project) <= 1
+    assert len(loads) == 1
+
+
 def test_it_answers_on_the_base_that_it_was_trained_on_alone(project, tmp_path):
     other = {"model": {"name": str(tmp_path / "another")}}
     refused = "does not fit this run: model.name is .*another', trained with .*tiny_base"

@@ -61,9 +61,9 @@ def pin(dataset: _Versioned, load: str | None, save: str | None) -> None:
     dataset._version = Version(load, save)
 
 
-def replace(catalog: DataCatalog, name: str, other: str) -> None:
-    """Let a name of the catalog stand for the dataset of another name; Kedro's own way warns."""
-    catalog._datasets[name] = catalog[other]
+def replace(catalog: DataCatalog, name: str, dataset: _Dataset) -> None:
+    """Let a name of the catalog stand for another dataset; Kedro's own way warns."""
+    catalog._datasets[name] = dataset
 
 
 def save_version(dataset: _Versioned) -> str | None:

@@ -4,6 +4,7 @@ import logging
 from typing import TYPE_CHECKING, Any
 
 from kedro.framework.hooks import hook_impl
+from kedro.io import CachedDataset
 from kedro.pipeline import Pipeline
 
 from flan_qa_pipeline.errors import InputError
@@ -22,7 +23,10 @@ ANSWERS_NEW = "inference"  # tag of the nodes that answer new questions
 
 
 class ShippedAdapterHooks:
-    """Lets the adapter that ships with the base answer new questions where none is saved."""
+    """Lets the adapter that ships with the base answer new questions where none is saved.
+
+    It is loaded once, to be checked, and stays in memory for the node that uses it.
+    """
 
     def __init__(self, run: CurrentRun):
         self._run = run
@@ -39,8 +43,10 @@ class ShippedAdapterHooks:
         using = [node for node in pipeline.nodes if ADAPTER in node.inputs]
         new_questions = using and all(ANSWERS_NEW in node.tags for node in using)
         if new_questions and ADAPTER in pipeline.inputs() and answers_as_shipped(catalog):
+            shipped = CachedDataset(catalog[SHIPPED], copy_mode="assign")
+            for name in (SHIPPED, ADAPTER):
+                kedro_private.replace(catalog, name, shipped)
             load_shipped(catalog, self._run.parameters.model)
-            kedro_private.replace(catalog, ADAPTER, SHIPPED)
 
 
 class PromotionHooks:
