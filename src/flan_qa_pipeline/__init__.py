@@ -1,5 +1,6 @@
 """Fine-tune FLAN-T5 with LoRA on a 4-bit base for SQuAD v2 question answering."""
 
+import logging
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
@@ -7,6 +8,10 @@ if TYPE_CHECKING:
 
 __version__ = "0.1.0"
 __all__ = ["Answer", "QuestionAnswerer"]
+
+# peft imports bitsandbytes, wherever it is first imported. There bitsandbytes warns that it
+# downloaded no kernel from the hub; this project never does.
+logging.getLogger("bitsandbytes.backends.cpu.ops").setLevel(logging.ERROR)
 
 
 def __getattr__(name: str) -> Any:

@@ -217,6 +217,16 @@ def test_the_answerer_imports_kedro_only_to_read_a_project():
     assert imported and not [name for name in imported if name.startswith("kedro")]
 
 
+def test_importing_the_api_prints_nothing():
+    done = subprocess.run(  # noqa: S603
+        [sys.executable, "-c", "from flan_qa_pipeline import QuestionAnswerer"],
+        capture_output=True,
+        text=True,
+        check=True,
+    )
+    assert (done.stdout, done.stderr) == ("", "")
+
+
 def test_importing_the_package_imports_no_model_library():
     code = (
         "import sys, flan_qa_pipeline; assert 'torch' not in sys.modules; "
