@@ -10,6 +10,9 @@ questions are means in percent.
 
 The official script skips questions without a prediction and ignores predictions without a
 question. Here both are errors.
+
+The same functions in transformers' ``squad_metrics`` are not used: transformers 5.21, which
+``pyproject.toml`` allows, has no such module, and in 5.17 importing it imports torch.
 """
 
 import operator
