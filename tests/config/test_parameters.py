@@ -113,7 +113,9 @@ def test_unknown_key_deep_inside(raw_parameters):
 def test_a_share_of_further_questions_needs_their_folder(raw_parameters):
     raw_parameters["pretrain"]["base"]["stages"][1]["mixture"]["extra"] = 0.5
     message = complaint(raw_parameters)
-    assert "base.stages.1.mixture.extra is 0.5, but question_folder names no folder" in message
+    assert message.startswith(
+        "Parameter pretrain: base.stages.1.mixture.extra is 0.5, but question_folder names no "
+    )
     raw_parameters["pretrain"]["question_folder"] = "data/01_raw/sets"
     assert check_parameters(raw_parameters).pretrain.base.stages[1].mixture.extra == 0.5
 

@@ -90,7 +90,7 @@ def test_pretrain_makes_bases_that_plain_transformers_reads(
     log = pd.read_csv(newest("pretraining_reader_log.csv"))
     assert log["step"].tolist() == [2, 4, 6, 8]
     assert log["stage"].tolist() == [0, 0, 1, 1]
-    scores = json.loads(newest("pretraining_scores.json").read_text())
+    scores = json.loads(newest("pretrained_base_scores.json").read_text())
     of_the_base = {"held_out", "held_out_forced", "trained_on"}
     assert set(scores) == of_the_base | {"held_out_span_head", "held_out_span_head_forced"}
     assert "held_out_span_head_forced: has_answer " in caplog.text
@@ -137,17 +137,20 @@ def test_text_without_its_fields_is_named(project, options, tmp_path):
         run(options, to_nodes=["train_pretraining_tokenizer"])
 
 
-SECOND = {"env": "second_decay", "from_nodes": ["generate_questions"]}
+def decay(env):
+    return {"env": env, "from_nodes": ["generate_questions"]}
 
 
-def shorten_second_decay():
-    """Give the stages of the environment two steps, and generate eight questions."""
-    path = Path("conf/second_decay/parameters_pretrain.yml")
+def shorten(env):
+    """Give the stages of an environment two steps, no further sets, and eight questions to ask."""
+    path = Path(f"conf/{env}/parameters_pretrain.yml")
     content = yaml.safe_load(path.read_text(encoding="utf-8"))
     pretrain = content["pretrain"]
     pretrain["generation"]["answers"] = 8
     pretrain["base"] |= {"warmup_steps": 1, "decay_steps": 6}
-    pretrain["base"]["stages"] = [s | {"steps": 2} for s in pretrain["base"]["stages"]]
+    for stage in pretrain["base"]["stages"]:
+        stage["steps"] = 2
+        stage["mixture"]["extra"] = 0
     path.write_text(yaml.safe_dump(content), encoding="utf-8")
 
 
@@ -156,8 +159,9 @@ def saved_files():
     return {path: path.read_bytes() for path in kept if "checkpoint" not in str(path)}
 
 
-def test_a_second_decay_goes_on_from_the_saved_base(project, options, monkeypatch, caplog):
-    shorten_second_decay()
+def test_later_decays_go_on_from_the_saved_base(project, options, monkeypatch):
+    shorten("second_decay")
+    shorten("third_decay")
     run(options, to_nodes=["evaluate_pretrained_base"])
     first = AutoModelForSeq2SeqLM.from_pretrained("data/06_models/pretrained_base")
     first_heads = load_file(newest("pretrained_base_heads.safetensors"))
@@ -181,7 +185,7 @@ def test_a_second_decay_goes_on_from_the_saved_base(project, options, monkeypatc
 
     monkeypatch.setattr(question_generation, "write", asking)
     monkeypatch.setattr(nodes, "fingerprint_weights", noting)
-    run(options, **SECOND)
+    run(options, **decay("second_decay"))
 
     assert set(made_by) == {fingerprint_weights(first)}
     assert starts[0] == fingerprint_weights(first.float())
@@ -193,9 +197,9 @@ def test_a_second_decay_goes_on_from_the_saved_base(project, options, monkeypatc
         assert weight.isfinite().all() and not weight.equal(first.state_dict()[name]), name
     assert heads.keys() == first_heads.keys()
     assert any(not heads[name].equal(first_heads[name]) for name in heads)
-    assert pd.read_csv(newest("second_decay_log.csv"))["stage"].tolist() == [0, 1, 2]
-    assert len(pd.read_parquet(newest("second_decay_questions.parquet"))) == 8
-    assert "held_out" in json.loads(newest("second_decay_scores.json").read_text())
+    assert pd.read_csv(newest("second_decay_base_log.csv"))["stage"].tolist() == [0, 1, 2]
+    assert len(pd.read_parquet(newest("second_decay_base_questions.parquet"))) == 8
+    assert "held_out" in json.loads(newest("second_decay_base_scores.json").read_text())
     packed = AutoModelForSeq2SeqLM.from_pretrained("data/06_models/second_decay_base_nf4")
     assert packed.is_loaded_in_4bit
     vocabulary = AutoTokenizer.from_pretrained("data/06_models/pretrained_base").get_vocab()
@@ -203,23 +207,43 @@ def test_a_second_decay_goes_on_from_the_saved_base(project, options, monkeypatc
         tokenizer = AutoTokenizer.from_pretrained(f"data/06_models/{folder}")
         assert tokenizer.get_vocab() == vocabulary and len(vocabulary) == 1504
 
+    before, asked = saved_files(), len(made_by)
+    run(options, **decay("third_decay"))
+    assert set(made_by[asked:]) == {fingerprint_weights(second.bfloat16())}
+    assert {path: path.read_bytes() for path in before} == before
+    assert newest("third_decay_base_heads.safetensors").exists()
+    assert Path("data/06_models/third_decay_base_nf4/model.safetensors").exists()
 
-def test_a_second_decay_does_not_replace_the_base_that_it_starts_from(project, options):
-    with pytest.raises(InputError, match="pretrained_base, which .* only reads; give --from-nodes"):
-        run(options, env="second_decay", from_nodes=["pretrain_reader"])
+
+@pytest.mark.parametrize(
+    ("env", "reader"), [("second_decay", "pretrained_base"), ("third_decay", "second_decay_base")]
+)
+def test_a_decay_does_not_replace_the_base_that_it_starts_from(project, options, env, reader):
+    with pytest.raises(InputError, match=f"{reader}, which .* only reads; give --from-nodes"):
+        run(options, env=env, from_nodes=["pretrain_reader"])
 
 
-def test_the_second_decay_has_lower_rates_and_other_draws(project):
-    with KedroSession.create(env="second_decay") as session:
-        second = session.load_context().config_loader["parameters"]["pretrain"]
+@pytest.mark.parametrize("env", ["second_decay", "third_decay"])
+def test_a_decay_without_its_reader_names_the_run_that_makes_it(project, options, env):
+    before = {"second_decay": "kedro run --pipelines", "third_decay": "--env=second_decay"}[env]
+    run(options, to_nodes=["encode_text", "encode_questions"])
+    with pytest.raises(InputError, match=f"make it first with .*{before}"):
+        run(options, **decay(env))
+
+
+@pytest.mark.parametrize(("env", "share"), [("second_decay", 0.43), ("third_decay", 0.55)])
+def test_a_decay_has_lower_rates_and_other_draws(project, env, share):
+    with KedroSession.create(env=env) as session:
+        later = session.load_context().config_loader["parameters"]["pretrain"]
     with KedroSession.create() as session:
         first = session.load_context().config_loader["parameters"]["pretrain"]
-    rates, highest = (p["base"]["optimizer"] for p in (second, first))
+    rates, highest = (p["base"]["optimizer"] for p in (later, first))
     for name in ("matrix_lr", "embedding_lr", "head_lr", "other_lr"):
-        assert rates[name] == pytest.approx(0.43 * highest[name])
+        assert rates[name] == pytest.approx(share * highest[name])
     assert rates["weight_decay"] == highest["weight_decay"]
-    assert second["seed"] != first["seed"]
-    assert second["generation"]["min_f1"] == 0.8 and second["batches"] == first["batches"]
+    assert later["seed"] != first["seed"]
+    assert later["base"]["decay_steps"] == sum(s["steps"] for s in later["base"]["stages"])
+    assert later["batches"] == first["batches"]
 
 
 def test_further_questions_are_checked_and_held_out(project, options, parameters, caplog):
@@ -316,4 +340,4 @@ def test_a_stage_that_wants_further_questions_trains_on_them(project, options):
         stage["mixture"] |= dict.fromkeys(("cloze", "answerable", "unanswerable", "asking"), 0.0)
         stage["mixture"] |= {"extra": 1.0}
     run(options, to_nodes=["pretrain_base"])
-    assert len(pd.read_csv(newest("pretraining_base_log.csv"))) == 4
+    assert len(pd.read_csv(newest("pretrained_base_log.csv"))) == 4

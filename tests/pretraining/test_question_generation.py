@@ -1,5 +1,7 @@
 """Generated questions: which stay, and that training reads them."""
 
+import dataclasses
+
 import numpy as np
 import pandas as pd
 import pytest
@@ -15,9 +17,7 @@ from flan_qa_pipeline.pipelines.pretrain.nodes import (
 from flan_qa_pipeline.pretraining import question_generation
 from flan_qa_pipeline.pretraining.altered_questions import contains
 from flan_qa_pipeline.pretraining.batches import BatchSource
-from flan_qa_pipeline.pretraining.encoding import (
-    EncodedQuestions,
-)
+from flan_qa_pipeline.pretraining.encoding import EncodedQuestions, EncodedText
 from flan_qa_pipeline.pretraining.prompts import encode
 from flan_qa_pipeline.pretraining.question_generation import generate_questions
 
@@ -53,6 +53,43 @@ def test_only_questions_that_lead_back_to_their_answer_stay(generated):
     for row in generated:
         assert row["context"][row["start"] : row["end"]] == row["answer"]
         assert 0 < len(row["answer"]) <= 12
+    assert any(row["other"] for row in generated)
+    assert all(row["other"] != row["context"] for row in generated)
+
+
+def test_neighbours_follow_or_at_the_end_come_before():
+    """Two articles, of paragraphs 0 to 4 and of paragraph 5 alone, 60 tokens each."""
+    text = EncodedText(
+        ids=np.repeat(np.arange(6, dtype=np.uint16), 60),
+        paragraphs=np.arange(7) * 60,
+        articles=np.array([0, 5, 6]),
+    )
+
+    def found(*paragraphs):
+        return sorted(set(question_generation.neighbours(text, range(*paragraphs)).tolist()))
+
+    assert found(0, 1) == [1, 2, 3]
+    assert found(2, 4) == [4]
+    assert found(4, 5) == [1, 2, 3]
+    assert found(0, 5) == found(5, 6) == []
+    assert len(question_generation.neighbours(text, range(0, 1))) == 180
+    short = dataclasses.replace(text, paragraphs=np.array([0, 60, 120, 180, 240, 289, 360]))
+    assert not len(question_generation.neighbours(short, range(3, 4)))
+
+
+def test_a_generated_question_may_find_its_neighbours_instead(generated, tasks):
+    none = DatasetDict(
+        paragraphs=Dataset.from_dict({n: [] for n in TEXT_FEATURES}, TEXT_FEATURES),
+        train=Dataset.from_dict({n: [] for n in QUESTION_FEATURES}, QUESTION_FEATURES),
+    )
+    made = as_table(generated, GENERATED_FEATURES)
+    questions = EncodedQuestions.of(none, tasks, made)
+    contexts = [row[name] for row in generated for name in ("context", "other") if row[name]]
+    assert [ids.tolist() for ids in questions.contexts] == contexts
+    for row, question in zip(generated, questions.generated, strict=True):
+        first, last = questions.articles[question.context]
+        assert contexts[question.context] == row["context"] and first == question.context
+        assert contexts[first + 1 : last] == [row["other"]] * bool(row["other"])
 
 
 def test_a_worker_draws_the_same_answers_as_plain_lists(tasks, text):
@@ -71,7 +108,7 @@ def test_a_worker_draws_the_same_answers_as_plain_lists(tasks, text):
     assert alone == ahead and [len(batch) for batch in alone] == [4, 4, 2]
     for row in (row for batch in ahead for row in batch):
         assert type(row.passage) is type(row.prompt) is list
-        assert {type(i) for i in (*row.passage, *row.prompt, *row.span)} == {int}
+        assert {type(i) for i in (*row.passage, *row.other, *row.prompt, *row.span)} == {int}
         assert contains(np.array(row.prompt), row.answer)
 
 

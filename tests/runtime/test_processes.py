@@ -390,7 +390,7 @@ def test_a_base_stored_in_4_bits_is_sharded_like_one_packed_at_load(several_runs
 
 @pytest.mark.slow
 def test_two_processes_pretrain_together(several_runs):
-    path = Path("data/08_reporting/pretraining_base_log.csv")
+    path = Path("data/08_reporting/pretrained_base_log.csv")
     log = pd.read_csv(path / several_runs[1]["pretrained"] / path.name)
     assert log["step"].tolist() == [2, 4, 6, 8]
 

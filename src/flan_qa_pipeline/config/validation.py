@@ -63,7 +63,10 @@ def _explain(place: str, problems: list[ErrorDetails]) -> str:
         return f"Parameter {place} is missing"
     reasons = [problem["msg"].removeprefix("Value error, ") for problem in problems]
     others = [reason.removeprefix("Input should be ") for reason in reasons[1:]]
-    return f"Parameter {place} is {first['input']!r}: {' or '.join([*reasons[:1], *others])}"
+    reason = " or ".join([*reasons[:1], *others])
+    if isinstance(first["input"], dict):  # its validator names the parameter within
+        return f"Parameter {place}: {reason}"
+    return f"Parameter {place} is {first['input']!r}: {reason}"
 
 
 def _fields(section: Sequence[str | int]) -> dict[str, FieldInfo]:

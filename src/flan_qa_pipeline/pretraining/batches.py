@@ -173,17 +173,20 @@ def draw_passage(text: EncodedText, rng: random.Random, longer_than: int = 0) ->
         rng: Source of randomness.
         longer_than: Tokens that the passage should have where the article has them.
     """
+    return text.join(draw_paragraphs(text, rng, longer_than))[:LONGEST_PASSAGE]
+
+
+def draw_paragraphs(text: EncodedText, rng: random.Random, longer_than: int = 0) -> range:
+    """Choose the paragraphs of `draw_passage`, by their numbers."""
     wanted = rng.randint(max(100, longer_than), max(250, longer_than + 100))
     start = rng.randrange(len(text.ids))
     paragraph = int(np.searchsorted(text.paragraphs, start, side="right")) - 1
-    article = int(np.searchsorted(text.articles, paragraph, side="right")) - 1
-    last = int(text.articles[article + 1])
+    last = text.article(paragraph).stop
     begin = int(text.paragraphs[paragraph])
     end = paragraph + 1
     while end < last and text.paragraphs[end] - begin < wanted:
         end += 1
-    stop = min(int(text.paragraphs[end]), begin + LONGEST_PASSAGE)
-    return text.ids[begin:stop].astype(np.int64)
+    return range(paragraph, end)
 
 
 class Batches(torch.utils.data.IterableDataset[Batch]):

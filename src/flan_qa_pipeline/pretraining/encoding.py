@@ -205,6 +205,16 @@ class EncodedText:
             articles=np.append(firsts, len(numbers)),
         )
 
+    def article(self, paragraph: int) -> range:
+        """Return the numbers of all paragraphs of a paragraph's article."""
+        number = int(np.searchsorted(self.articles, paragraph, side="right")) - 1
+        return range(int(self.articles[number]), int(self.articles[number + 1]))
+
+    def join(self, paragraphs: range) -> np.ndarray:
+        """Join the token ids of consecutive paragraphs."""
+        begin, end = self.paragraphs[paragraphs.start], self.paragraphs[paragraphs.stop]
+        return self.ids[begin:end].astype(np.int64)
+
 
 @dataclass(frozen=True)
 class EncodedQuestions:
@@ -251,9 +261,11 @@ class EncodedQuestions:
         extra = [read_question(row) for row in encoded.get("extra", ())]
         made: list[Question] = []
         for row in generated or ():
-            made.append(read_question(row | {"paragraph": len(contexts)}))
-            articles.append((len(contexts), len(contexts) + 1))
-            contexts.append(np.array(row["context"], dtype=np.int64))
+            first = len(contexts)
+            made.append(read_question(row | {"paragraph": first}))
+            article = [ids for ids in (row["context"], row["other"]) if ids]
+            contexts += [np.array(ids, dtype=np.int64) for ids in article]
+            articles += [(first, len(contexts))] * len(article)
         answers: dict[str, list[list[int]]] = defaultdict(list)
         for question in questions:
             if question.span and len(question.answer) <= LONGEST_ANSWER:

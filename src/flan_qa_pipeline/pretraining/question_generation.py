@@ -18,7 +18,7 @@ from transformers import PreTrainedTokenizerBase, T5ForConditionalGeneration
 from flan_qa_pipeline.config.parameters import QuestionGenerationParameters
 from flan_qa_pipeline.evaluation.scoring import score_question
 from flan_qa_pipeline.models.exchange import gather_json
-from flan_qa_pipeline.pretraining.batches import draw_passage
+from flan_qa_pipeline.pretraining.batches import draw_paragraphs
 from flan_qa_pipeline.pretraining.encoding import EncodedText
 from flan_qa_pipeline.pretraining.greedy_answers import write
 from flan_qa_pipeline.pretraining.reading_tasks import ReadingTasks
@@ -31,6 +31,8 @@ ENTITY_SHARE = 0.75
 LONGEST_ANSWER = 12
 QUESTION_TOKENS = (5, 36)
 PASSAGE_TOKENS = 300
+OTHER_PARAGRAPHS = 3
+OTHER_TOKENS = (50, 300)
 TRIES = 50  # for each answer
 
 
@@ -39,11 +41,13 @@ class Asked(NamedTuple):
 
     Attributes:
         passage: Token ids of the context.
-        span: The answer's [start, end) in it.
+        other: Those of the article's next paragraphs, or of those before; empty if it has none.
+        span: The answer's [start, end) in the passage.
         prompt: Token ids that ask for a question, without `</s>`.
     """
 
     passage: Ids
+    other: Ids
     span: Span
     prompt: Ids
 
@@ -77,10 +81,12 @@ class AnswersToAsk(torch.utils.data.IterableDataset[list[Asked]]):
             drawn = [choose_answer(self._tasks, self._text, rng) for _ in range(size)]
             yield [self._prompted(*chosen, rng) for chosen in drawn if chosen]
 
-    def _prompted(self, passage: np.ndarray, span: Span, rng: random.Random) -> Asked:
+    def _prompted(
+        self, passage: np.ndarray, other: np.ndarray, span: Span, rng: random.Random
+    ) -> Asked:
         ids = passage.tolist()
         prompt = rng.choice(self._tasks.asking)
-        return Asked(ids, span, prompt.fill(context=ids, answer=ids[slice(*span)]))
+        return Asked(ids, other.tolist(), span, prompt.fill(context=ids, answer=ids[slice(*span)]))
 
 
 def _unchanged(batch: list[Asked]) -> list[Asked]:
@@ -110,8 +116,9 @@ def generate_questions(
         seed: Seed of all processes.
 
     Returns:
-        Token ids `context`, `ids` (of the question) and `answer`, and `start` and `end` of the
-        answer in the context, the same in all processes.
+        Token ids `context`, `other` (of neighbouring paragraphs, where a question may find no
+        answer), `ids` (of the question) and `answer`, and `start` and `end` of the answer in the
+        context, the same in all processes.
     """
     state = PartialState()
     count = generation.answers // state.num_processes
@@ -139,14 +146,33 @@ def generate_questions(
 
 def choose_answer(
     tasks: ReadingTasks, text: EncodedText, rng: random.Random
-) -> tuple[np.ndarray, Span] | None:
-    """Choose words to ask for in a random passage, None where none were found."""
+) -> tuple[np.ndarray, np.ndarray, Span] | None:
+    """Choose words to ask for in a random passage, None where none were found.
+
+    Returns:
+        Token ids of the passage and of its neighbours (`neighbours`), and the answer's span.
+    """
     for _ in range(TRIES):
-        passage = draw_passage(text, rng)[:PASSAGE_TOKENS]
+        paragraphs = draw_paragraphs(text, rng)
+        passage = text.join(paragraphs)[:PASSAGE_TOKENS]
         span = tasks.phrase(passage, rng, ENTITY_SHARE)
         if span and 0 < span[1] - span[0] <= LONGEST_ANSWER:
-            return passage, span
+            return passage, neighbours(text, paragraphs), span
     return None
+
+
+def neighbours(text: EncodedText, paragraphs: range) -> np.ndarray:
+    """Join the next paragraphs of an article, at its end those before; none if they are short."""
+    article = text.article(paragraphs.start)
+    start = paragraphs.stop
+    if start == article.stop:
+        start = max(article.start, paragraphs.start - OTHER_PARAGRAPHS)
+        stop = paragraphs.start
+    else:
+        stop = min(start + OTHER_PARAGRAPHS, article.stop)
+    shortest, longest = OTHER_TOKENS
+    joined = text.join(range(start, stop))[:longest]
+    return joined if len(joined) >= shortest else joined[:0]
 
 
 def _ask(
@@ -186,6 +212,7 @@ def _ask(
     return [
         {
             "context": asked[number].passage,
+            "other": asked[number].other,
             "ids": questions[number],
             "answer": asked[number].answer,
             "start": asked[number].span[0],

@@ -5,7 +5,7 @@ import logging
 import os
 import time
 from collections.abc import Iterable, Iterator, Mapping
-from contextlib import AbstractContextManager
+from contextlib import AbstractContextManager, contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -36,6 +36,7 @@ logger = logging.getLogger(__name__)
 FLOOR = 0.02  # of the largest learning rate, where a decay ends
 CLOCK_STEPS = 10  # steps between looks at the clock
 MOST_WORKERS = 15
+COMPILER_OPTIONS = {"online_softmax": False}  # the compiler would give it up here, with warnings
 TENSORS, PROGRESS = "pretraining.safetensors", "progress.json"
 MODEL = "model"
 
@@ -67,6 +68,18 @@ def compute_dtype() -> AbstractContextManager[None]:
         PartialState().device.type, torch.bfloat16, enabled=multiplies_bfloat16()
     )
     return autocast
+
+
+@contextmanager
+def tensor_float32() -> Iterator[None]:
+    """Let a GPU multiply what is left in float32 in TF32, for which its compiler asks."""
+    before = torch.get_float32_matmul_precision()
+    if PartialState().device.type == "cuda":
+        torch.set_float32_matmul_precision("high")
+    try:
+        yield
+    finally:
+        torch.set_float32_matmul_precision(before)
 
 
 @dataclass
@@ -124,7 +137,9 @@ class Phase:
         compiles = self._state.device.type == "cuda" if settings.compile == "auto" else False
         if settings.compile is True or compiles:
             logger.info("Pretraining compiles forward and backward passes (pretrain.compile).")
-            self._forward = torch.compile(objectives.losses, dynamic=False)
+            self._forward = torch.compile(
+                objectives.losses, dynamic=False, options=COMPILER_OPTIONS
+            )
         else:
             self._forward = objectives.losses
         self.progress = Progress()
@@ -148,13 +163,14 @@ class Phase:
         last = sum(stage.steps for stage in self._phase.stages)
         for part in self._parts.values():
             part.train()
-        while self.progress.step < last:
-            number, first = stage_of(self._phase, self.progress.step)
-            if not self._run_stage(number, first, deadline):
-                raise InputError(
-                    f"pretrain.max_minutes are over at step {self.progress.step} of {last}; give "
-                    "the same command again, which resumes there."
-                )
+        with tensor_float32():
+            while self.progress.step < last:
+                number, first = stage_of(self._phase, self.progress.step)
+                if not self._run_stage(number, first, deadline):
+                    raise InputError(
+                        f"pretrain.max_minutes are over at step {self.progress.step} of {last}; "
+                        "give the same command again, which resumes there."
+                    )
         for part in self._parts.values():
             part.eval()
         return self.progress.rows

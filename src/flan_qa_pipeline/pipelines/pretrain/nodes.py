@@ -73,7 +73,7 @@ SPAN_FEATURES = {"ids": IDS, "answer": IDS, "start": Value("int32"), "end": Valu
 QUESTION_FEATURES = Features(
     {"paragraph": Value("int32"), **SPAN_FEATURES, "gold": List(Value("string"))}
 )
-GENERATED_FEATURES = Features({"context": IDS, **SPAN_FEATURES})
+GENERATED_FEATURES = Features({"context": IDS, "other": IDS, **SPAN_FEATURES})
 Heads = dict[str, torch.Tensor]
 Trained = tuple[T5ForConditionalGeneration, Heads, pd.DataFrame]
 
