@@ -134,6 +134,7 @@ def by_this_project(
         free()
         row["weights MB"] = (held() - before) / MB
         run_node(MODELING, parameters, data, "attach_lora")
+        run_node(MODELING, parameters, data, "fingerprint_inputs")
         run_node(MODELING, parameters, data, "train_adapter")
         training, record = parameters.training, data["adapter"].training
         samples = training.max_steps * training.per_device_train_batch_size

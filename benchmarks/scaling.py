@@ -157,7 +157,9 @@ def work(options: argparse.Namespace) -> None:
     data = read_questions(options.work)
     for name in ("quantize_base_model", "attach_lora"):
         run_node(MODELING, parameters, data, name)
-    training = timed(parameters, data, MODELING, "train_adapter")
+    training = sum(
+        timed(parameters, data, MODELING, name) for name in ("fingerprint_inputs", "train_adapter")
+    )
     record = data["adapter"].training
     data.pop("lora_model"), data.pop("base_model")
     run_node(REPORTING, parameters, data, "load_finetuned_model")

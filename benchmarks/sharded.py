@@ -103,7 +103,9 @@ def work(options: argparse.Namespace) -> None:
     data = read_questions(options.work)
     loading = timed(parameters, data, MODELING, "quantize_base_model")
     run_node(MODELING, parameters, data, "attach_lora")
-    training = timed(parameters, data, MODELING, "train_adapter")
+    training = sum(
+        timed(parameters, data, MODELING, name) for name in ("fingerprint_inputs", "train_adapter")
+    )
     record = data["adapter"].training
     each = [end - start for start, end in zip(EachStep.ends, EachStep.ends[1:], strict=False)]
     found = {

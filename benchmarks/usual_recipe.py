@@ -229,7 +229,7 @@ class UsualRecipe:
 def train_by_project(parameters: Parameters, data: dict[str, Any]) -> dict[str, Any]:
     """Run the nodes of modeling for one pass over the training windows."""
     free()
-    for name in ("quantize_base_model", "attach_lora", "train_adapter"):
+    for name in ("quantize_base_model", "attach_lora", "fingerprint_inputs", "train_adapter"):
         run_node(MODELING, parameters, data, name)
     record = data["adapter"].training
     return {

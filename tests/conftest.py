@@ -35,7 +35,11 @@ from flan_qa_pipeline.data.tokenized import describe, made_with
 from flan_qa_pipeline.models.adapter import Adapter, extract_adapter, provenance_of
 from flan_qa_pipeline.models.loading import load_base_model, load_tokenizer
 from flan_qa_pipeline.pipelines.data_engineering.nodes import WINDOW_FEATURES
-from flan_qa_pipeline.pipelines.modeling.nodes import attach_lora, train_adapter
+from flan_qa_pipeline.pipelines.modeling.nodes import (
+    attach_lora,
+    fingerprint_inputs,
+    train_adapter,
+)
 from flan_qa_pipeline.pretraining.random_t5 import build_t5
 from flan_qa_pipeline.runtime.provenance import fingerprint_splits, package_versions
 
@@ -294,6 +298,7 @@ def train(parameters, float32, lora, windows, questions):
             model,
             windows,
             questions,
+            fingerprint_inputs(model, windows, questions),
             base,
             parameters.prompt,
             parameters.tokenization,

@@ -84,10 +84,28 @@ def attach_lora(
     return model
 
 
+def fingerprint_inputs(
+    lora_model: PeftModel, tokenized_questions: DatasetDict, questions: DatasetDict
+) -> dict[str, Any]:
+    """Hash the data that a training reads, split by split, and the weights that it starts from.
+
+    Raises:
+        InputError: the tokenized questions were not made of `questions`.
+    """
+    fingerprints = {
+        "questions": fingerprint_splits(questions),
+        "tokenized_questions": fingerprint_splits(tokenized_questions),
+        "model": fingerprint_weights(lora_model),
+    }
+    require_made_of(tokenized_questions, fingerprints["questions"])
+    return fingerprints
+
+
 def train_adapter(
     lora_model: PeftModel,
     tokenized_questions: DatasetDict,
     questions: DatasetDict,
+    training_inputs: dict[str, Any],
     model: ModelParameters,
     prompt: PromptParameters,
     tokenization: TokenizationParameters,
@@ -99,15 +117,14 @@ def train_adapter(
     """Train, or resume from the last checkpoint of the same training; return the adapter.
 
     Args:
+        training_inputs: what `fingerprint_inputs` returns.
         run_record: the run's `run_id`, which names its folder in `training.logging_dir`, its
             `versions` of packages, and whatever else the adapter's record should hold.
         fsdp: spread the weights of the model over the processes.
     """
     cuda_graphs = captures_graphs(lora_model, training, fsdp)
-    inputs = _fingerprint_inputs(lora_model, tokenized_questions, questions)
-    require_made_of(tokenized_questions, inputs["questions"])
     fingerprint = _fingerprint_training(
-        inputs, run_record["versions"], lora_model, training, [model, prompt, generation]
+        training_inputs, run_record["versions"], lora_model, training, [model, prompt, generation]
     )
     if fsdp:
         shard(lora_model)
@@ -137,7 +154,7 @@ def train_adapter(
         cuda_graphs=cuda_graphs,
     )
     trainer.train_or_resume(training.resume)
-    run = run_record | {"fingerprints": inputs, "corpora": recognized(questions)}
+    run = run_record | {"fingerprints": training_inputs, "corpora": recognized(questions)}
     record = training_record(trainer, model, fingerprint=fingerprint, run=run)
     provenance = provenance_of(model, prompt, tokenization=tokenization, generation=generation)
     _log_dev_score(provenance, record)
@@ -196,17 +213,6 @@ def _log_dev_score(provenance: dict[str, Any], record: dict[str, Any]) -> None:
             "best" if record["best_step"] else "last",
             score.f1,
         )
-
-
-def _fingerprint_inputs(
-    lora_model: PeftModel, tokenized_questions: DatasetDict, questions: DatasetDict
-) -> dict[str, Any]:
-    """Hash the data that a training reads, split by split, and the weights that it starts from."""
-    return {
-        "questions": fingerprint_splits(questions),
-        "tokenized_questions": fingerprint_splits(tokenized_questions),
-        "model": fingerprint_weights(lora_model),
-    }
 
 
 def _fingerprint_training(

@@ -2,11 +2,23 @@ from typing import Any
 
 from kedro.pipeline import Pipeline, node
 
-from .nodes import attach_lora, measure_memory, merge_adapter, quantize_base_model, train_adapter
+from .nodes import (
+    attach_lora,
+    fingerprint_inputs,
+    measure_memory,
+    merge_adapter,
+    quantize_base_model,
+    train_adapter,
+)
 
 
 def create_pipeline(**kwargs: Any) -> Pipeline:
-    """Quantize the base model, attach LoRA and train the adapter."""
+    """Quantize the base model, attach LoRA and train the adapter.
+
+    Beside `reporting`, the base answers before the training begins and leaves the memory: Kedro
+    runs nodes by the number of nodes that they wait for, and `fingerprint_inputs` stands between
+    the windows and the training.
+    """
     return Pipeline(
         [
             node(
@@ -24,11 +36,19 @@ def create_pipeline(**kwargs: Any) -> Pipeline:
                 tags=["train"],
             ),
             node(
+                fingerprint_inputs,
+                inputs=["lora_model", "tokenized_questions", "questions"],
+                outputs="training_inputs",
+                name="fingerprint_inputs",
+                tags=["train"],
+            ),
+            node(
                 train_adapter,
                 inputs=[
                     "lora_model",
                     "tokenized_questions",
                     "questions",
+                    "training_inputs",
                     "params:model",
                     "params:prompt",
                     "params:tokenization",
