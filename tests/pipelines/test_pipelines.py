@@ -8,6 +8,7 @@ import shutil
 import signal
 import subprocess
 import sys
+import weakref
 from graphlib import TopologicalSorter
 from importlib import metadata
 from itertools import chain, product
@@ -32,6 +33,7 @@ from flan_qa_pipeline.data.squad import flatten
 from flan_qa_pipeline.errors import InputError
 from flan_qa_pipeline.evaluation.squad_v2_scores.squad_v2_scores import SquadV2Scores
 from flan_qa_pipeline.evaluation.subject import EMBEDDED_CORPUS
+from flan_qa_pipeline.models.loading import load_base_model
 from flan_qa_pipeline.pipeline_registry import register_pipelines
 from flan_qa_pipeline.pipelines import modeling, reporting
 from flan_qa_pipeline.runtime import selection
@@ -507,6 +509,33 @@ def test_a_read_only_folder_is_told_in_one_line_before_any_work(commands, tiny_b
         pytest.skip("a read-only folder needs Linux and leave to mount (unshare -Urm)")
     (line,) = refusal(commands, *given)
     assert re.search(f"Error: .*{named}", line)
+
+
+def test_the_base_has_answered_and_left_the_memory_when_the_training_begins(
+    project, full_run, tiny_run, monkeypatch
+):
+    class Began(Exception):
+        pass
+
+    answering, left = [], []
+
+    def load_answering(*args, **kwargs):
+        base = load_base_model(*args, **kwargs)
+        answering.append(weakref.ref(base))
+        return base
+
+    def begin(*args, **kwargs):
+        left.extend(base() for base in answering)
+        raise Began
+
+    monkeypatch.setattr(reporting.nodes, "load_base_model", load_answering)
+    monkeypatch.setattr(modeling.nodes, "build_trainer", begin)
+    predictions = project / "data/07_model_output/baseline_predictions.parquet"
+    before = len(list(predictions.iterdir()))
+    with pytest.raises(Began):
+        run(project, tiny_run)
+    assert left == [None]
+    assert len(list(predictions.iterdir())) == before + 1
 
 
 def test_training_continues_if_its_log_is_removed(project, full_run, tiny_run, caplog):
