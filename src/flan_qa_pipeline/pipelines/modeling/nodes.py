@@ -92,13 +92,13 @@ def fingerprint_inputs(
     Raises:
         InputError: the tokenized questions were not made of `questions`.
     """
-    fingerprints = {
-        "questions": fingerprint_splits(questions),
+    of_questions = fingerprint_splits(questions)
+    require_made_of(tokenized_questions, of_questions)
+    return {
+        "questions": of_questions,
         "tokenized_questions": fingerprint_splits(tokenized_questions),
         "model": fingerprint_weights(lora_model),
     }
-    require_made_of(tokenized_questions, fingerprints["questions"])
-    return fingerprints
 
 
 def train_adapter(
