@@ -36,7 +36,9 @@ logger = logging.getLogger(__name__)
 FLOOR = 0.02  # of the largest learning rate, where a decay ends
 CLOCK_STEPS = 10  # steps between looks at the clock
 MOST_WORKERS = 15
-COMPILER_OPTIONS = {"online_softmax": False}  # the compiler would give it up here, with warnings
+COMPILER_OPTIONS: dict[str, Any] = {
+    "online_softmax": False
+}  # the compiler would give it up here, with warnings
 TENSORS, PROGRESS = "pretraining.safetensors", "progress.json"
 MODEL = "model"
 
