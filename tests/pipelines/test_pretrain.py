@@ -232,7 +232,7 @@ def test_a_decay_without_its_reader_names_the_run_that_makes_it(project, options
         run(options, **decay(env))
 
 
-@pytest.mark.parametrize(("env", "share"), [("second_decay", 0.43), ("third_decay", 0.55)])
+@pytest.mark.parametrize(("env", "share"), [("second_decay", 0.43), ("third_decay", 0.62)])
 def test_a_decay_has_lower_rates_and_other_draws(project, env, share):
     with KedroSession.create(env=env) as session:
         later = session.load_context().config_loader["parameters"]["pretrain"]
@@ -243,7 +243,8 @@ def test_a_decay_has_lower_rates_and_other_draws(project, env, share):
         assert rates[name] == pytest.approx(share * highest[name])
     assert rates["weight_decay"] == highest["weight_decay"]
     assert later["seed"] != first["seed"]
-    assert later["base"]["decay_steps"] == sum(s["steps"] for s in later["base"]["stages"])
+    steps = sum(stage["steps"] for stage in later["base"]["stages"])
+    assert 0.9 * steps < later["base"]["decay_steps"] <= steps
     assert later["batches"] == first["batches"]
 
 
