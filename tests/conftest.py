@@ -2,6 +2,7 @@
 
 import gc
 import json
+import logging
 import os
 import re
 import shutil
@@ -209,6 +210,15 @@ def prompt_parameters(parameters):
 @pytest.fixture(scope="session")
 def tokenizer(model_parameters):
     return load_tokenizer(model_parameters)
+
+
+@pytest.fixture
+def transformers_log(caplog):
+    """caplog with the warnings of transformers, whose loggers do not propagate."""
+    logger = logging.getLogger("transformers")
+    logger.addHandler(caplog.handler)
+    yield caplog
+    logger.removeHandler(caplog.handler)
 
 
 @pytest.fixture

@@ -15,7 +15,7 @@ from flan_qa_pipeline.datasets.promotion import PromotionDataset
     [
         (AdapterDataset, {}),
         (MergedModelDataset, {}),
-        (PretrainedDataset, {"auto_class": "AutoTokenizer"}),
+        (PretrainedDataset, {"kind": "tokenizer"}),
         (PromotionDataset, {}),
     ],
 )

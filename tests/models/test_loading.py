@@ -353,8 +353,8 @@ def test_a_base_without_a_tokenizer_is_refused(float32, tiny_base, tmp_path):
 
 
 def test_a_model_overwrites_none_but_one_that_was_saved_so(tiny_base, tmp_path):
-    model = PretrainedDataset(filepath=str(tmp_path), auto_class="AutoModelForSeq2SeqLM")
-    source = PretrainedDataset(filepath=str(tiny_base), auto_class="AutoModelForSeq2SeqLM").load()
+    model = PretrainedDataset(filepath=str(tmp_path), kind="model")
+    source = PretrainedDataset(filepath=str(tiny_base), kind="model").load()
     (tmp_path / "model-00001-of-00002.safetensors").write_text("mine")
     (tmp_path / "README.md").write_text("mine")
     for _ in "12":
@@ -371,10 +371,10 @@ def test_a_model_overwrites_none_but_one_that_was_saved_so(tiny_base, tmp_path):
 
 def test_pretrained_dataset_keeps_model_and_tokenizer_in_one_folder(tiny_base, tmp_path):
     filepath = str(tmp_path / "both")
-    model = PretrainedDataset(filepath=filepath, auto_class="AutoModelForSeq2SeqLM")
-    tokenizer = PretrainedDataset(filepath=filepath, auto_class="AutoTokenizer")
-    source_model = PretrainedDataset(filepath=str(tiny_base), auto_class="AutoModelForSeq2SeqLM")
-    source_tokenizer = PretrainedDataset(filepath=str(tiny_base), auto_class="AutoTokenizer")
+    model = PretrainedDataset(filepath=filepath, kind="model")
+    tokenizer = PretrainedDataset(filepath=filepath, kind="tokenizer")
+    source_model = PretrainedDataset(filepath=str(tiny_base), kind="model")
+    source_tokenizer = PretrainedDataset(filepath=str(tiny_base), kind="tokenizer")
     assert not model.exists()
     tokenizer.save(source_tokenizer.load())
     assert tokenizer.exists()
@@ -389,6 +389,27 @@ def test_pretrained_dataset_keeps_model_and_tokenizer_in_one_folder(tiny_base, t
     text = "Which club was defeated in the Final?"
     assert tokenizer.load()(text) == source_tokenizer.load()(text)
     torch.testing.assert_close(logits(model.load().eval()), logits(source_model.load().eval()))
+
+
+def test_an_untied_head_is_loaded_and_saved_without_a_warning(
+    tiny_base, tmp_path, transformers_log
+):
+    T5ForConditionalGeneration.from_pretrained(tiny_base)
+    assert "tied weights mapping" in transformers_log.text
+    transformers_log.clear()
+    model = PretrainedDataset(filepath=str(tiny_base), kind="model").load()
+    copy = PretrainedDataset(filepath=str(tmp_path / "copy"), kind="model")
+    copy.save(model)
+    again = copy.load()
+    assert not transformers_log.records
+    assert type(again) is T5ForConditionalGeneration
+    assert again.encoder.embed_tokens.weight is again.shared.weight
+    assert not torch.equal(again.lm_head.weight, again.shared.weight)
+    for name, weight in model.state_dict().items():
+        assert torch.equal(again.state_dict()[name], weight), name
+    config = json.loads((tmp_path / "copy/config.json").read_text(encoding="utf-8"))
+    assert config["architectures"] == ["T5ForConditionalGeneration"]
+    assert config["tie_word_embeddings"] is config["scale_decoder_outputs"] is False
 
 
 @pytest.mark.parametrize("skip_modules", [["lm_head"], [], ["lm_head", "wo"]])

@@ -9,7 +9,7 @@ from conftest import on_cpu
 from english import small
 from safetensors import safe_open
 from safetensors.torch import load_file, save_file
-from transformers import AutoModelForSeq2SeqLM
+from transformers import AutoModelForSeq2SeqLM, T5ForConditionalGeneration
 
 from flan_qa_pipeline.errors import InputError
 from flan_qa_pipeline.models.loading import load_base_model
@@ -36,6 +36,12 @@ def model(raw_parameters):
 def logits(model):
     with torch.inference_mode():
         return model(input_ids=IDS, decoder_input_ids=IDS).logits.float()
+
+
+def test_packing_warns_of_nothing(model, transformers_log):
+    packed = pack(model, ["wo", "shared"])
+    assert type(packed) is T5ForConditionalGeneration
+    assert not transformers_log.records
 
 
 @pytest.mark.parametrize("float8", [[], ["wo"], ["wo", "shared"]])

@@ -1,18 +1,19 @@
-"""A Kedro dataset that keeps a model or a tokenizer as transformers does."""
+"""A Kedro dataset that keeps a T5 or a tokenizer as transformers does."""
 
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any, Literal
 
-import transformers
 from kedro.io.core import AbstractDataset
+from transformers import AutoTokenizer
 
 from flan_qa_pipeline.datasets.local_path import local_path
 from flan_qa_pipeline.files import add_saved, refuse_pickles, require_undamaged
+from flan_qa_pipeline.models.loading import load_transformers_t5
 
 
 class PretrainedDataset(AbstractDataset[Any, Any]):
-    """Saves a model or tokenizer by `save_pretrained`, loads it by a transformers auto class.
+    """Saves a T5 v1.1 or a tokenizer by `save_pretrained`, and loads it.
 
     The folder holds weights as safetensors and a digest of every file, which `load` compares. A
     model and its tokenizer may share a folder.
@@ -22,7 +23,7 @@ class PretrainedDataset(AbstractDataset[Any, Any]):
     pretrained_base:
       type: flan_qa_pipeline.datasets.pretrained.PretrainedDataset
       filepath: data/06_models/pretrained_base
-      auto_class: AutoModelForSeq2SeqLM
+      kind: model
     ```
     """
 
@@ -30,21 +31,20 @@ class PretrainedDataset(AbstractDataset[Any, Any]):
         self,
         *,
         filepath: str,
-        auto_class: Literal["AutoModelForSeq2SeqLM", "AutoTokenizer"],
+        kind: Literal["model", "tokenizer"],
         metadata: dict[str, Any] | None = None,
     ):
         self._filepath = local_path(filepath)
-        self._auto_class = auto_class
+        self._kind = kind
         self.metadata = metadata
 
     def load(self) -> Any:
         folder = Path(self._filepath)
         refuse_pickles(folder)
         require_undamaged(folder)
-        auto_class = getattr(transformers, self._auto_class)
-        return auto_class.from_pretrained(
-            str(self._filepath), local_files_only=True, trust_remote_code=False
-        )
+        if self._kind == "model":
+            return load_transformers_t5(folder)
+        return AutoTokenizer.from_pretrained(folder, local_files_only=True, trust_remote_code=False)
 
     def save(self, data: Any) -> None:
         folder = Path(self._filepath)
@@ -54,8 +54,8 @@ class PretrainedDataset(AbstractDataset[Any, Any]):
             add_saved(Path(aside), folder)
 
     def _exists(self) -> bool:
-        marker = "config.json" if "Model" in self._auto_class else "tokenizer_config.json"
+        marker = "config.json" if self._kind == "model" else "tokenizer_config.json"
         return Path(self._filepath, marker).is_file()
 
     def _describe(self) -> dict[str, Any]:
-        return {"filepath": str(self._filepath), "auto_class": self._auto_class}
+        return {"filepath": str(self._filepath), "kind": self._kind}

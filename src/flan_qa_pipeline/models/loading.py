@@ -40,7 +40,7 @@ from flan_qa_pipeline.models.quantization import (
     require_stored_as,
     shape_of,
 )
-from flan_qa_pipeline.models.t5 import QuantizableT5
+from flan_qa_pipeline.models.t5 import QuantizableT5, UntiedT5
 from flan_qa_pipeline.models.transformers_private import set_attention
 
 LFS_POINTER = b"version https://git-lfs.github.com/spec/"
@@ -325,6 +325,21 @@ def as_transformers_t5(model: PreTrainedModel) -> T5ForConditionalGeneration:
     plain.all_tied_weights_keys.pop("lm_head.weight")
     plain.load_state_dict(model.state_dict(), assign=True)
     return plain.eval()
+
+
+def load_transformers_t5(folder: Path, **options: Any) -> T5ForConditionalGeneration:
+    """Load a T5 v1.1 under transformers' own class, with the head that its folder holds.
+
+    That class would warn that the head is not tied, although the head of T5 v1.1 never is.
+
+    Args:
+        folder: what `save_pretrained` wrote.
+        **options: of `from_pretrained`.
+    """
+    model = UntiedT5.from_pretrained(folder, local_files_only=True, use_safetensors=True, **options)
+    model.__class__ = T5ForConditionalGeneration
+    model.config.tie_word_embeddings = False  # transformers 4 would tie the head, too
+    return model
 
 
 def _require_whole(folder: Path) -> None:

@@ -4,14 +4,10 @@ from dataclasses import dataclass
 from pathlib import Path
 from tempfile import TemporaryDirectory
 
-from transformers import (
-    AutoModelForSeq2SeqLM,
-    AutoTokenizer,
-    PreTrainedModel,
-    PreTrainedTokenizerBase,
-)
+from transformers import AutoTokenizer, PreTrainedModel, PreTrainedTokenizerBase
 
 from flan_qa_pipeline.files import CARD, add_saved, refuse_pickles, require_undamaged
+from flan_qa_pipeline.models.loading import load_transformers_t5
 
 
 @dataclass(frozen=True)
@@ -46,8 +42,8 @@ def load_merged(folder: Path) -> MergedModel:
     refuse_pickles(folder)
     require_undamaged(folder)
     card = folder / CARD
-    model, tokenizer = (
-        auto_class.from_pretrained(str(folder), local_files_only=True, trust_remote_code=False)
-        for auto_class in (AutoModelForSeq2SeqLM, AutoTokenizer)
+    return MergedModel(
+        load_transformers_t5(folder),
+        AutoTokenizer.from_pretrained(folder, local_files_only=True, trust_remote_code=False),
+        card.read_text(encoding="utf-8") if card.exists() else "",
     )
-    return MergedModel(model, tokenizer, card.read_text(encoding="utf-8") if card.exists() else "")

@@ -185,11 +185,23 @@ LEAN_LAYERS: dict[type[Module], type[Module]] = {
 }
 
 
-class QuantizableT5(T5ForConditionalGeneration):
-    """T5 v1.1 or FLAN-T5 with its untied head and every linear layer open to quantization.
+class UntiedT5(T5ForConditionalGeneration):
+    """T5 v1.1 or FLAN-T5 with its untied head.
 
     transformers ties the language-model head of every T5 to the embeddings; the head of T5 v1.1 is
-    untied. `allow_every_layer` says why transformers would not quantize `wo`.
+    untied.
+    """
+
+    _tied_weights_keys = {
+        "encoder.embed_tokens.weight": "shared.weight",
+        "decoder.embed_tokens.weight": "shared.weight",
+    }
+
+
+class QuantizableT5(UntiedT5):
+    """An untied T5 with every linear layer open to quantization.
+
+    `allow_every_layer` says why transformers would not quantize `wo`.
 
     Eager attention is `lean_attention`, which returns no attention weights.
 
@@ -197,10 +209,6 @@ class QuantizableT5(T5ForConditionalGeneration):
     target tokens at a time, and again in the backward pass, so it never keeps them all.
     """
 
-    _tied_weights_keys = {
-        "encoder.embed_tokens.weight": "shared.weight",
-        "decoder.embed_tokens.weight": "shared.weight",
-    }
     keeps_activations = False
 
     def __init__(self, config: T5Config):

@@ -13,6 +13,8 @@ from typing import Any
 import torch
 from transformers import BitsAndBytesConfig, T5ForConditionalGeneration
 
+from flan_qa_pipeline.models.loading import load_transformers_t5
+
 FLOAT8 = torch.float8_e4m3fn
 EMBEDDINGS, EMBEDDED = "shared", "embed_tokens"
 INTO_STREAM = (".o.weight", ".wo.weight")
@@ -95,13 +97,9 @@ def pack_nf4(model: T5ForConditionalGeneration) -> T5ForConditionalGeneration:
     )
     with TemporaryDirectory() as folder:
         model.save_pretrained(Path(folder))
-        packed = T5ForConditionalGeneration.from_pretrained(
-            folder,
+        return load_transformers_t5(
+            Path(folder),
             dtype=torch.bfloat16,
             quantization_config=quantization,
             device_map={"": "cpu"},
-            local_files_only=True,
-            use_safetensors=True,
         )
-    packed.config.tie_word_embeddings = False  # transformers 4 would tie the head, too
-    return packed
