@@ -36,9 +36,8 @@ logger = logging.getLogger(__name__)
 FLOOR = 0.02  # of the largest learning rate, where a decay ends
 CLOCK_STEPS = 10  # steps between looks at the clock
 MOST_WORKERS = 15
-COMPILER_OPTIONS: dict[str, Any] = {
-    "online_softmax": False
-}  # the compiler would give it up here, with warnings
+# The compiler would give up on an online softmax here, with warnings.
+COMPILER_OPTIONS: dict[str, Any] = {"online_softmax": False}
 TENSORS, PROGRESS = "pretraining.safetensors", "progress.json"
 MODEL = "model"
 
@@ -74,7 +73,7 @@ def compute_dtype() -> AbstractContextManager[None]:
 
 @contextmanager
 def tensor_float32() -> Iterator[None]:
-    """Let a GPU multiply what is left in float32 in TF32, for which its compiler asks."""
+    """Let a GPU multiply float32 matrices in TF32, as the compiler advises."""
     before = torch.get_float32_matmul_precision()
     if PartialState().device.type == "cuda":
         torch.set_float32_matmul_precision("high")
