@@ -1,13 +1,14 @@
 """The pipeline `pretrain` from text and questions to a packed base, at a tiny size."""
 
 import json
+import re
 import shutil
 from pathlib import Path
 
 import pandas as pd
 import pytest
 import yaml
-from conftest import copy_project
+from conftest import REPOSITORY, copy_project
 from datasets import Dataset, load_from_disk
 from english import read_english, short_pretraining, write_english
 from kedro.framework.session import KedroSession
@@ -52,7 +53,7 @@ def newest(dataset: str) -> Path:
 
 
 def test_pretrain_makes_bases_that_plain_transformers_reads(
-    project, options, parameters, caplog, monkeypatch
+    project, options, parameters, caplog, transformers_log, monkeypatch
 ):
     class Ended(BaseException):
         pass
@@ -63,6 +64,7 @@ def test_pretrain_makes_bases_that_plain_transformers_reads(
     with monkeypatch.context() as patch, pytest.raises(Ended):
         patch.setattr("flan_qa_pipeline.pipelines.pretrain.nodes.score_answers", end)
         run(options)
+    assert "tied weights" not in transformers_log.text
     base = AutoModelForSeq2SeqLM.from_pretrained("data/06_models/pretrained_base")
     heads = load_file(newest("pretrained_base_heads.safetensors"))
     assert base.shared.weight.isfinite().all() and "span_head.layers.0.weight" in heads
@@ -207,6 +209,9 @@ def test_later_decays_go_on_from_the_saved_base(project, options, monkeypatch):
         tokenizer = AutoTokenizer.from_pretrained(f"data/06_models/{folder}")
         assert tokenizer.get_vocab() == vocabulary and len(vocabulary) == 1504
 
+    config = json.loads(Path("data/06_models/second_decay_base/config.json").read_text())
+    assert config["tie_word_embeddings"] is config["scale_decoder_outputs"] is False
+
     before, asked = saved_files(), len(made_by)
     run(options, **decay("third_decay"))
     assert set(made_by[asked:]) == {fingerprint_weights(second.bfloat16())}
@@ -230,6 +235,24 @@ def test_a_decay_without_its_reader_names_the_run_that_makes_it(project, options
     run(options, to_nodes=["encode_text", "encode_questions"])
     with pytest.raises(InputError, match=f"make it first with .*{before}"):
         run(options, **decay(env))
+
+
+def test_the_nodes_in_the_docs_encode_other_text_and_sets(project, options):
+    page = (REPOSITORY / "docs/pretraining.md").read_text(encoding="utf-8")
+    nodes = re.search(r"--nodes=(\S+)", page)[1].split(",")
+    run(options, to_nodes=["train_pretraining_tokenizer"])
+    articles = read_english(33)[30:]
+    sets, texts = Path("data/01_raw/other_sets"), Path("data/01_raw/other_texts")
+    sets.mkdir()
+    (sets / "more.json").write_text(json.dumps({"version": "v2.0", "data": articles}))
+    texts.mkdir()
+    text = "\n".join(paragraph["context"] for paragraph in articles[0]["paragraphs"])
+    (texts / "more.jsonl").write_text(json.dumps({"title": "Other", "id": "1", "text": text}))
+    options["pretrain"] |= {"question_folder": str(sets), "text_folder": str(texts)}
+    run(options, env="third_decay", node_names=nodes)
+    encoded = load_from_disk(str(newest("encoded_text")))
+    assert len(encoded) == len(articles[0]["paragraphs"])
+    assert len(load_from_disk(str(newest("encoded_questions")))["extra"]) > 0
 
 
 @pytest.mark.parametrize(("env", "share"), [("second_decay", 0.43), ("third_decay", 0.62)])
