@@ -215,6 +215,21 @@ def test_later_decays_go_on_from_the_saved_base(project, options, monkeypatch):
     assert Path("data/06_models/third_decay_base_nf4/model.safetensors").exists()
 
 
+def test_a_decay_encodes_other_text_with_the_tokenizer_of_the_first_run(project, options):
+    shorten("third_decay")
+    run(options, to_nodes=["encode_text"])
+    before = saved_files()
+    options["pretrain"]["text_folder"] = "data/01_raw/other_text"
+    Path("data/01_raw/other_text").mkdir()
+    lines = [{"title": f"New {n}", "id": n, "text": f"Other text, number {n}."} for n in range(3)]
+    Path("data/01_raw/other_text/a.jsonl").write_text("\n".join(map(json.dumps, lines)))
+    data_nodes = ["check_pretraining_questions", "hold_out_articles", "check_question_sets"]
+    run(options, env="third_decay", node_names=[*data_nodes, "encode_text", "encode_questions"])
+    assert {path: path.read_bytes() for path in before} == before
+    text = load_from_disk(str(newest("encoded_text")))
+    assert len(set(text["article"])) == 3
+
+
 @pytest.mark.parametrize(
     ("env", "reader"), [("second_decay", "pretrained_base"), ("third_decay", "second_decay_base")]
 )
