@@ -220,6 +220,22 @@ def test_later_decays_go_on_from_the_saved_base(project, options, monkeypatch):
     assert Path("data/06_models/third_decay_base_nf4/model.safetensors").exists()
 
 
+def test_a_decay_encodes_other_text_with_the_tokenizer_of_the_first_run(project, options):
+    shorten("third_decay")
+    run(options, to_nodes=["encode_text"])
+    before = saved_files()
+    options["pretrain"]["text_folder"] = "data/01_raw/other_text"
+    Path("data/01_raw/other_text").mkdir()
+    lines = [{"title": f"New {n}", "id": n, "text": f"Other text, number {n}."} for n in range(3)]
+    Path("data/01_raw/other_text/a.jsonl").write_text("\n".join(map(json.dumps, lines)))
+    page = (REPOSITORY / "docs/pretraining.md").read_text(encoding="utf-8")
+    (nodes,) = re.findall(r"--nodes=(\S+)", page)
+    run(options, env="third_decay", node_names=nodes.split(","))
+    assert {path: path.read_bytes() for path in before} == before
+    text = load_from_disk(str(newest("encoded_text")))
+    assert len(set(text["article"])) == 3
+
+
 @pytest.mark.parametrize(
     ("env", "reader"), [("second_decay", "pretrained_base"), ("third_decay", "second_decay_base")]
 )
@@ -235,24 +251,6 @@ def test_a_decay_without_its_reader_names_the_run_that_makes_it(project, options
     run(options, to_nodes=["encode_text", "encode_questions"])
     with pytest.raises(InputError, match=f"make it first with .*{before}"):
         run(options, **decay(env))
-
-
-def test_the_nodes_in_the_docs_encode_other_text_and_sets(project, options):
-    page = (REPOSITORY / "docs/pretraining.md").read_text(encoding="utf-8")
-    nodes = re.search(r"--nodes=(\S+)", page)[1].split(",")
-    run(options, to_nodes=["train_pretraining_tokenizer"])
-    articles = read_english(33)[30:]
-    sets, texts = Path("data/01_raw/other_sets"), Path("data/01_raw/other_texts")
-    sets.mkdir()
-    (sets / "more.json").write_text(json.dumps({"version": "v2.0", "data": articles}))
-    texts.mkdir()
-    text = "\n".join(paragraph["context"] for paragraph in articles[0]["paragraphs"])
-    (texts / "more.jsonl").write_text(json.dumps({"title": "Other", "id": "1", "text": text}))
-    options["pretrain"] |= {"question_folder": str(sets), "text_folder": str(texts)}
-    run(options, env="third_decay", node_names=nodes)
-    encoded = load_from_disk(str(newest("encoded_text")))
-    assert len(encoded) == len(articles[0]["paragraphs"])
-    assert len(load_from_disk(str(newest("encoded_questions")))["extra"]) > 0
 
 
 @pytest.mark.parametrize(("env", "share"), [("second_decay", 0.43), ("third_decay", 0.62)])
