@@ -1,8 +1,10 @@
 """The project's configuration is read once for each session."""
 
 import pytest
+from conftest import CONF
 from kedro.config import MissingConfigException
 
+from flan_qa_pipeline.config.validation import check_parameters
 from flan_qa_pipeline.runtime.configuration import ProjectConfigLoader
 
 
@@ -31,3 +33,13 @@ def test_a_kind_without_files_is_missing_whenever_it_is_asked_for(load):
     for _ in "12":
         with pytest.raises(MissingConfigException):
             loader["catalog"]
+
+
+@pytest.mark.parametrize("env", sorted({path.parent.name for path in CONF.parent.glob("*/*.yml")}))
+def test_each_environment_is_complete(env):
+    options = {"base_env": "base", "default_run_env": "local"}
+    options["merge_strategy"] = {"parameters": "soft", "globals": "soft"}
+    loader = ProjectConfigLoader(str(CONF.parent), env=env, **options)
+    check_parameters(loader["parameters"])
+    base = loader["globals"]["pretraining"]["base"]
+    assert loader["catalog"]["pretrained_base"]["filepath"] == f"data/06_models/{base}"
