@@ -1,8 +1,13 @@
 """The project's configuration is read once for each session."""
 
+from itertools import permutations
+
 import pytest
 from kedro.config import MissingConfigException
+from kedro.validation import ParameterValidator
 
+from flan_qa_pipeline.config.parameters import DataParameters
+from flan_qa_pipeline.pipeline_registry import register_pipelines
 from flan_qa_pipeline.runtime.configuration import ProjectConfigLoader
 
 
@@ -31,3 +36,13 @@ def test_a_kind_without_files_is_missing_whenever_it_is_asked_for(load):
     for _ in "12":
         with pytest.raises(MissingConfigException):
             loader["catalog"]
+
+
+def test_pipelines_run_together_in_any_order(raw_parameters):
+    registered = register_pipelines()
+    for order in permutations(registered, 2):
+        raw = {name: dict(values) for name, values in raw_parameters.items()}
+        validator = ParameterValidator({name: registered[name] for name in order})
+        made = validator.validate_raw_params(raw)
+        if "data_engineering" in order:
+            assert isinstance(made["data"], DataParameters), order
