@@ -1,10 +1,15 @@
-"""The project's configuration is read once for each session."""
+"""The project's configuration: read once for each session, and complete in each environment."""
+
+from itertools import permutations
 
 import pytest
 from conftest import CONF
 from kedro.config import MissingConfigException
+from kedro.validation import ParameterValidator
 
+from flan_qa_pipeline.config.parameters import DataParameters
 from flan_qa_pipeline.config.validation import check_parameters
+from flan_qa_pipeline.pipeline_registry import register_pipelines
 from flan_qa_pipeline.runtime.configuration import ProjectConfigLoader
 
 
@@ -43,3 +48,13 @@ def test_each_environment_is_complete(env):
     check_parameters(loader["parameters"])
     base = loader["globals"]["pretraining"]["base"]
     assert loader["catalog"]["pretrained_base"]["filepath"] == f"data/06_models/{base}"
+
+
+def test_pipelines_run_together_in_any_order(raw_parameters):
+    registered = register_pipelines()
+    for order in permutations(registered, 2):
+        raw = {name: dict(values) for name, values in raw_parameters.items()}
+        validator = ParameterValidator({name: registered[name] for name in order})
+        made = validator.validate_raw_params(raw)
+        if "data_engineering" in order:
+            assert isinstance(made["data"], DataParameters), order

@@ -18,7 +18,6 @@ from flan_qa_pipeline.config.parameters import (
     ModelParameters,
     PromptParameters,
     TokenizationParameters,
-    TrainingColumns,
 )
 from flan_qa_pipeline.data.arrow_files import in_batches, on_disk
 from flan_qa_pipeline.data.row_files import RowFiles
@@ -69,9 +68,15 @@ def flatten_questions(
     raw: RowFiles | dict[str, Any] | Dataset | DatasetDict,
     source: str,
     on_invalid: str,
-    columns: TrainingColumns | None = None,
+    columns: Any = None,  # Kedro cannot set a TrainingColumns within the DataParameters of others
 ) -> tuple[Dataset, pd.DataFrame]:
     """Read SQuAD JSON or rows of any supported file into one checked row per question.
+
+    Args:
+        raw: What the dataset loaded.
+        source: The file's name, for messages.
+        on_invalid: `error` or `skip`.
+        columns: `TrainingColumns`, where the file names them otherwise.
 
     Returns:
         The questions, and a table of rejected ones, empty unless `on_invalid` is `skip`.

@@ -26,7 +26,6 @@ from flan_qa_pipeline.config.parameters import (
     DataParameters,
     PhaseParameters,
     PretrainParameters,
-    TrainingColumns,
 )
 from flan_qa_pipeline.data.arrow_files import in_batches, on_disk
 from flan_qa_pipeline.data.row_files import RowFiles
@@ -103,7 +102,7 @@ def check_question_sets(
     sets: dict[str, RowFiles],
     folder: str | None,
     on_invalid: str,
-    columns: TrainingColumns | None = None,
+    columns: Any = None,
 ) -> tuple[Dataset, pd.DataFrame]:
     """Check every file of the question folder as the training file is checked, and join them."""
     questions, rejected = [as_table([], CHECKED_FEATURES)], [rejection_table([], "")]
