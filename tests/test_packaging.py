@@ -76,7 +76,7 @@ def test_the_wheel_runs_in_an_empty_folder(installed, tiny_base, corpus, tmp_pat
     assert site_of_metric.is_file()
 
 
-@pytest.mark.parametrize("name", ["accelerate", "bitsandbytes", "peft", "transformers"])
+@pytest.mark.parametrize("name", ["accelerate", "bitsandbytes", "kedro", "peft", "transformers"])
 def test_no_untested_minor_release_of_a_library_is_allowed(name):
     given = tomllib.loads((REPOSITORY / "pyproject.toml").read_text(encoding="utf-8"))
     bounds = {r.name: r.specifier for r in map(Requirement, given["project"]["dependencies"])}

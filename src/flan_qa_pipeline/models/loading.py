@@ -245,7 +245,9 @@ def _linear_layers(config: T5Config) -> list[str]:
 
 
 def _require_targets(lora: LoraParameters, config: T5Config, base: str) -> None:
-    """Check that every name in `lora.target_modules` matches a linear layer; peft passes over it.
+    """Check that every name in `lora.target_modules` matches a linear layer.
+
+    peft ignores a name that matches none, where another one does.
 
     Raises:
         InputError: names the targets that match none.

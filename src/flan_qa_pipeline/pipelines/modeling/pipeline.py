@@ -15,8 +15,8 @@ from .nodes import (
 def create_pipeline(**kwargs: Any) -> Pipeline:
     """Quantize the base model, attach LoRA and train the adapter.
 
-    Beside `reporting`, the base answers before the training begins and leaves the memory: Kedro
-    runs nodes by the number of nodes that they wait for, and `fingerprint_inputs` stands between
+    In a run with `reporting`, the base answers and leaves the memory before the training begins:
+    Kedro first runs the nodes that wait for fewer others, and `fingerprint_inputs` stands between
     the windows and the training.
     """
     return Pipeline(

@@ -45,7 +45,7 @@ def _fetch(
         The parameters that pin the commits, by section and name.
 
     Raises:
-        InputError: an input cannot be fetched, or the base is not one that can be trained so.
+        InputError: an input cannot be fetched, or the base cannot be trained so.
     """
     from flan_qa_pipeline.config.parameters import named_files
     from flan_qa_pipeline.hub import PROTOCOL, DataFiles, fetch
