@@ -8,7 +8,7 @@ from flan_qa_pipeline.training.progress import LastingTensorBoard, LossInProgres
 
 
 def test_one_described_bar_that_leaves_the_terminal(capsys):
-    gc.collect()  # bars that failing tests have left open would stand above this one
+    gc.collect()  # bars that earlier tests have left open would stand above this one
     bar, state = LossInProgressBar("Train the adapter"), TrainerState(max_steps=4)
     bar.on_train_begin(None, state, None)
     first = bar.training_bar
