@@ -1,6 +1,7 @@
 """Fine-tune FLAN-T5 with LoRA on a 4-bit base for SQuAD v2 question answering."""
 
 import logging
+import sys
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
@@ -9,8 +10,10 @@ if TYPE_CHECKING:
 __version__ = "0.1.0"
 __all__ = ["Answer", "QuestionAnswerer"]
 
-# peft imports bitsandbytes, wherever it is first imported. There bitsandbytes warns that it
-# downloaded no kernel from the hub; this project never does.
+# peft imports bitsandbytes, wherever it is first imported. On a CPU with AVX512_BF16, bitsandbytes
+# would then download a kernel from the hub and run it if it found the package `kernels`, which from
+# here on nothing can import. It warns that it found none.
+sys.modules.setdefault("kernels", None)  # type: ignore[arg-type]
 logging.getLogger("bitsandbytes.backends.cpu.ops").setLevel(logging.ERROR)
 
 

@@ -2,6 +2,7 @@
 
 import ast
 import math
+import os
 import subprocess
 import sys
 from concurrent.futures import ThreadPoolExecutor
@@ -225,6 +226,18 @@ def test_importing_the_api_prints_nothing():
         check=True,
     )
     assert (done.stdout, done.stderr) == ("", "")
+
+
+def test_no_library_gets_code_of_the_hub_through_the_package_kernels(tmp_path):
+    """On a CPU with AVX512_BF16, bitsandbytes calls `get_kernel` when it is imported."""
+    (tmp_path / "kernels.py").write_text("def get_kernel(*_, **__): raise SystemExit('ran')")
+    code = (
+        "import importlib.util, flan_qa_pipeline, bitsandbytes, transformers.utils as utils; "
+        "assert importlib.util.find_spec('kernels') is None; "
+        "assert not utils.is_kernels_available()"
+    )
+    environment = os.environ | {"PYTHONPATH": os.pathsep.join([str(tmp_path), *sys.path])}
+    subprocess.run([sys.executable, "-c", code], check=True, env=environment)  # noqa: S603
 
 
 def test_importing_the_package_imports_no_model_library():
