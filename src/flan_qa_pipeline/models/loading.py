@@ -101,9 +101,10 @@ def check_base(model: ModelParameters, lora: LoraParameters | None = None) -> No
                 pass
         except (SafetensorError, OSError) as error:
             raise _unreadable(model, folder, weights, error) from error
-    _stored_layers(model, folder, config)
+    linear = _linear_layers(config)
+    _stored_layers(model, folder, config, linear)
     if lora is not None:
-        _require_targets(lora, config, model.name)
+        _require_targets(lora, linear, model.name)
 
 
 def load_tokenizer(model: ModelParameters) -> PreTrainedTokenizerBase:
@@ -179,7 +180,7 @@ def load_base_model(model: ModelParameters, *, to_shard: bool = False) -> PreTra
     config = _load_config(model, folder)
     _require_whole(folder)
     require_undamaged(folder)
-    layers = _stored_layers(model, folder, config)
+    layers = _stored_layers(model, folder, config, _linear_layers(config))
     _require_finite(folder, layers)
     dtype = resolve_compute_dtype(model.compute_dtype)
     quantization = quantization_config(model, dtype, layers) if model.load_in_4bit else None
@@ -222,11 +223,10 @@ def is_stored_in_4_bits(model: ModelParameters) -> bool:
 
 
 def _stored_layers(
-    model: ModelParameters, folder: Path, config: T5Config
+    model: ModelParameters, folder: Path, config: T5Config, linear: list[str]
 ) -> dict[str, PackedLayer]:
     """Read which layers a base stores in 4 bits, and check skip_modules and them."""
     layers = packed_layers(folder)
-    linear = _linear_layers(config)
     for skipped in model.skip_modules:
         if all(should_convert_module(name, [skipped]) for name in linear):
             raise InputError(
@@ -244,7 +244,7 @@ def _linear_layers(config: T5Config) -> list[str]:
     return [name for name, module in modules if isinstance(module, Linear)]
 
 
-def _require_targets(lora: LoraParameters, config: T5Config, base: str) -> None:
+def _require_targets(lora: LoraParameters, linear: list[str], base: str) -> None:
     """Check that every name in `lora.target_modules` matches a linear layer.
 
     peft ignores a name that matches none, where another one does.
@@ -254,7 +254,6 @@ def _require_targets(lora: LoraParameters, config: T5Config, base: str) -> None:
     """
     if lora.target_modules == "all-linear":
         return
-    linear = _linear_layers(config)
     missing = [
         target
         for target in lora.target_modules

@@ -173,7 +173,7 @@ def draw_passage(text: EncodedText, rng: random.Random, longer_than: int = 0) ->
         rng: Source of randomness.
         longer_than: Tokens that the passage should have where the article has them.
     """
-    return text.join(draw_paragraphs(text, rng, longer_than))[:LONGEST_PASSAGE]
+    return text.join(draw_paragraphs(text, rng, longer_than), LONGEST_PASSAGE)
 
 
 def draw_paragraphs(text: EncodedText, rng: random.Random, longer_than: int = 0) -> range:

@@ -210,10 +210,10 @@ class EncodedText:
         number = int(np.searchsorted(self.articles, paragraph, side="right")) - 1
         return range(int(self.articles[number]), int(self.articles[number + 1]))
 
-    def join(self, paragraphs: range) -> np.ndarray:
-        """Join the token ids of consecutive paragraphs."""
+    def join(self, paragraphs: range, longest: int) -> np.ndarray:
+        """Join the token ids of consecutive paragraphs, and cut them to a length."""
         begin, end = self.paragraphs[paragraphs.start], self.paragraphs[paragraphs.stop]
-        return self.ids[begin:end].astype(np.int64)
+        return self.ids[begin : min(end, begin + longest)].astype(np.int64)
 
 
 @dataclass(frozen=True)

@@ -154,7 +154,7 @@ def choose_answer(
     """
     for _ in range(TRIES):
         paragraphs = draw_paragraphs(text, rng)
-        passage = text.join(paragraphs)[:PASSAGE_TOKENS]
+        passage = text.join(paragraphs, PASSAGE_TOKENS)
         span = tasks.phrase(passage, rng, ENTITY_SHARE)
         if span and 0 < span[1] - span[0] <= LONGEST_ANSWER:
             return passage, neighbours(text, paragraphs), span
@@ -163,15 +163,10 @@ def choose_answer(
 
 def neighbours(text: EncodedText, paragraphs: range) -> np.ndarray:
     """Join the next paragraphs of an article, at its end those before; none if they are short."""
-    article = text.article(paragraphs.start)
-    start = paragraphs.stop
-    if start == article.stop:
-        start = max(article.start, paragraphs.start - OTHER_PARAGRAPHS)
-        stop = paragraphs.start
-    else:
-        stop = min(start + OTHER_PARAGRAPHS, article.stop)
-    shortest, longest = OTHER_TOKENS
-    joined = text.join(range(start, stop))[:longest]
+    article, (shortest, longest) = text.article(paragraphs.start), OTHER_TOKENS
+    after = range(paragraphs.stop, min(paragraphs.stop + OTHER_PARAGRAPHS, article.stop))
+    before = range(max(article.start, paragraphs.start - OTHER_PARAGRAPHS), paragraphs.start)
+    joined = text.join(after or before, longest)
     return joined if len(joined) >= shortest else joined[:0]
 
 
