@@ -18,6 +18,7 @@ that take as long as one process's without captures, plus that all-reduce.
 """
 
 import argparse
+import gc
 import logging
 import time
 from pathlib import Path
@@ -155,6 +156,7 @@ def work(options: argparse.Namespace) -> None:
     started = time.perf_counter()
     parameters = parameters_for(options)
     data = read_questions(options.work)
+    gc.freeze()  # as the hooks of a run do
     for name in ("quantize_base_model", "attach_lora"):
         run_node(MODELING, parameters, data, name)
     training = sum(

@@ -20,6 +20,7 @@ from flan_qa_pipeline.runtime.hooks.compared_runs import ComparedRunHooks
 from flan_qa_pipeline.runtime.hooks.costs import NodeCostHooks, RunRecordHooks
 from flan_qa_pipeline.runtime.hooks.evaluations import EvaluationHooks
 from flan_qa_pipeline.runtime.hooks.failures import FailureHooks
+from flan_qa_pipeline.runtime.hooks.garbage import GarbageHooks
 from flan_qa_pipeline.runtime.hooks.hub_inputs import HubInputHooks
 from flan_qa_pipeline.runtime.hooks.inputs import InputHooks
 from flan_qa_pipeline.runtime.hooks.load_versions import LoadVersionHooks
@@ -58,6 +59,7 @@ in_order = (
     OutputHooks(run),
     CheckpointHooks(run),
     ThreadHooks(),
+    GarbageHooks(),
     EvaluationHooks(),
     MlflowHooks(run),
     ResultHooks(run),

@@ -7,6 +7,7 @@ from hypothesis import strategies as st
 from transformers import DataCollatorForSeq2Seq
 
 from flan_qa_pipeline.models.batching import (
+    captured_length,
     coarse_length,
     collate,
     fill_up,
@@ -68,6 +69,18 @@ def test_lengths_to_answer_are_little_padded(length):
 
 def test_lengths_to_answer_are_few():
     assert len({coarse_length(n) for n in range(1, 513)}) == 32
+
+
+@given(st.integers(1, 5000))
+def test_captured_lengths_are_coarse_lengths_too(length):
+    captured = captured_length(length)
+    assert length <= captured == coarse_length(captured)
+    assert captured < coarse_length(length) + 32
+
+
+def test_captured_lengths_are_few_where_captures_do_not_pay():
+    assert {captured_length(n) for n in range(1, 129)} == {8, 16, 24, 32, 64, 96, 128}
+    assert captured_length(200) == coarse_length(200)
 
 
 @pytest.mark.parametrize(("length", "rounded"), [(1, 8), (8, 8), (9, 16)])

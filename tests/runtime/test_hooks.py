@@ -1,5 +1,6 @@
 """The hooks apart from whole runs: their order, held log records, costs, notes and results."""
 
+import gc
 import logging
 from types import SimpleNamespace
 
@@ -21,6 +22,7 @@ from flan_qa_pipeline.runtime.atomic_catalog import AtomicCatalog, FollowersCata
 from flan_qa_pipeline.runtime.current_run import CurrentRun
 from flan_qa_pipeline.runtime.dataset_notes import DatasetNotes, notes_of
 from flan_qa_pipeline.runtime.hooks.costs import NODE_COSTS, NodeCostHooks
+from flan_qa_pipeline.runtime.hooks.garbage import GarbageHooks
 from flan_qa_pipeline.runtime.hooks.inputs import _require_input
 from flan_qa_pipeline.runtime.hooks.logs import FailureLogHooks, QuantizationLogHooks
 from flan_qa_pipeline.runtime.hooks.results import ResultHooks
@@ -35,6 +37,20 @@ def test_pluggy_calls_the_hooks_in_the_order_of_the_settings():
     assert len(called) > 5
     last = manager.hook.on_pipeline_error.get_hookimpls()[0].plugin
     assert type(last).__name__ == "FailureHooks"  # its error ends the others' calls
+
+
+@pytest.mark.parametrize("end", ["after_pipeline_run", "on_pipeline_error"])
+def test_garbage_collections_skip_what_lives_as_long_as_the_run(end):
+    hooks, imported = GarbageHooks(), [[]]
+    gc.collect()
+    hooks.before_pipeline_run()
+    try:
+        assert gc.get_freeze_count() > 100_000
+        assert not any(held is imported for held in gc.get_objects())
+    finally:
+        getattr(hooks, end)()
+    assert gc.get_freeze_count() < 100_000
+    assert any(held is imported for held in gc.get_objects())
 
 
 def log_a_failure():

@@ -163,7 +163,7 @@ def test_the_trainer_hands_over_all_that_a_step_needs(
 
 @pytest.mark.usefixtures("captures_eagerly")
 def test_batches_to_capture_have_few_lengths(train, training, monkeypatch):
-    monkeypatch.setattr("flan_qa_pipeline.training.trainer.coarse_length", lambda length: 64)
+    monkeypatch.setattr("flan_qa_pipeline.training.trainer.captured_length", lambda length: 64)
     short = {"eval_strategy": "no", "save_strategy": "no", "cuda_graphs": "auto"}
     train(training.model_copy(update=short))
     assert EagerPasses.lengths == {64}

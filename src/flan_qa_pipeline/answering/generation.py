@@ -5,7 +5,7 @@ import math
 from collections.abc import Sequence
 from contextlib import nullcontext
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 import torch
@@ -40,8 +40,7 @@ NOT_FINITE = (
 )
 
 
-@dataclass(frozen=True)
-class GeneratedAnswer:
+class GeneratedAnswer(NamedTuple):
     """The model's answer to one input. Log-probabilities cover whole sequences, in nats.
 
     Attributes:
@@ -127,7 +126,7 @@ def generate_answers(
 
 def _gather(answers: dict[int, GeneratedAnswer]) -> dict[int, GeneratedAnswer]:
     """Return the answers of all processes by the numbers of their inputs."""
-    parts = gather_json([[row, *vars(answer).values()] for row, answer in answers.items()])
+    parts = gather_json([[row, *answer] for row, answer in answers.items()])
     return {row: GeneratedAnswer(*fields) for part in parts for row, *fields in part}
 
 
@@ -142,8 +141,7 @@ def _warn_of_missing_answers(answers: dict[int, GeneratedAnswer]) -> None:
         )
 
 
-@dataclass(frozen=True)
-class _Output:
+class _Output(NamedTuple):
     """A greedy output.
 
     Attributes:

@@ -1,8 +1,7 @@
 """Answers to questions whose contexts are read in windows, merged to one per question."""
 
 from collections.abc import Iterable
-from dataclasses import dataclass, replace
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 import pyarrow.compute as pc
@@ -11,23 +10,24 @@ from peft import PeftModel
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from flan_qa_pipeline.answering.batch_tokens import resolve_batch_tokens
-from flan_qa_pipeline.answering.generation import (
-    GeneratedAnswer,
-    generate_answers,
-    is_abstention,
-)
+from flan_qa_pipeline.answering.generation import generate_answers, is_abstention
 from flan_qa_pipeline.config.parameters import GenerationParameters, PromptParameters
 
 
-@dataclass(frozen=True)
-class WindowAnswer(GeneratedAnswer):
+class WindowAnswer(NamedTuple):
     """The model's answer to one window of a question.
 
     Attributes:
+        text, log_prob, answer, answer_log_prob, no_answer_log_odds: as in `GeneratedAnswer`.
         id: the question's id.
         window: the window's number, from 0.
     """
 
+    text: str
+    log_prob: float
+    answer: str
+    answer_log_prob: float
+    no_answer_log_odds: float
     id: str
     window: int
 
@@ -60,7 +60,7 @@ def answer_windows(
     )
     return merge_windows(
         (
-            WindowAnswer(**vars(answer), id=id_, window=number)
+            WindowAnswer(*answer, id_, number)
             for id_, number, answer in zip(
                 windows["id"][:], windows["window"][:], generated, strict=True
             )
@@ -106,6 +106,6 @@ def _merge(windows: list[WindowAnswer], abstention: str) -> WindowAnswer:
     if answering:
         best = max(answering, key=lambda window: window.log_prob)
         text = best.text.strip()
-        return replace(best, text=text, answer=text, no_answer_log_odds=nearest.no_answer_log_odds)
+        return best._replace(text=text, answer=text, no_answer_log_odds=nearest.no_answer_log_odds)
     least_certain = min(window.log_prob for window in windows)
-    return replace(nearest, text="", log_prob=least_certain, answer=nearest.answer.strip())
+    return nearest._replace(text="", log_prob=least_certain, answer=nearest.answer.strip())

@@ -25,7 +25,7 @@ from transformers.trainer_utils import EvalLoopOutput, TrainOutput
 
 from flan_qa_pipeline.config.parameters import TrainingParameters
 from flan_qa_pipeline.models.adapter import adapter_weights, set_adapter_weights
-from flan_qa_pipeline.models.batching import coarse_length, collate, round_up
+from flan_qa_pipeline.models.batching import captured_length, collate, round_up
 from flan_qa_pipeline.models.device import MIB, free_memory, peak_memory
 from flan_qa_pipeline.models.flat_gradients import FlatGradients
 from flan_qa_pipeline.training.best_adapter import BestAdapter, EarlyStopping
@@ -90,7 +90,7 @@ def build_trainer(
         data_collator=partial(
             collate,
             pad_token_id=tokenizer.pad_token_id,
-            padded=coarse_length if cuda_graphs else round_up,
+            padded=captured_length if cuda_graphs else round_up,
         ),
         answer_questions=answer_questions,
         find_batch_size=_finds_batch_size(training),
