@@ -237,23 +237,36 @@ def test_a_decay_encodes_other_text_with_the_tokenizer_of_the_first_run(project,
 
 
 @pytest.mark.parametrize(
-    ("env", "reader"), [("second_decay", "pretrained_base"), ("third_decay", "second_decay_base")]
+    ("env", "reader"),
+    [
+        ("second_decay", "pretrained_base"),
+        ("third_decay", "second_decay_base"),
+        ("fourth_decay", "third_decay_base"),
+    ],
 )
 def test_a_decay_does_not_replace_the_base_that_it_starts_from(project, options, env, reader):
     with pytest.raises(InputError, match=f"{reader}, which .* only reads; give --from-nodes"):
         run(options, env=env, from_nodes=["pretrain_reader"])
 
 
-@pytest.mark.parametrize("env", ["second_decay", "third_decay"])
-def test_a_decay_without_its_reader_names_the_run_that_makes_it(project, options, env):
-    before = {"second_decay": "kedro run --pipelines", "third_decay": "--env=second_decay"}[env]
+@pytest.mark.parametrize(
+    ("env", "before"),
+    [
+        ("second_decay", "kedro run --pipelines"),
+        ("third_decay", "--env=second_decay"),
+        ("fourth_decay", "--env=third_decay"),
+    ],
+)
+def test_a_decay_without_its_reader_names_the_run_that_makes_it(project, options, env, before):
     shutil.rmtree("data/06_models", ignore_errors=True)  # other tests' bases
     run(options, to_nodes=["encode_text", "encode_questions"])
     with pytest.raises(InputError, match=f"make it first with .*{before}"):
         run(options, **decay(env))
 
 
-@pytest.mark.parametrize(("env", "share"), [("second_decay", 0.43), ("third_decay", 0.62)])
+@pytest.mark.parametrize(
+    ("env", "share"), [("second_decay", 0.43), ("third_decay", 0.62), ("fourth_decay", 0.62)]
+)
 def test_a_decay_has_lower_rates_and_other_draws(project, env, share):
     with KedroSession.create(env=env) as session:
         later = session.load_context().config_loader["parameters"]["pretrain"]
