@@ -1,11 +1,13 @@
 """The adapter that ships with the base answers until a version is saved, and on its base alone."""
 
 import logging
+import shutil
 
 import pandas as pd
 import pytest
 import torch
-from conftest import copy_project
+from conftest import REPOSITORY, copy_project
+from huggingface_hub import ModelCard
 from kedro.framework.session import KedroSession
 from kedro.framework.startup import bootstrap_project
 from kedro.io.core import Version
@@ -92,6 +94,20 @@ def test_it_answers_until_a_version_is_saved(project, made, caplog):
     assert told.startswith(f"Adapter {TRAINED} (the latest; none is promoted)")
     assert another != pytest.approx(score, rel=1e-3, abs=0)
     assert infer(project) == pytest.approx(another, rel=1e-3, abs=0)
+
+
+def test_its_line_names_the_f1_of_its_card(project):
+    card = project / "data/06_models/starter_adapter/README.md"
+    assert asked(project)[1].endswith(": no F1 recorded.")
+    shutil.copy(REPOSITORY / card.relative_to(project), card)
+    [f1] = [
+        result.metric_value
+        for result in ModelCard.load(card).data.eval_results
+        if result.metric_name.startswith("F1 (overall")
+    ]
+    assert asked(project)[1].endswith(f": F1 {f1:.2f} on SQuAD 2.0 (25 of the 35 dev articles).")
+    card.unlink()
+    assert asked(project)[1].endswith(": no F1 recorded.")
 
 
 def test_a_run_loads_it_once(project, monkeypatch):

@@ -12,6 +12,7 @@ from flan_qa_pipeline.reporting.model_card import (
     adapter_version,
     completed,
     merged_card,
+    overall_f1,
 )
 
 VERSION, COMMIT = "2026-01-01T00.00.00.000Z", "7bcac572ce56db69c1ea7c8af255c5d7c9672fc2"
@@ -121,6 +122,7 @@ def test_scores_come_once_and_all_else_stays(adapter):
     assert "+1.50 [-1.00, +4.00]" in scored
     assert [r.metric_value for r in ModelCard(scored).data.eval_results] == [2.5, 2.5]
     assert completed(scored, EVALUATION | {"scores": []}) == scored
+    assert (overall_f1(card), overall_f1(scored)) == (None, (2.5, "a corpus"))
 
 
 def test_a_merged_card_names_the_repository_that_it_is_loaded_from(adapter):

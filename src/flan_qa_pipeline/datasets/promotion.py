@@ -20,10 +20,12 @@ from flan_qa_pipeline.errors import InputError, in_one_line
 from flan_qa_pipeline.evaluation.adapter_scores import describe_adapter
 from flan_qa_pipeline.files import replace_text
 from flan_qa_pipeline.models.adapter import Adapter, require_trained_on
+from flan_qa_pipeline.reporting.model_card import overall_f1
 
 ADAPTER = "adapter"
 PROMOTED = "promoted_adapter"
 SHIPPED = "starter_adapter"
+SHIPPED_CARD = "starter_adapter_card"
 REMEDY = "promote a saved version with `kedro promote <version>`"
 
 
@@ -133,6 +135,12 @@ def load_shipped(catalog: Any, model: ModelParameters | None) -> Adapter:
     return adapter
 
 
+def _f1_in_card(catalog: Any) -> tuple[float, str] | None:
+    if SHIPPED_CARD not in catalog or not catalog.exists(SHIPPED_CARD):
+        return None
+    return overall_f1(load(catalog[SHIPPED_CARD]))
+
+
 def load_answering_adapter(
     catalog: Any,
     version: str | None = None,
@@ -153,6 +161,7 @@ def load_answering_adapter(
         InputError: there is no such version, it is damaged, or the adapter that ships was trained
             on another base than `model`.
     """
+    in_card = None
     if version is not None:
         adapter = load_version(catalog, ADAPTER, version)
     elif (version := promoted_version(catalog)) is not None:
@@ -160,9 +169,12 @@ def load_answering_adapter(
     elif answers_as_shipped(catalog):
         adapter, why = load_shipped(catalog, model), "ships with the base; none was trained here"
         version = str(adapter.training.get("run", {}).get("run_id", "without a version"))
+        in_card = _f1_in_card(catalog)
     else:
         adapter, why = load_version(catalog, ADAPTER, None), "the latest; none is promoted"
         version = catalog[ADAPTER].resolve_load_version() or "without versions"
     evaluation = newest_evaluation(catalog, version) if EVALUATIONS in catalog else {}
-    origin = describe_adapter(version, why, adapter.provenance, adapter.training, evaluation)
+    origin = describe_adapter(
+        version, why, adapter.provenance, adapter.training, evaluation, in_card
+    )
     return AnsweringAdapter(adapter, version, origin)

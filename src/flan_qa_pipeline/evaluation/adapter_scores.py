@@ -55,7 +55,12 @@ def training_questions(training: Record) -> str | None:
 
 
 def describe_adapter(
-    version: str, why: str, provenance: Record, training: Record, evaluation: Record
+    version: str,
+    why: str,
+    provenance: Record,
+    training: Record,
+    evaluation: Record,
+    in_card: tuple[float, str] | None = None,
 ) -> str:
     """Say in one line which adapter answers, why this one, on which base, and with which F1.
 
@@ -65,6 +70,7 @@ def describe_adapter(
         provenance: the adapter's `provenance`.
         training: the adapter's record of its training.
         evaluation: the newest record of the adapter's scores on validation questions, or {}.
+        in_card: the F1 that the adapter's model card names, in percent, and its corpus.
     """
     base = base_name(str(provenance["model"].get("name")))
     name = trained_on(training.get("run") or {})
@@ -74,6 +80,9 @@ def describe_adapter(
         if row["subset"] == "overall":
             f1 = row[f"F1 {evaluation['labels'][-1]}"]
             known.append(f"{f1:.2f} on {row['questions']:,} validation questions")
+    if in_card:
+        f1, validated_on = in_card
+        known.append(f"{f1:.2f} on {validated_on}")
     if dev := dev_score(provenance, training):
         known.append(f"{dev.f1:.2f} on dev questions")
     scores = f"F1 {', '.join(known)}" if known else "no F1 recorded"

@@ -25,6 +25,7 @@ TEMPLATE = files("flan_qa_pipeline.reporting") / "model_card.md.j2"
 SCORES_HERE = "<!-- scores -->"
 HERE = "path/to/this/folder"
 TASK = "question-answering"
+OVERALL_F1 = "F1 (overall,"
 METRICS = {"EM": "exact_match", "F1": "f1"}
 
 APACHE = "apache-2.0"
@@ -155,6 +156,18 @@ def adapter_version(card: str) -> str | None:
     """
     version: str | None = _parsed(card).data.get("adapter_version")
     return version
+
+
+def overall_f1(card: str) -> tuple[float, str] | None:
+    """Read from a card the F1 of all questions, in percent, and the corpus; None without scores.
+
+    Raises:
+        InputError: the card's metadata cannot be read.
+    """
+    for result in _parsed(card).data.get("eval_results") or ():
+        if result.metric_name.startswith(OVERALL_F1):
+            return result.metric_value, result.dataset_name
+    return None
 
 
 def _parsed(card: str) -> ModelCard:
