@@ -69,7 +69,7 @@ def fingerprint_weights(model: nn.Module) -> str:
 
 def _fingerprint_tensor(name: str, weights: torch.Tensor) -> bytes:
     digest = hashlib.sha256(f"{name} {tuple(weights.shape)} {weights.dtype}".encode())
-    digest.update(weights.cpu().contiguous().flatten().view(torch.uint8).numpy())
+    digest.update(weights.cpu().contiguous().flatten().view(torch.uint8).numpy().data)
     return digest.digest()
 
 
