@@ -265,7 +265,7 @@ def test_a_decay_without_its_reader_names_the_run_that_makes_it(project, options
 
 
 @pytest.mark.parametrize(
-    ("env", "share"), [("second_decay", 0.43), ("third_decay", 0.62), ("fourth_decay", 0.62)]
+    ("env", "share"), [("second_decay", 0.43), ("third_decay", 0.62), ("fourth_decay", 0.5)]
 )
 def test_a_decay_has_lower_rates_and_other_draws(project, env, share):
     with KedroSession.create(env=env) as session:
