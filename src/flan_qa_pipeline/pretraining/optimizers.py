@@ -19,8 +19,9 @@ from flan_qa_pipeline.training.torch_private import multiply_all
 
 NEWTON_SCHULZ = (3.4445, -4.7750, 2.0315)
 GENERATOR_WEIGHT_DECAY = 0.02
-GENERATOR_LRS = {"embedding": 0.05, "head": 4e-3, "other": 0.01}  # the matrices take matrix_lr
-HEAD_LR = 2e-3  # of the detector and the span head
+# Learning rates as shares of the model's; the generator's matrices take matrix_lr.
+GENERATOR_SHARES = {"embedding": 0.25, "head": 0.5, "other": 0.5}
+HEAD_SHARE = 0.25  # of head_lr, for the detector and the span head
 Optimizers = list[torch.optim.Optimizer]
 
 
@@ -111,17 +112,21 @@ def build_part_optimizers(
     if objectives.replaced_tokens is not None:
         optimizers["replaced_tokens"] = _for_replaced_tokens(objectives.replaced_tokens, rates)
     if objectives.span_head is not None:
-        optimizers["span_head"] = [_adamw([(list(objectives.span_head.parameters()), HEAD_LR)])]
+        head = list(objectives.span_head.parameters())
+        optimizers["span_head"] = [_adamw([(head, HEAD_SHARE * rates.head_lr)])]
     return optimizers
 
 
 def _for_replaced_tokens(part: ReplacedTokens, rates: PretrainOptimizerParameters) -> Optimizers:
     matrices, rest = _split(part.generator, None, part.generator.config.d_kv)
     rest["head"] += part.generator_head.parameters()
-    groups = [(rest[kind], rate) for kind, rate in GENERATOR_LRS.items()]
+    groups = [
+        (rest[kind], share * getattr(rates, f"{kind}_lr"))
+        for kind, share in GENERATOR_SHARES.items()
+    ]
     return [
         Muon(matrices, lr=rates.matrix_lr, weight_decay=GENERATOR_WEIGHT_DECAY),
-        _adamw([*groups, (list(part.detector.parameters()), HEAD_LR)]),
+        _adamw([*groups, (list(part.detector.parameters()), HEAD_SHARE * rates.head_lr)]),
     ]
 
 
