@@ -106,11 +106,12 @@ def test_only_plain_tokens_are_filled_and_as_many_as_the_share_says(source, obje
     batch = first_batch(source, "denoising")
     ids, mask = batch["input_ids"], batch["attention_mask"]
     part = objectives.replaced_tokens
-    places, chosen = part._choose(ids)
+    noise = torch.rand(ids.shape)
+    places, chosen = part._choose(ids, noise)
     plain = (ids > 1) & (ids < min(sentinels))
     assert torch.equal(chosen.sum(1), (0.15 * plain.sum(1)).round().long())
     assert plain.gather(1, places)[chosen].all()
-    filled, loss = part.fill(ids, mask)
+    filled, loss = part.fill(ids, mask, noise)
     at_places = torch.zeros_like(plain).scatter(1, places, chosen)
     assert loss.item() == pytest.approx(np.log(1500), rel=0.01)
     differs = filled != ids
@@ -137,9 +138,9 @@ def test_a_token_counts_as_replaced_only_where_the_sample_differs(
     chosen = torch.zeros_like(batch["input_ids"], dtype=torch.bool)
     for seed in range(10):
         torch.manual_seed(seed)
-        places, counted = part._choose(batch["input_ids"])
+        batch["noise"] = torch.rand(chosen.shape)
+        places, counted = part._choose(batch["input_ids"], batch["noise"])
         chosen = torch.zeros_like(chosen).scatter(1, places, counted)
-        torch.manual_seed(seed)
         objectives.losses(model, batch, denoises=True)
         assert torch.equal(labels[-1], chosen & (batch["input_ids"] != usual))
     assert any((batch["input_ids"][label.shape[0] - 1] == usual).any() for label in labels)
@@ -152,7 +153,7 @@ def test_detection_trains_the_encoder_and_not_the_generator(source, model, objec
         for parameter in [*model.parameters(), *objectives.parameters()]:
             parameter.add_(0.01 * torch.randn_like(parameter))
     part = objectives.replaced_tokens
-    filled, generator_loss = part.fill(ids, mask)
+    filled, generator_loss = part.fill(ids, mask, torch.rand(ids.shape))
     states = model.encoder(input_ids=filled, attention_mask=mask).last_hidden_state
     part.detect(states, filled != ids, mask).backward()
     generator = [*part.generator.parameters(), *part.generator_head.parameters()]
@@ -217,6 +218,7 @@ def test_generator_detector_and_span_head_learn(source, model, objectives):
     history = []
     for _ in range(40):
         optimizer.zero_grad()
+        denoising["noise"] = torch.rand(denoising["input_ids"].shape)
         filled, named = objectives.losses(model, denoising, denoises=True)
         read, others = objectives.losses(model, reading, denoises=False)
         (filled + read).backward()
@@ -266,3 +268,18 @@ def test_marked_answers_are_words_of_the_input_in_any_batch(
     free = score_spans(model, head, tokenizer, tasks, *asked, **options)
     assert forced["no_answer_accuracy"] == 0
     assert forced["has_answer"] == free["has_answer"] > 0
+
+
+def test_a_decay_lowers_the_rates_of_all_parts_alike(objectives, pretrain):
+    first = pretrain.reader.optimizer
+    names = ("matrix_lr", "embedding_lr", "head_lr", "other_lr")
+    half = first.model_copy(update={name: getattr(first, name) / 2 for name in names})
+
+    def rates(given):
+        optimizers = build_part_optimizers(objectives, given)
+        return [
+            group["lr"] for those in optimizers.values() for o in those for group in o.param_groups
+        ]
+
+    assert rates(half) == pytest.approx([rate / 2 for rate in rates(first)])
+    assert len(rates(first)) > 5

@@ -73,7 +73,8 @@ class Objectives(nn.Module):
 
         Args:
             model: The model to train.
-            batch: What `BatchSource.batch` returns.
+            batch: What `BatchSource.batch` returns, and `noise`, uniform numbers of the inputs'
+                shape, which choose the tokens to replace.
             denoises: Whether it has span corruption.
 
         Returns:
@@ -85,7 +86,7 @@ class Objectives(nn.Module):
         named: dict[str, torch.Tensor] = {}
         seen = ids
         if denoises and self.replaced_tokens is not None:
-            seen, named["generator"] = self.replaced_tokens.fill(ids, mask)
+            seen, named["generator"] = self.replaced_tokens.fill(ids, mask, batch["noise"])
         encoded = model.encoder(input_ids=seen, attention_mask=mask)
         states = encoded.last_hidden_state
         if denoises and self.replaced_tokens is not None:

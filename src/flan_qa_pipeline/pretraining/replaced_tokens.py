@@ -53,19 +53,20 @@ class ReplacedTokens(nn.Module):
         self._first, self._last, self._mask = min(sentinels), max(sentinels), sentinels[-1]
 
     def fill(
-        self, input_ids: torch.Tensor, mask: torch.Tensor
+        self, input_ids: torch.Tensor, mask: torch.Tensor, noise: torch.Tensor
     ) -> tuple[torch.Tensor, torch.Tensor]:
         """Replace a share of the plain tokens of every row by samples of the generator.
 
         Args:
             input_ids: Shape (rows, length).
             mask: 1 at tokens, 0 at padding, of the same shape.
+            noise: Uniform numbers of the same shape; the tokens at the largest are replaced.
 
         Returns:
             The filled inputs, without a gradient, and the generator's mean cross-entropy at the
             tokens that it filled. A sample may be the token that it replaces.
         """
-        places, chosen = self._choose(input_ids)
+        places, chosen = self._choose(input_ids, noise)
         gold = input_ids.gather(1, places)
         masked = input_ids.scatter(1, places, gold.masked_fill(chosen, self._mask))
         states = self.generator(input_ids=masked, attention_mask=mask).last_hidden_state
@@ -80,13 +81,18 @@ class ReplacedTokens(nn.Module):
             filled = input_ids.scatter(1, places, torch.where(chosen, samples, gold))
         return filled, loss
 
-    def _choose(self, input_ids: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
-        """Choose random plain tokens: their places, and which of these rows of places count."""
+    def _choose(
+        self, input_ids: torch.Tensor, noise: torch.Tensor
+    ) -> tuple[torch.Tensor, torch.Tensor]:
+        """Choose the plain tokens with the largest noise.
+
+        Returns:
+            Their places, and which of these rows of places count.
+        """
         sentinel = (input_ids >= self._first) & (input_ids <= self._last)
         plain = (input_ids > END) & ~sentinel
-        noise = torch.rand(input_ids.shape, device=input_ids.device).masked_fill(~plain, -1.0)
         most = max(1, math.ceil(self._share * input_ids.shape[1]))
-        drawn, places = noise.topk(most, dim=1)
+        drawn, places = noise.masked_fill(~plain, -1.0).topk(most, dim=1)
         wanted = (self._share * plain.sum(1, keepdim=True)).round().clamp(min=1)
         order = torch.arange(most, device=input_ids.device)
         return places, (order < wanted) & (drawn >= 0)
