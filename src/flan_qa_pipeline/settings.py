@@ -59,10 +59,10 @@ in_order = (
     OutputHooks(run),
     CheckpointHooks(run),
     ThreadHooks(),
-    GarbageHooks(),
     EvaluationHooks(),
     MlflowHooks(run),
     ResultHooks(run),
+    GarbageHooks(),
     FailureLogHooks(),
     FailureHooks(),
 )

@@ -35,8 +35,8 @@ def coarse_length(length: int) -> int:
 def captured_length(length: int) -> int:
     """Round a length up to a `coarse_length`, and to a multiple of 32 between 32 and 128.
 
-    Few batches of a training on whole paragraphs are so short, and a CUDA graph takes longer to
-    capture than their padding takes to compute.
+    Trainings on whole paragraphs have few batches this short. Capturing a CUDA graph for them takes
+    longer than computing their padding.
 
     >>> [captured_length(length) for length in (5, 30, 33, 65, 97, 129)]
     [8, 32, 64, 96, 128, 144]

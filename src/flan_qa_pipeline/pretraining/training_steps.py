@@ -231,7 +231,8 @@ class Phase:
         rank, count = self._state.process_index, self._state.num_processes
         set_seed((self._settings.seed * 1_000_003 + self.progress.step * count + rank) % 2**32)
         placed = {k: v.to(self._state.device, non_blocking=True) for k, v in batch.items()}
-        placed["noise"] = torch.rand(placed["input_ids"].shape, device=self._state.device)
+        if kind == DENOISING:  # drawn here, not in the compiled step
+            placed["noise"] = torch.rand(placed["input_ids"].shape, device=self._state.device)
         with compute_dtype():  # within the compiled function it would break the graph
             total, losses = self._forward(self._model, placed, denoises=kind == DENOISING)
         total.backward()

@@ -165,8 +165,9 @@ def overall_f1(card: str) -> tuple[float, str] | None:
         InputError: the card's metadata cannot be read.
     """
     for result in _parsed(card).data.get("eval_results") or ():
-        if result.metric_name.startswith(OVERALL_F1):
-            return result.metric_value, result.dataset_name
+        value = result.metric_value
+        if str(result.metric_name).startswith(OVERALL_F1) and isinstance(value, int | float):
+            return value, result.dataset_name
     return None
 
 

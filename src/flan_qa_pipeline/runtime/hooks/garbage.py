@@ -6,14 +6,15 @@ from kedro.framework.hooks import hook_impl
 
 
 class GarbageHooks:
-    """Exempts the objects that exist before the nodes run from garbage collections until they end.
+    """Keeps garbage collections off the objects that exist before the nodes run.
 
     These are half a million, mostly of imports. Going through all of them takes a quarter of a
-    second, and a long evaluation has it done again and again.
+    second, and a long evaluation triggers it again and again.
     """
 
     @hook_impl
     def before_pipeline_run(self) -> None:
+        gc.collect()
         gc.freeze()
 
     @hook_impl
