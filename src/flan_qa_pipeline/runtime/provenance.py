@@ -2,7 +2,6 @@
 
 import hashlib
 import json
-import os
 import platform
 import subprocess
 from concurrent.futures import ThreadPoolExecutor
@@ -61,11 +60,10 @@ def fingerprint_splits(splits: DatasetDict) -> dict[str, str]:
 def fingerprint_weights(model: nn.Module) -> str:
     """Return the SHA-256 of the names, shapes, dtypes and values of a model's weights.
 
-    The scales of 4-bit weights count, too. A core hashes about 1 GB/s; tensors are hashed side by
-    side, on the cores that a process has a share of.
+    The scales of 4-bit weights count, too. A core hashes about 1 GB/s; as many threads as torch
+    computes with hash tensors side by side.
     """
-    share = (os.cpu_count() or 1) // int(os.environ.get("LOCAL_WORLD_SIZE", 1))
-    with ThreadPoolExecutor(max(1, share)) as threads:
+    with ThreadPoolExecutor(torch.get_num_threads()) as threads:
         digests = threads.map(_fingerprint_tensor, *zip(*model.state_dict().items(), strict=True))
         return hashlib.sha256(b"".join(digests)).hexdigest()
 

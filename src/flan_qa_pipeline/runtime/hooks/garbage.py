@@ -14,7 +14,6 @@ class GarbageHooks:
 
     @hook_impl
     def before_pipeline_run(self) -> None:
-        gc.collect()
         gc.freeze()
 
     @hook_impl
