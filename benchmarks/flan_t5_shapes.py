@@ -232,7 +232,7 @@ def parse_options() -> argparse.Namespace:
     parser.add_argument("--steps", type=int, default=5)
     parser.add_argument("--max-source-length", type=int, default=512, help="of every window")
     parser.add_argument("--target-modules", default="q+v", help="of LoRA; all-linear, or names")
-    parser.add_argument("--attention", default="auto", choices=["auto", "eager", "sdpa"])
+    parser.add_argument("--attention", default="auto", choices=["auto", "eager", "sdpa", "triton"])
     parser.add_argument("--only-here", action="store_true", help="measure this project alone")
     return parser.parse_args()
 

@@ -364,7 +364,7 @@ def parse_options() -> argparse.Namespace:
     parser.add_argument("--questions", type=int, default=11873, help="answered by the project")
     parser.add_argument("--compared", type=int, default=200, help="decoded one at a time, too")
     parser.add_argument("--target-modules", default="q+v", help="of LoRA; all-linear, or names")
-    parser.add_argument("--attention", default="auto", choices=["auto", "eager", "sdpa"])
+    parser.add_argument("--attention", default="auto", choices=["auto", "eager", "sdpa", "triton"])
     options = parser.parse_args()
     if options.learned and options.size in ("starter", "tiny"):
         parser.error("--learned: give a --size larger than the starter model")

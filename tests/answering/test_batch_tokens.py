@@ -4,7 +4,7 @@ import logging
 
 import pytest
 import torch
-from conftest import DEVICE
+from conftest import DEVICE, on_gpu
 from torch.profiler import ProfilerActivity, profile
 from transformers import T5Config, set_seed
 
@@ -66,7 +66,7 @@ def peak_of(answer):
     return peak_of_profile(profiler)
 
 
-@pytest.mark.parametrize("attention", ["eager", "sdpa"])
+@pytest.mark.parametrize("attention", ["eager", "sdpa", pytest.param("triton", marks=on_gpu)])
 @pytest.mark.parametrize(
     ("length", "least", "shape"),
     [

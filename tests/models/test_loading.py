@@ -23,6 +23,7 @@ from flan_qa_pipeline.datasets.pretrained import PretrainedDataset
 from flan_qa_pipeline.errors import InputError
 from flan_qa_pipeline.evaluation.weight_memory import base_weights
 from flan_qa_pipeline.files import save_digests
+from flan_qa_pipeline.models import device
 from flan_qa_pipeline.models.device import free_memory, resolve_attention, resolve_compute_dtype
 from flan_qa_pipeline.models.loading import check_base, load_base_model, load_tokenizer
 from flan_qa_pipeline.pipelines.modeling.nodes import attach_lora
@@ -215,11 +216,18 @@ def test_compute_dtype_by_name():
     assert resolve_compute_dtype("float16") == torch.float16
 
 
-@pytest.mark.parametrize(("on_gpu", "expected"), [(False, "eager"), (True, "sdpa")])
-def test_attention_auto(monkeypatch, on_gpu, expected):
+@pytest.mark.parametrize(
+    ("on_gpu", "has_triton", "expected"),
+    [(False, True, "eager"), (True, False, "sdpa"), (True, True, "triton")],
+)
+def test_attention_auto(monkeypatch, on_gpu, has_triton, expected):
     monkeypatch.setattr(torch.cuda, "is_available", lambda: on_gpu)
+    monkeypatch.setattr(device, "find_spec", lambda name: object() if has_triton else None)
     assert resolve_attention("auto") == expected
     assert resolve_attention("eager") == "eager"
+    if expected != "triton":
+        with pytest.raises(InputError, match="attn_implementation is triton, but .*; set it to"):
+            resolve_attention("triton")
 
 
 @pytest.mark.parametrize("load", [load_base_model, load_tokenizer])

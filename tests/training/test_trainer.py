@@ -90,7 +90,7 @@ def test_the_record_says_what_training_took(long_run, training, windows):
     assert record["seconds"] > 0
     trainable = sum(p.numel() for p in model.parameters() if p.requires_grad)
     assert record["trainable_parameters"] == trainable
-    assert record["attention"] == ("sdpa" if DEVICE.type == "cuda" else "eager")
+    assert record["attention"] == ("triton" if DEVICE.type == "cuda" else "eager")
     assert record["weights_bytes"] == model.get_memory_footprint()
     assert record["peak_memory"]["process"] > record["weights_bytes"]
 

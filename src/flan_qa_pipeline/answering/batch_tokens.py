@@ -57,7 +57,7 @@ def bytes_per_token(model: PreTrainedModel | PeftModel) -> int:
     base = base_of(model)
     config, size = base.config, base.dtype.itemsize
     shortest, longest = LENGTHS
-    scores = 1 if config._attn_implementation == "sdpa" else 3
+    scores = 1 if config._attn_implementation in {"sdpa", "triton"} else 3
     of_encoder = size * (
         4 * config.d_model + 4 * config.d_ff + (1 + scores) * config.num_heads * longest
     )

@@ -64,7 +64,7 @@ Scheduler = Literal[
     "inverse_sqrt",
 ]
 ComputeDtype = Literal["auto", "float32", "bfloat16"]
-AttnImplementation = Literal["auto", "eager", "sdpa"]
+AttnImplementation = Literal["auto", "eager", "sdpa", "triton"]
 Format = Literal["float32", "bfloat16", "NF4 by the libraries", "NF4 here"]
 # On the command line, where `--params` splits at commas, a list is q+v.
 Names = Annotated[
@@ -208,7 +208,7 @@ class ModelParameters(_Section):
     compute_dtype: ComputeDtype
     """`auto` is bfloat16 where the device multiplies it natively, else float32."""
     attn_implementation: AttnImplementation
-    """`auto` is `sdpa` on a GPU and `eager` on a CPU."""
+    """`auto` is `eager` on a CPU; on a GPU `triton`, or `sdpa` where Triton is not installed."""
 
     @field_validator("revision", mode="before")
     @classmethod

@@ -3,9 +3,12 @@
 import os
 import resource
 import sys
+from importlib.util import find_spec
 
 import torch
 from accelerate.utils import get_max_memory
+
+from flan_qa_pipeline.errors import InputError
 
 
 def multiplies_bfloat16() -> bool:
@@ -31,12 +34,23 @@ def resolve_compute_dtype(name: str) -> torch.dtype:
 def resolve_attention(name: str) -> str:
     """Turn an `attn_implementation` parameter into transformers' name for it.
 
-    `auto` is sdpa on a GPU, whose kernel never stores the scores, and eager on a CPU, where sdpa is
-    slower, most of all in its backward pass.
+    `auto` is eager on a CPU, where sdpa is slower, most of all in its backward pass. On a GPU it is
+    triton, whose kernels store no scores, or sdpa where Triton is not installed.
+
+    Raises:
+        InputError: `triton` is named where there is no GPU or no Triton.
     """
+    on_gpu, has_triton = torch.cuda.is_available(), find_spec("triton") is not None
+    if name == "triton" and not (on_gpu and has_triton):
+        lacking = "Triton is not installed" if on_gpu else "there is no GPU"
+        raise InputError(
+            f"model.attn_implementation is triton, but {lacking}; set it to auto, eager or sdpa."
+        )
     if name != "auto":
         return name
-    return "sdpa" if torch.cuda.is_available() else "eager"
+    if not on_gpu:
+        return "eager"
+    return "triton" if has_triton else "sdpa"
 
 
 def device_name() -> str:

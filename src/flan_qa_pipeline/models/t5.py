@@ -55,6 +55,8 @@ class SharedMaskAttention(T5Attention):
 
     transformers adds them in every layer, and autograd keeps each sum of shape (batch, heads,
     length, length). With `keeps_all`, `lean_attention` keeps the attention weights, too.
+
+    In a stack's own attention, `triton_attention` adds the mask itself.
     """
 
     keeps_all = False
@@ -76,10 +78,14 @@ class SharedMaskAttention(T5Attention):
         past_key_values: Any = None,
         **kwargs: Any,
     ) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor | None]:
-        if position_bias is None and mask is not None:
-            position_bias = (
-                additive(mask, hidden_states.dtype) if mask.dtype == torch.bool else mask
+        if mask is not None and mask.dtype == torch.bool:
+            mask = additive(mask, hidden_states.dtype)
+        if key_value_states is None and attention_of(self.config) == TRITON:
+            return super().forward(
+                hidden_states, mask, None, position_bias, past_key_values, **kwargs
             )
+        if position_bias is None and mask is not None:
+            position_bias = mask
             if self.has_relative_attention_bias:
                 cached = past_key_values is not None
                 seen = past_key_values.get_seq_length(self.layer_idx) if cached else 0
@@ -139,9 +145,33 @@ def lean_attention(
     return states.transpose(1, 2), None
 
 
-LEAN = "lean"  # the name of this attention in transformers
-AttentionInterface.register(LEAN, lean_attention)
-AttentionMaskInterface.register(LEAN, eager_mask)
+def triton_attention(
+    module: SharedMaskAttention,
+    query: torch.Tensor,
+    key: torch.Tensor,
+    value: torch.Tensor,
+    attention_mask: torch.Tensor | None,
+    *,
+    position_bias: torch.Tensor,
+    dropout: float = 0.0,
+    **kwargs: Any,
+) -> tuple[torch.Tensor, None]:
+    """Compute T5's attention by Triton's kernels, otherwise like `lean_attention`.
+
+    Args:
+        attention_mask: added to the scores, (batch or 1, 1, n or 1, m); None for no mask.
+    """
+    from flan_qa_pipeline.models.triton_attention import attend  # on GPUs alone
+
+    states = attend(query, key, value, position_bias, attention_mask, dropout)
+    return states.transpose(1, 2), None
+
+
+# The names of these attentions in transformers
+LEAN, TRITON = "lean", "triton"
+for _name, _attention in ((LEAN, lean_attention), (TRITON, triton_attention)):
+    AttentionInterface.register(_name, _attention)
+    AttentionMaskInterface.register(_name, eager_mask)
 
 
 class RecomputedFeedForward(T5DenseGatedActDense):

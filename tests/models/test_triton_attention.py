@@ -1,0 +1,108 @@
+"""Triton's attention against the plain computation, on a GPU."""
+
+import pytest
+import torch
+from conftest import DEVICE, on_gpu
+
+from flan_qa_pipeline.models.device import resolve_attention
+from flan_qa_pipeline.models.loading import load_base_model
+
+pytestmark = on_gpu
+HEADS = 3
+
+
+def draw(rows, length, *, width=64, dtype=torch.bfloat16):
+    """Draw states as projections lie in memory: (rows, heads, length, width)."""
+    states = torch.randn(rows, length, HEADS, width, device=DEVICE) * 0.4
+    return states.to(dtype).transpose(1, 2).requires_grad_()
+
+
+def attend(*given, **options):
+    from flan_qa_pipeline.models.triton_attention import attend as ours
+
+    return ours(*given, **options)
+
+
+def expected(q, k, v, scores_bias):
+    weights = torch.softmax(q.float() @ k.float().transpose(2, 3) + scores_bias.float(), dim=-1)
+    return weights @ v.float()
+
+
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float32])
+@pytest.mark.parametrize(
+    ("n", "m", "width"), [(70, 70, 64), (8, 70, 64), (9, 9, 32), (1, 33, 64), (130, 129, 24)]
+)
+@pytest.mark.parametrize("mask", ["none", "of keys", "of pairs"])
+def test_states_and_gradients_are_those_of_softmax(n, m, width, mask, dtype):
+    torch.manual_seed(0)
+    q, k, v = (draw(2, length, width=width, dtype=dtype) for length in (n, m, m))
+    bias = torch.randn(1, HEADS, n, m, device=DEVICE).to(dtype)
+    added = None
+    if mask != "none":
+        added = torch.zeros(2, 1, 1 if mask == "of keys" else n, m, device=DEVICE, dtype=dtype)
+        added[1, ..., m - m // 3 :] = torch.finfo(dtype).min
+    whole = (bias if added is None else bias + added).clamp(min=torch.finfo(dtype).min)
+    states, right = attend(q, k, v, bias, added), expected(q, k, v, whole)
+    upstream = torch.randn_like(states)
+    found = torch.autograd.grad(states, (q, k, v), upstream)
+    wanted = torch.autograd.grad(right, (q, k, v), upstream.float())
+    tolerance = 2e-2 if dtype is torch.bfloat16 else 1e-4
+    for mine, theirs in zip((states, *found), (right, *wanted), strict=True):
+        assert (mine.float() - theirs).abs().max() <= tolerance * theirs.abs().max()
+
+
+def test_dropout_keeps_the_share_and_the_backward_pass_drops_the_same_weights():
+    torch.manual_seed(0)
+    q, k = draw(4, 40), draw(4, 64)
+    identity = torch.eye(64, device=DEVICE, dtype=torch.bfloat16).expand(4, HEADS, 64, 64)
+    v = identity.contiguous().requires_grad_()
+    bias = torch.zeros(1, 1, 1, 64, device=DEVICE, dtype=torch.bfloat16)
+    plain, dropped = attend(q, k, v, bias), attend(q, k, v, bias, share=0.25)
+    kept = dropped != 0  # with these values, the states are the weights
+    assert kept.float().mean().item() == pytest.approx(0.75, abs=0.02)
+    assert torch.allclose(dropped[kept], plain[kept] / 0.75, rtol=2e-2)
+    assert not torch.equal(kept[0, 0], kept[0, 1])
+    assert not torch.equal(attend(q, k, v, bias, share=0.25) != 0, kept)
+    upstream = torch.randn_like(dropped)
+    (of_values,) = torch.autograd.grad(dropped, v, upstream)
+    wanted = dropped.float().transpose(2, 3) @ upstream.float()
+    assert (of_values.float() - wanted).abs().max() <= 2e-2 * wanted.abs().max()
+
+
+def test_a_row_without_a_readable_key_stays_finite():
+    q, k = draw(1, 5), draw(1, 7)
+    nothing = torch.full((1, 1, 1, 7), torch.finfo(torch.bfloat16).min, device=DEVICE)
+    assert attend(q, k, k, nothing.bfloat16()).isfinite().all()
+
+
+def test_a_captured_graph_drops_other_weights_at_every_replay():
+    q, bias = draw(2, 24), torch.zeros(1, 1, 1, 24, device=DEVICE, dtype=torch.bfloat16)
+    with torch.no_grad():
+        attend(q, q, q, bias, share=0.5)
+        graph = torch.cuda.CUDAGraph()
+        with torch.cuda.graph(graph):
+            states = attend(q, q, q, bias, share=0.5)
+    seen = []
+    for _ in range(2):
+        graph.replay()
+        seen.append(states.clone())
+    assert not torch.equal(*seen)
+
+
+def test_losses_and_gradients_of_a_model_are_near_those_of_eager_attention(model_parameters):
+    assert resolve_attention("auto") == "triton"
+    found = {}
+    for attention in ("eager", "triton"):
+        changes = {"attn_implementation": attention, "compute_dtype": "bfloat16"}
+        model = load_base_model(model_parameters.model_copy(update=changes))
+        weight = model.shared.weight.requires_grad_()
+        torch.manual_seed(0)
+        tokens = torch.randint(2, len(weight), (3, 24), device=DEVICE)
+        mask = torch.ones_like(tokens)
+        mask[1, 9:] = 0
+        loss = model(input_ids=tokens, attention_mask=mask, labels=tokens[:, :8]).loss
+        loss.backward()
+        found[attention] = loss.item(), weight.grad.float()
+    (eager, of_eager), (fused, of_fused) = found["eager"], found["triton"]
+    assert fused == pytest.approx(eager, rel=1e-2)
+    assert (of_fused - of_eager).norm() <= 0.05 * of_eager.norm()
