@@ -44,7 +44,11 @@ class PretrainedDataset(AbstractDataset[Any, Any]):
         require_undamaged(folder)
         if self._kind == "model":
             return load_transformers_t5(folder)
-        return AutoTokenizer.from_pretrained(folder, local_files_only=True, trust_remote_code=False)
+        tokenizer = AutoTokenizer.from_pretrained(
+            folder, local_files_only=True, trust_remote_code=False
+        )
+        tokenizer.init_kwargs.pop("local_files_only", None)  # else save_pretrained writes it
+        return tokenizer
 
     def save(self, data: Any) -> None:
         folder = Path(self._filepath)
