@@ -6,7 +6,7 @@ from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
 from transformers.models.t5.modeling_t5 import T5Attention, eager_attention_forward
 
 from flan_qa_pipeline.models.batching import round_up
-from flan_qa_pipeline.models.t5 import additive
+from flan_qa_pipeline.models.t5 import TRITON, additive
 from flan_qa_pipeline.models.transformers_private import attention_of
 
 
@@ -42,6 +42,8 @@ class Decoder:
         for block in self._stack.block:
             attention = block.layer[1].EncDecAttention
             key, value = (_heads(attention, part(states)) for part in _key_value(attention))
+            if attention_of(attention.config) != TRITON:  # whose kernels read heads side by side
+                key, value = key.contiguous(), value.contiguous()
             self._read.append((key, value))
             own = (len(states), attention.n_heads, room, attention.key_value_proj_dim)
             self._written.append((states.new_zeros(own), states.new_zeros(own)))
@@ -84,9 +86,9 @@ def _key_value(attention: T5Attention) -> tuple[torch.nn.Module, torch.nn.Module
 
 
 def _heads(attention: T5Attention, projected: torch.Tensor) -> torch.Tensor:
-    """Reshape (batch, length, heads x d_kv) to (batch, heads, length, d_kv), contiguous."""
+    """View (batch, length, heads x d_kv) as (batch, heads, length, d_kv)."""
     split = projected.unflatten(2, (attention.n_heads, attention.key_value_proj_dim))
-    return split.transpose(1, 2).contiguous()
+    return split.transpose(1, 2)
 
 
 def _attend(
@@ -96,7 +98,7 @@ def _attend(
     value: torch.Tensor,
     bias: torch.Tensor,
 ) -> torch.Tensor:
-    query = _heads(attention, attention.q(normed))
+    query = _heads(attention, attention.q(normed)).contiguous()
     attend = ALL_ATTENTION_FUNCTIONS.get_interface(
         attention_of(attention.config), eager_attention_forward
     )

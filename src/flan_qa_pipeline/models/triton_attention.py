@@ -16,6 +16,11 @@ def _seed(near: torch.Tensor) -> torch.Tensor:
     return torch.empty((), dtype=torch.int64, device=near.device).random_()
 
 
+def _readable(states: torch.Tensor) -> torch.Tensor:
+    """Copy a tensor unless numbers of its last dimension are neighbours in memory."""
+    return states if states.stride(-1) == 1 else states.contiguous()
+
+
 def _like(heads: torch.Tensor) -> torch.Tensor:
     """Allocate (batch, heads, n, d_kv) with heads beside d_kv in memory, as projections have it."""
     batch, count, n, d_kv = heads.shape
@@ -35,13 +40,13 @@ class _Call:
         share: float,
     ):
         (batch, heads, n, d_kv), m = q.shape, k.shape[2]
-        bias = bias.expand(batch, heads, n, m)
-        bias = bias if bias.stride(3) == 1 else bias.contiguous()
+        q, k, v = _readable(q), _readable(k), _readable(v)
+        bias = _readable(bias.expand(batch, heads, n, m))
         of_mask, kind = (0, 0), "none"
         if mask is None:
             mask = bias
         else:
-            mask = mask if mask.stride(3) == 1 else mask.contiguous()
+            mask = _readable(mask)
             of_mask = (mask.stride(0) if len(mask) > 1 else 0, mask.stride(2))
             kind = "of keys" if mask.shape[2] == 1 else "of pairs"
         of_bias = bias.stride()[:3]
@@ -101,7 +106,7 @@ class _Attention(torch.autograd.Function):
     def backward(ctx: Any, grad: torch.Tensor) -> tuple[torch.Tensor | None, ...]:
         q, k, v, bias, mask, seeds, sums, out = ctx.saved_tensors
         call = _Call(q, k, v, bias, mask, ctx.share)
-        grad = grad if grad.stride(3) == 1 else grad.contiguous()
+        grad = _readable(grad)
         grad_q, grad_k, grad_v, shared = _like(q), _like(k), _like(v), torch.empty_like(sums)
         seeds = sums if seeds is None else seeds
         backward_queries[triton.cdiv(q.shape[2], call.options["BLOCK_N"]), call.heads](

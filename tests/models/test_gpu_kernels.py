@@ -1,4 +1,4 @@
-"""Triton's attention against the plain computation, on a GPU."""
+"""Kernels written in Triton against the plain computation, on a GPU."""
 
 import pytest
 import torch
@@ -106,3 +106,15 @@ def test_losses_and_gradients_of_a_model_are_near_those_of_eager_attention(model
     (eager, of_eager), (fused, of_fused) = found["eager"], found["triton"]
     assert fused == pytest.approx(eager, rel=1e-2)
     assert (of_fused - of_eager).norm() <= 0.05 * of_eager.norm()
+
+
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float32])
+def test_the_gate_is_gelu_times_the_linear_part(dtype):
+    from flan_qa_pipeline.models.gate_kernel import gated_gelu
+
+    gate, linear = (3 * torch.randn(3, 70, 50, device=DEVICE).to(dtype) for _ in range(2))
+    wanted = torch.nn.functional.gelu(gate.float(), approximate="tanh") * linear.float()
+    tolerance = 1e-2 if dtype is torch.bfloat16 else 1e-5
+    assert torch.allclose(gated_gelu(gate, linear).float(), wanted, rtol=tolerance, atol=1e-5)
+    with pytest.raises(ValueError, match="contiguous"):
+        gated_gelu(gate.transpose(0, 1), linear.transpose(0, 1))
