@@ -4,9 +4,9 @@ Position bias and mask are added inside, where the scores stay, as in FlashAtten
 "FlashAttention-2: Faster Attention with Better Parallelism and Work Partitioning",
 arXiv:2307.08691. The backward pass computes scores and dropout again.
 
-A program reads BLOCK_N queries of one head, or BLOCK_M of its keys. Strides are named after a tensor
-and a dimension: batch b, heads h, queries n or keys m. `least` is the share to drop, of 2**31;
-`scale` multiplies what is kept.
+A program reads BLOCK_N queries of one head, or BLOCK_M of its keys. Strides are named after a
+tensor and a dimension: batch b, heads h, queries n or keys m. A weight is dropped if a number below
+2**31 is less than `least`; `scale` multiplies what is kept.
 """
 
 import triton
