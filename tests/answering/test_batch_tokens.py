@@ -83,4 +83,6 @@ def test_a_batch_takes_what_was_calculated(tokenizer, attention, length, least, 
     options = {"abstention": "no answer", "batch_tokens": tokens, "max_new_tokens": 4}
     options["description"] = None
     peak = peak_of(lambda: generate_answers(model, tokenizer, ids, **options))
+    if attention == "triton":
+        least /= 2  # it adds mask and bias inside, so the estimate for sdpa is generous
     assert least < peak / (tokens * bytes_per_token(model)) <= 1.1

@@ -12,7 +12,7 @@ from pathlib import Path
 import pytest
 import torch
 from bitsandbytes.nn import Linear4bit
-from conftest import assert_close
+from conftest import DEVICE, assert_close
 from kedro.io import DatasetError
 from kedro.io.core import Version
 from peft import PeftModel
@@ -360,6 +360,7 @@ def test_what_does_not_change_the_answers_may_differ(trained, parameters, float3
     _, adapter = trained
     model = float32.model_copy(update={"compute_dtype": "bfloat16", "attn_implementation": "sdpa"})
     ids = {"input_ids": torch.tensor([[3, 4, 1]]), "labels": torch.tensor([[5, 1]])}
+    ids = {name: tokens.to(DEVICE) for name, tokens in ids.items()}
     losses = [
         attach_adapter(load_base_model(float32), adapter, provenance_of(m, parameters.prompt))
         .eval()(**ids)

@@ -242,9 +242,11 @@ def test_a_decay_encodes_other_text_with_the_tokenizer_of_the_first_run(project,
         ("second_decay", "pretrained_base"),
         ("third_decay", "second_decay_base"),
         ("fourth_decay", "third_decay_base"),
+        ("fifth_decay", "fourth_decay_base"),
     ],
 )
 def test_a_decay_does_not_replace_the_base_that_it_starts_from(project, options, env, reader):
+    run(options, to_nodes=["encode_text", "encode_questions"])
     with pytest.raises(InputError, match=f"{reader}, which .* only reads; give --from-nodes"):
         run(options, env=env, from_nodes=["pretrain_reader"])
 
@@ -255,6 +257,7 @@ def test_a_decay_does_not_replace_the_base_that_it_starts_from(project, options,
         ("second_decay", "kedro run --pipelines"),
         ("third_decay", "--env=second_decay"),
         ("fourth_decay", "--env=third_decay"),
+        ("fifth_decay", "--env=fourth_decay"),
     ],
 )
 def test_a_decay_without_its_reader_names_the_run_that_makes_it(project, options, env, before):
@@ -265,7 +268,8 @@ def test_a_decay_without_its_reader_names_the_run_that_makes_it(project, options
 
 
 @pytest.mark.parametrize(
-    ("env", "share"), [("second_decay", 0.43), ("third_decay", 0.62), ("fourth_decay", 0.5)]
+    ("env", "share"),
+    [("second_decay", 0.43), ("third_decay", 0.62), ("fourth_decay", 0.5), ("fifth_decay", 0.6)],
 )
 def test_a_decay_has_lower_rates_and_other_draws(project, env, share):
     with KedroSession.create(env=env) as session:

@@ -7,7 +7,6 @@ Transformer", arXiv:1910.10683. Weights, names and results are those of transfor
 
 from copy import deepcopy
 from functools import wraps
-from importlib.util import find_spec
 from typing import Any
 
 import torch
@@ -20,7 +19,6 @@ from transformers import (
     T5Config,
     T5ForConditionalGeneration,
 )
-from transformers.activations import GELUTanh
 from transformers.masking_utils import eager_mask
 from transformers.modeling_outputs import Seq2SeqLMOutput
 from transformers.models.t5.modeling_t5 import (
@@ -37,7 +35,6 @@ from flan_qa_pipeline.models.transformers_private import (
 )
 
 LOSS_CHUNK = 256
-HAS_TRITON = find_spec("triton") is not None
 
 
 def additive(mask: torch.Tensor, dtype: torch.dtype) -> torch.Tensor:
@@ -190,17 +187,9 @@ class RecomputedFeedForward(T5DenseGatedActDense):
 
     def forward(self, hidden_states: torch.Tensor) -> torch.Tensor:
         gate, linear = self.wi_0(hidden_states), self.wi_1(hidden_states)
-        if self._has_kernel and gate.is_cuda and not (self.training or torch.is_grad_enabled()):
-            from flan_qa_pipeline.models.gate_kernel import gated_gelu  # needs Triton
-
-            return self.wo(gated_gelu(gate, linear))
         if self.keeps_all or not torch.is_grad_enabled():
             return self.wo(self._gated(gate, linear))
         return self.wo(checkpoint(self._gated, gate, linear, use_reentrant=False))
-
-    @property
-    def _has_kernel(self) -> bool:
-        return HAS_TRITON and isinstance(self.act, GELUTanh)
 
     def _gated(self, gate: torch.Tensor, linear: torch.Tensor) -> torch.Tensor:
         return self.dropout(self.act(gate) * linear)
