@@ -76,6 +76,15 @@ def test_dropout_keeps_the_share_and_the_backward_pass_drops_the_same_weights():
     assert (of_values.float() - wanted).abs().max() <= 2e-2 * wanted.abs().max()
 
 
+def test_more_heads_than_fit_in_the_second_dimension_of_a_grid():
+    q, k = draw(23_000, 1), draw(23_000, 5)
+    bias = torch.zeros(1, 1, 1, 5, device=DEVICE, dtype=torch.bfloat16)
+    with torch.no_grad():
+        states = attend(q, k, k, bias)
+        wanted = expected(q[-2:], k[-2:], k[-2:], bias)
+    assert (states[-2:].float() - wanted).abs().max() <= 2e-2 * wanted.abs().max()
+
+
 def test_a_row_without_a_readable_key_stays_finite():
     q, k = draw(1, 5), draw(1, 7)
     nothing = torch.full((1, 1, 1, 7), torch.finfo(torch.bfloat16).min, device=DEVICE)

@@ -10,6 +10,7 @@ from flan_qa_pipeline.reporting.run_summary import (
     describe_saved,
     print_next_steps,
     print_scores,
+    tuned,
     without_gain,
 )
 
@@ -82,3 +83,14 @@ def test_what_was_saved_fits_one_line_however_much_it_is():
     assert describe_saved([], places, "V") == f"version V: {', '.join(places)}"
     many = describe_saved(["data/x/V/x"], [*places, "data/06/e"], "V")
     assert many == "data/x/V/x, version V: data/06/e, 4 in data/08"
+
+
+def test_a_line_scores_the_threshold_of_train_articles():
+    greedy = {"model": "fine-tuned", "decision": "greedy", "threshold": None, "F1": 60.0}
+    chosen = greedy | {"decision": "train articles", "threshold": 0.7438, "F1": 62.627}
+    table = pd.DataFrame([greedy, chosen]).assign(**{"HasAns F1": 65.19, "NoAns F1": 56.25})
+    line = tuned(table, "fine-tuned")
+    assert line == "no_answer_threshold 0.744: F1 62.63 (HasAns 65.19, NoAns 56.25)"
+    answerable = table.assign(**{"NoAns F1": None})
+    assert tuned(answerable, "fine-tuned").endswith("F1 62.63 (HasAns 65.19)")
+    assert tuned(table.query("decision == 'greedy'"), "fine-tuned") is None

@@ -16,6 +16,8 @@ from numpy.typing import ArrayLike
 
 from flan_qa_pipeline.evaluation.scoring import per_question_scores
 
+ON_TRAIN_ARTICLES = "train articles"  # the decision whose threshold they choose
+
 
 def no_answer_probability(no_answer_log_odds: ArrayLike) -> np.ndarray:
     """Return the probability of abstaining if the best answer were the only alternative.
@@ -200,7 +202,7 @@ def abstention_rows(answers: Candidates, calibration: Candidates | None) -> list
     """
     greedy_abstains = ~answers.greedy_answered
     rows = [_row(answers, "greedy", None, answers.greedy_scores, greedy_abstains)]
-    ways = [("train articles", calibration.best("F1"))] if calibration else []
+    ways = [(ON_TRAIN_ARTICLES, calibration.best("F1"))] if calibration else []
     ways += [(f"best {metric} on validation", answers.best(metric)) for metric in answers.scores]
     return rows + [_row(answers, name, limit, *answers.after(limit)) for name, limit in ways]
 

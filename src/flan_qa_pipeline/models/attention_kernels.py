@@ -127,7 +127,8 @@ def forward(
     BLOCK_N: tl.constexpr,
     BLOCK_M: tl.constexpr,
 ):
-    q_first, head = tl.program_id(0) * BLOCK_N, tl.program_id(1)
+    blocks = tl.cdiv(n, BLOCK_N)
+    q_first, head = tl.program_id(0) % blocks * BLOCK_N, tl.program_id(0) // blocks
     b, h = (head // heads).to(tl.int64), (head % heads).to(tl.int64)
     k += b * k_b + h * k_h
     v += b * v_b + h * v_h
@@ -221,7 +222,8 @@ def backward_queries(
     BLOCK_M: tl.constexpr,
 ):
     """Compute the gradients of queries, and for each query the sum that its scores' ones share."""
-    q_first, head = tl.program_id(0) * BLOCK_N, tl.program_id(1)
+    blocks = tl.cdiv(n, BLOCK_N)
+    q_first, head = tl.program_id(0) % blocks * BLOCK_N, tl.program_id(0) // blocks
     b, h = (head // heads).to(tl.int64), (head % heads).to(tl.int64)
     k += b * k_b + h * k_h
     v += b * v_b + h * v_h
@@ -312,7 +314,8 @@ def backward_keys(
     BLOCK_M: tl.constexpr,
 ):
     """Compute the gradients of keys and values."""
-    k_first, head = tl.program_id(0) * BLOCK_M, tl.program_id(1)
+    blocks = tl.cdiv(m, BLOCK_M)
+    k_first, head = tl.program_id(0) % blocks * BLOCK_M, tl.program_id(0) // blocks
     b, h = (head // heads).to(tl.int64), (head % heads).to(tl.int64)
     q += b * q_b + h * q_h
     grad += b * grad_b + h * grad_h

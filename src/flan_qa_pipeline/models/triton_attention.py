@@ -68,7 +68,7 @@ class _Call:
         """Launch the forward pass; with `sums`, keep the scores' log-sums there."""
         q = self.tensors[0]
         out = _like(q)
-        forward[triton.cdiv(q.shape[2], self.options["BLOCK_N"]), self.heads](
+        forward[(triton.cdiv(q.shape[2], self.options["BLOCK_N"]) * self.heads,)](
             *self.tensors,
             out if seeds is None else seeds,
             out,
@@ -109,7 +109,7 @@ class _Attention(torch.autograd.Function):
         grad = _readable(grad)
         grad_q, grad_k, grad_v, shared = _like(q), _like(k), _like(v), torch.empty_like(sums)
         seeds = sums if seeds is None else seeds
-        backward_queries[triton.cdiv(q.shape[2], call.options["BLOCK_N"]), call.heads](
+        backward_queries[(triton.cdiv(q.shape[2], call.options["BLOCK_N"]) * call.heads,)](
             *call.tensors,
             seeds,
             out,
@@ -124,7 +124,7 @@ class _Attention(torch.autograd.Function):
             **call.options,
             num_stages=1,
         )
-        backward_keys[triton.cdiv(k.shape[2], call.options["BLOCK_M"]), call.heads](
+        backward_keys[(triton.cdiv(k.shape[2], call.options["BLOCK_M"]) * call.heads,)](
             *call.tensors,
             seeds,
             sums,

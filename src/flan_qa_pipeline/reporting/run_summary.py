@@ -9,6 +9,7 @@ from rich.console import Console
 from rich.table import Table
 
 from flan_qa_pipeline.evaluation.breakdown import METRICS
+from flan_qa_pipeline.evaluation.no_answer_threshold import ON_TRAIN_ARTICLES
 from flan_qa_pipeline.reporting.runs import SUBSETS, SavedRun, differing_parameters
 from flan_qa_pipeline.reporting.tables import readable_scores
 
@@ -128,6 +129,23 @@ def describe_saved(whole: Iterable[str], places: Iterable[str], version: str | N
         listed[place if alone else f"{folders[folder]} in {folder}"] = None
     of_version = f"version {version}: " if listed and version else ""
     return ", ".join(filter(None, (*whole, of_version + ", ".join(listed))))
+
+
+def tuned(table: pd.DataFrame, label: str) -> str | None:
+    """Give a model's F1 with the no-answer threshold chosen on train articles; None without one.
+
+    Args:
+        table: decisions about when to abstain, as `abstention_rows` makes them, and their model.
+        label: the model.
+    """
+    chosen = table[(table["model"] == label) & (table["decision"] == ON_TRAIN_ARTICLES)]
+    if chosen.empty:
+        return None
+    row = chosen.iloc[0]
+    subsets = [
+        f"{name} {row[f'{name} F1']:.2f}" for name in SUBSETS[1:] if pd.notna(row[f"{name} F1"])
+    ]
+    return f"no_answer_threshold {row['threshold']:.3g}: F1 {row['F1']:.2f} ({', '.join(subsets)})"
 
 
 def without_gain(table: pd.DataFrame) -> str | None:

@@ -9,6 +9,8 @@ from flan_qa_pipeline.errors import InputError, in_one_line
 
 KEY = "flan_qa_pipeline"
 
+Shown = Literal["scores", "threshold", "differences", "comparison", "report", "path"]
+
 
 class DatasetNotes(BaseModel):
     """Notes of one dataset.
@@ -17,8 +19,9 @@ class DatasetNotes(BaseModel):
         remedy: how a user gives the dataset, if it does not exist.
         versions_of: a versioned dataset whose saved versions the remedy lists.
         shown: how a run that made the dataset presents it at the end: as the table of its `scores`,
-            of a `comparison` or of the `differences` in parameters, as the `report` with the next
-            steps, or by the `path` of the saved version in the list of what was saved.
+            of a `comparison` or of the `differences` in parameters, by the scores with its
+            `threshold` from train articles, as the `report` with the next steps, or by the `path`
+            of the saved version in the list of what was saved.
         filled_in: whether a hook saves the dataset before a node loads it.
         only_read: in an environment that reads the dataset of another run, how to start a run that
             does not replace it.
@@ -28,7 +31,7 @@ class DatasetNotes(BaseModel):
 
     remedy: str = "make it with `kedro run` or name an existing version with --load-versions"
     versions_of: str | None = None
-    shown: Literal["scores", "differences", "comparison", "report", "path"] | None = None
+    shown: Shown | None = None
     filled_in: bool = False
     only_read: str | None = None
 

@@ -50,6 +50,14 @@ def _show_scores(name: str, catalog: AtomicCatalog, run: CurrentRun) -> None:
         print_line("No gain", nothing)
 
 
+def _show_threshold(name: str, catalog: AtomicCatalog, run: CurrentRun) -> None:
+    from flan_qa_pipeline.reporting.figures import MODELS
+    from flan_qa_pipeline.reporting.run_summary import print_line, tuned
+
+    if scores := tuned(catalog.load(name), MODELS[1]):
+        print_line("Tuned", scores)
+
+
 def _show_comparison(name: str, catalog: AtomicCatalog, run: CurrentRun) -> None:
     from flan_qa_pipeline.pipelines.compare.nodes import LABELS
     from flan_qa_pipeline.reporting.run_summary import print_scores
@@ -104,6 +112,7 @@ def _relative(place: PurePosixPath | None, project: Path) -> str:
 
 PRESENTATIONS: dict[str, Callable[[str, AtomicCatalog, CurrentRun], None]] = {
     "scores": _show_scores,
+    "threshold": _show_threshold,
     "differences": _show_differences,
     "comparison": _show_comparison,
     "report": _show_report,
