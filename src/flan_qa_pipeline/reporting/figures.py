@@ -89,7 +89,8 @@ def plot_abstention(
             "recall %{customdata[1]:.1f}%<br>threshold %{customdata[0]:.3g}",
             line_color=color,
         )
-        rows = abstention_table.query("model == @label and decision == @ON_TRAIN_ARTICLES")
+        of_model = abstention_table[abstention_table["model"] == label]
+        rows = of_model[of_model["decision"] == ON_TRAIN_ARTICLES]
         for share in rows["abstained"] / rows["questions"]:
             at = int(np.abs(curve.abstained - share).argmin())
             figure.add_scatter(
