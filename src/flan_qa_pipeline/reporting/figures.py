@@ -10,7 +10,7 @@ from datasets import DatasetDict
 from plotly.subplots import make_subplots
 
 from flan_qa_pipeline.config.parameters import DataParameters, ModelParameters
-from flan_qa_pipeline.evaluation.no_answer_threshold import PrecisionRecall
+from flan_qa_pipeline.evaluation.no_answer_threshold import ON_TRAIN_ARTICLES, PrecisionRecall
 from flan_qa_pipeline.evaluation.subject import subject
 from flan_qa_pipeline.models.adapter import Adapter
 
