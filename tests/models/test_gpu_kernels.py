@@ -36,8 +36,8 @@ def expected(q, k, v, scores_bias):
         (8, 70, 64, "none", torch.bfloat16),
         (9, 9, 64, "of pairs", torch.bfloat16),
         (1, 33, 64, "of keys", torch.bfloat16),
-        (130, 129, 24, "of keys", torch.float32),
-        (70, 9, 32, "none", torch.float32),
+        (130, 129, 64, "of pairs", torch.float32),
+        (70, 9, 24, "none", torch.float32),
     ],
 )
 def test_states_and_gradients_are_those_of_softmax(n, m, width, mask, dtype):
@@ -64,16 +64,34 @@ def test_dropout_keeps_the_share_and_the_backward_pass_drops_the_same_weights():
     identity = torch.eye(64, device=DEVICE, dtype=torch.bfloat16).expand(4, HEADS, 64, 64)
     v = identity.contiguous().requires_grad_()
     bias = torch.zeros(1, 1, 1, 64, device=DEVICE, dtype=torch.bfloat16)
-    plain, dropped = attend(q, k, v, bias), attend(q, k, v, bias, share=0.25)
+    plain, dropped = attend(q, k, v, bias), attend(q, k, v, bias, dropout=0.25)
     kept = dropped != 0  # with these values, the states are the weights
     assert kept.float().mean().item() == pytest.approx(0.75, abs=0.02)
     assert torch.allclose(dropped[kept], plain[kept] / 0.75, rtol=2e-2)
     assert not torch.equal(kept[0, 0], kept[0, 1])
-    assert not torch.equal(attend(q, k, v, bias, share=0.25) != 0, kept)
+    assert not torch.equal(attend(q, k, v, bias, dropout=0.25) != 0, kept)
     upstream = torch.randn_like(dropped)
     (of_values,) = torch.autograd.grad(dropped, v, upstream)
     wanted = dropped.float().transpose(2, 3) @ upstream.float()
     assert (of_values.float() - wanted).abs().max() <= 2e-2 * wanted.abs().max()
+
+
+def test_gradients_with_dropout_are_those_of_the_kept_weights():
+    torch.manual_seed(0)
+    q, k, v = draw(2, 40), draw(2, 64), draw(2, 64)
+    bias = torch.randn(1, HEADS, 40, 64, device=DEVICE).bfloat16()
+    identity = torch.eye(64, device=DEVICE, dtype=torch.bfloat16).expand(2, HEADS, 64, 64)
+    state = torch.cuda.get_rng_state()
+    kept = attend(q, k, identity.contiguous(), bias, dropout=0.25) != 0
+    torch.cuda.set_rng_state(state)
+    states = attend(q, k, v, bias, dropout=0.25)
+    weights = torch.softmax(q.float() @ k.float().transpose(2, 3) + bias.float(), dim=-1)
+    right = (weights * kept / 0.75) @ v.float()
+    upstream = torch.randn_like(states)
+    found = torch.autograd.grad(states, (q, k, v), upstream)
+    wanted = torch.autograd.grad(right, (q, k, v), upstream.float())
+    for mine, theirs in zip((states, *found), (right, *wanted), strict=True):
+        assert (mine.float() - theirs).abs().max() <= 3e-2 * theirs.abs().max()
 
 
 def test_more_heads_than_fit_in_the_second_dimension_of_a_grid():
@@ -85,19 +103,29 @@ def test_more_heads_than_fit_in_the_second_dimension_of_a_grid():
     assert (states[-2:].float() - wanted).abs().max() <= 2e-2 * wanted.abs().max()
 
 
-def test_a_row_without_a_readable_key_stays_finite():
+def test_a_row_without_a_readable_key_yields_zeros():
     q, k = draw(1, 5), draw(1, 7)
     nothing = torch.full((1, 1, 1, 7), torch.finfo(torch.bfloat16).min, device=DEVICE)
-    assert attend(q, k, k, nothing.bfloat16()).isfinite().all()
+    states = attend(q, k, k, nothing.bfloat16())
+    gradients = torch.autograd.grad(states.sum(), (q, k))
+    assert not any(part.any() or part.isnan().any() for part in (states, *gradients))
+
+
+@pytest.mark.parametrize("shape", [(2, HEADS, 5, 7), (2, 1, 5, 6), (3, 1, 1, 7)])
+def test_a_mask_of_another_shape_is_refused(shape):
+    q, k = draw(2, 5), draw(2, 7)
+    bias = torch.zeros(1, 1, 1, 7, device=DEVICE, dtype=torch.bfloat16)
+    with pytest.raises(ValueError, match="The mask has the shape"):
+        attend(q, k, k, bias, bias.new_zeros(shape))
 
 
 def test_a_captured_graph_drops_other_weights_at_every_replay():
     q, bias = draw(2, 24), torch.zeros(1, 1, 1, 24, device=DEVICE, dtype=torch.bfloat16)
     with torch.no_grad():
-        attend(q, q, q, bias, share=0.5)
+        attend(q, q, q, bias, dropout=0.5)
         graph = torch.cuda.CUDAGraph()
         with torch.cuda.graph(graph):
-            states = attend(q, q, q, bias, share=0.5)
+            states = attend(q, q, q, bias, dropout=0.5)
     seen = []
     for _ in range(2):
         graph.replay()

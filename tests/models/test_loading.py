@@ -222,12 +222,38 @@ def test_compute_dtype_by_name():
 )
 def test_attention_auto(monkeypatch, on_gpu, has_triton, expected):
     monkeypatch.setattr(torch.cuda, "is_available", lambda: on_gpu)
+    monkeypatch.setattr(device, "multiplies_bfloat16", lambda: True)
     monkeypatch.setattr(device, "find_spec", lambda name: object() if has_triton else None)
+    monkeypatch.setattr(device.shutil, "which", lambda name: f"/usr/bin/{name}")
+    monkeypatch.setattr(device.Path, "exists", lambda path: True)
     assert resolve_attention("auto") == expected
     assert resolve_attention("eager") == "eager"
-    if expected != "triton":
-        with pytest.raises(InputError, match="attn_implementation is triton, but .*; set it to"):
-            resolve_attention("triton")
+    monkeypatch.setattr(device, "multiplies_bfloat16", lambda: False)
+    assert resolve_attention("auto") == ("sdpa" if on_gpu else "eager")
+
+
+@pytest.mark.parametrize(
+    ("lacking", "said"),
+    [
+        ("GPU", "there is no GPU"),
+        ("Triton", "Triton is not installed"),
+        ("compiler", "there is no C compiler (gcc or clang)"),
+        ("headers", "Python's headers (Python.h) are not installed"),
+    ],
+)
+def test_triton_where_it_does_not_work_is_refused(monkeypatch, lacking, said):
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: lacking != "GPU")
+    monkeypatch.setattr(device, "multiplies_bfloat16", lambda: True)
+    monkeypatch.setattr(device, "find_spec", lambda name: None if lacking == "Triton" else object())
+    found = None if lacking == "compiler" else "/usr/bin/cc"
+    monkeypatch.setattr(device.shutil, "which", lambda name: found)
+    monkeypatch.setattr(device.Path, "exists", lambda path: lacking != "headers")
+    with pytest.raises(InputError) as error:
+        resolve_attention("triton")
+    assert str(error.value) == (
+        f"model.attn_implementation is triton, but {said}; set it to auto, eager or sdpa."
+    )
+    assert resolve_attention("auto") == ("eager" if lacking == "GPU" else "sdpa")
 
 
 @pytest.mark.parametrize("load", [load_base_model, load_tokenizer])

@@ -208,7 +208,7 @@ class ModelParameters(_Section):
     compute_dtype: ComputeDtype
     """`auto` is bfloat16 where the device multiplies it natively, else float32."""
     attn_implementation: AttnImplementation
-    """`auto` is `eager` on a CPU; on a GPU `triton`, or `sdpa` where Triton is not installed."""
+    """`auto` is `eager` on a CPU; on a GPU `triton`, or `sdpa` where Triton does not work."""
 
     @field_validator("revision", mode="before")
     @classmethod

@@ -13,8 +13,8 @@ import triton
 import triton.language as tl
 
 LOG2_E = tl.constexpr(1.4426950408889634)
-LOWEST = tl.constexpr(-1.0e30)  # of a row's highest score, so that a masked row stays finite
-# Values of these arguments are not compiled for.
+LOWEST = tl.constexpr(-1.0e30)  # bound of a row's maximum; keeps masked rows finite
+# Triton must not compile a variant for particular values of these arguments.
 VARYING = ["n", "m", "bias_b", "bias_n", "mask_b", "mask_n", "least"]
 
 
@@ -49,13 +49,10 @@ def _scores(
     n,
     m,
     MASK: tl.constexpr,
-    ALIGNED: tl.constexpr,
     BLOCK_N: tl.constexpr,
     BLOCK_M: tl.constexpr,
 ):
     """Compute a tile of scores, -inf outside."""
-    if ALIGNED:
-        bias_n, mask_n = tl.multiple_of(bias_n, 8), tl.multiple_of(mask_n, 8)
     rows, columns = q_first + tl.arange(0, BLOCK_N), k_first + tl.arange(0, BLOCK_M)
     inside = (rows[:, None] < n) & (columns[None, :] < m)
     place = bias + rows[:, None] * bias_n + columns[None, :]
@@ -73,6 +70,7 @@ def _scores(
 def _kept(seed, head, q_first, k_first, m, least, BLOCK_N: tl.constexpr, BLOCK_M: tl.constexpr):
     """Decide which weights of a tile survive dropout.
 
+    The masks of two heads of a call do not coincide, shifted, if there are fewer than 13,000.
     A weight's number and head, mixed with the seed by MurmurHash3's finalizer
     (https://github.com/aappleby/smhasher), give it 32 random bits.
     """
@@ -95,7 +93,7 @@ def forward(
     mask,
     seeds,
     out,
-    sums,
+    log_sums,
     q_b,
     q_h,
     q_n,
@@ -121,7 +119,6 @@ def forward(
     DROPS: tl.constexpr,
     SAVES: tl.constexpr,
     MASK: tl.constexpr,
-    ALIGNED: tl.constexpr,
     D: tl.constexpr,
     WIDTH: tl.constexpr,
     BLOCK_N: tl.constexpr,
@@ -154,7 +151,6 @@ def forward(
             n,
             m,
             MASK,
-            ALIGNED,
             BLOCK_N,
             BLOCK_M,
         )
@@ -172,7 +168,7 @@ def forward(
     _store_rows(out + b * out_b + h * out_h, mixed, q_first, out_n, n, BLOCK_N, D, WIDTH)
     if SAVES:
         rows = q_first + tl.arange(0, BLOCK_N)
-        tl.store(sums + head * n + rows, highest + tl.log2(total), mask=rows < n)
+        tl.store(log_sums + head * n + rows, highest + tl.log2(total), mask=rows < n)
 
 
 @triton.jit(do_not_specialize=VARYING)
@@ -184,9 +180,9 @@ def backward_queries(
     mask,
     seeds,
     out,
-    sums,
+    log_sums,
     grad,
-    shared,
+    delta,
     grad_q,
     q_b,
     q_h,
@@ -215,13 +211,12 @@ def backward_queries(
     scale,
     DROPS: tl.constexpr,
     MASK: tl.constexpr,
-    ALIGNED: tl.constexpr,
     D: tl.constexpr,
     WIDTH: tl.constexpr,
     BLOCK_N: tl.constexpr,
     BLOCK_M: tl.constexpr,
 ):
-    """Compute the gradients of queries, and for each query the sum that its scores' ones share."""
+    """Compute the queries' gradients and, for each query, delta: its output times its gradient."""
     blocks = tl.cdiv(n, BLOCK_N)
     q_first, head = tl.program_id(0) % blocks * BLOCK_N, tl.program_id(0) // blocks
     b, h = (head // heads).to(tl.int64), (head % heads).to(tl.int64)
@@ -233,9 +228,9 @@ def backward_queries(
     given = _rows(grad + b * grad_b + h * grad_h, q_first, grad_n, n, BLOCK_N, D, WIDTH)
     states = _rows(out + b * out_b + h * out_h, q_first, out_n, n, BLOCK_N, D, WIDTH)
     rows = q_first + tl.arange(0, BLOCK_N)
-    common = tl.sum(given.to(tl.float32) * states.to(tl.float32), 1)
-    tl.store(shared + head * n + rows, common, mask=rows < n)
-    log_sum = tl.load(sums + head * n + rows, mask=rows < n, other=0.0)
+    of_row = tl.sum(given.to(tl.float32) * states.to(tl.float32), 1)
+    tl.store(delta + head * n + rows, of_row, mask=rows < n)
+    log_sum = tl.load(log_sums + head * n + rows, mask=rows < n, other=0.0)
     seed = tl.load(seeds) if DROPS else 0
     of_queries = tl.zeros([BLOCK_N, WIDTH], tl.float32)
     for k_first in range(0, m, BLOCK_M):
@@ -253,7 +248,6 @@ def backward_queries(
             n,
             m,
             MASK,
-            ALIGNED,
             BLOCK_N,
             BLOCK_M,
         )
@@ -262,7 +256,7 @@ def backward_queries(
         if DROPS:
             kept = _kept(seed, head, q_first, k_first, m, least, BLOCK_N, BLOCK_M)
             of_weights = tl.where(kept, of_weights * scale, 0.0)
-        of_scores = (weights * (of_weights - common[:, None])).to(keys.dtype)
+        of_scores = (weights * (of_weights - of_row[:, None])).to(keys.dtype)
         of_queries = tl.dot(of_scores, keys, of_queries, input_precision="ieee")
     _store_rows(grad_q + b * out_b + h * out_h, of_queries, q_first, out_n, n, BLOCK_N, D, WIDTH)
 
@@ -275,9 +269,9 @@ def backward_keys(
     bias,
     mask,
     seeds,
-    sums,
+    log_sums,
     grad,
-    shared,
+    delta,
     grad_k,
     grad_v,
     q_b,
@@ -307,7 +301,6 @@ def backward_keys(
     scale,
     DROPS: tl.constexpr,
     MASK: tl.constexpr,
-    ALIGNED: tl.constexpr,
     D: tl.constexpr,
     WIDTH: tl.constexpr,
     BLOCK_N: tl.constexpr,
@@ -330,8 +323,8 @@ def backward_keys(
         queries = _rows(q, q_first, q_n, n, BLOCK_N, D, WIDTH)
         given = _rows(grad, q_first, grad_n, n, BLOCK_N, D, WIDTH)
         rows = q_first + tl.arange(0, BLOCK_N)
-        log_sum = tl.load(sums + head * n + rows, mask=rows < n, other=0.0)
-        common = tl.load(shared + head * n + rows, mask=rows < n, other=0.0)
+        log_sum = tl.load(log_sums + head * n + rows, mask=rows < n, other=0.0)
+        of_row = tl.load(delta + head * n + rows, mask=rows < n, other=0.0)
         scores = _scores(
             queries,
             keys,
@@ -344,7 +337,6 @@ def backward_keys(
             n,
             m,
             MASK,
-            ALIGNED,
             BLOCK_N,
             BLOCK_M,
         )
@@ -357,7 +349,7 @@ def backward_keys(
             left = tl.where(kept, weights * scale, 0.0)
         left = tl.trans(left.to(given.dtype))
         of_values = tl.dot(left, given, of_values, input_precision="ieee")
-        of_scores = tl.trans((weights * (of_weights - common[:, None])).to(queries.dtype))
+        of_scores = tl.trans((weights * (of_weights - of_row[:, None])).to(queries.dtype))
         of_keys = tl.dot(of_scores, queries, of_keys, input_precision="ieee")
     to = b * to_b + h * to_h
     _store_rows(grad_k + to, of_keys, k_first, to_m, m, BLOCK_M, D, WIDTH)

@@ -13,10 +13,11 @@ from flan_qa_pipeline.models.transformers_private import attention_of
 class Decoder:
     """Decodes a batch of encoded inputs token by token, with the results of the model itself.
 
-    The decoder projects the encoder's states to keys and values once, in the layout that attention
-    reads. Keys and values of tokens go into a cache for `max_tokens`, rounded up to the multiple
-    that the kernels of scaled_dot_product_attention read. Every step attends to the whole cache,
-    masked, because a CPU keeps a kernel for each shape of a product.
+    The decoder projects the encoder's states to keys and values once. Triton's kernels read heads
+    where the projections lie; for the other attentions they are copied to lie one after another.
+    Keys and values of tokens go into a cache for `max_tokens`, rounded up to the multiple that the
+    kernels of scaled_dot_product_attention read. Every step attends to the whole cache, masked,
+    because a CPU keeps a kernel for each shape of a product.
     """
 
     def __init__(
@@ -35,6 +36,7 @@ class Decoder:
             max_tokens: the most tokens that will be decoded for an input.
         """
         self._stack, self._head = model.decoder, model.lm_head
+        self._copies_heads = attention_of(self._stack.config) != TRITON
         self.length, room = 0, round_up(max_tokens)
         self._mask = additive(attention_mask[:, None, None].bool(), states.dtype)
         self._read: list[tuple[torch.Tensor, torch.Tensor]] = []
@@ -42,7 +44,7 @@ class Decoder:
         for block in self._stack.block:
             attention = block.layer[1].EncDecAttention
             key, value = (_heads(attention, part(states)) for part in _key_value(attention))
-            if attention_of(attention.config) != TRITON:  # whose kernels read heads side by side
+            if self._copies_heads:
                 key, value = key.contiguous(), value.contiguous()
             self._read.append((key, value))
             own = (len(states), attention.n_heads, room, attention.key_value_proj_dim)

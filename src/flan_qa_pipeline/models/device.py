@@ -2,8 +2,11 @@
 
 import os
 import resource
+import shutil
 import sys
+import sysconfig
 from importlib.util import find_spec
+from pathlib import Path
 
 import torch
 from accelerate.utils import get_max_memory
@@ -35,22 +38,38 @@ def resolve_attention(name: str) -> str:
     """Turn an `attn_implementation` parameter into transformers' name for it.
 
     `auto` is eager on a CPU, where sdpa is slower, most of all in its backward pass. On a GPU it is
-    triton, whose kernels store no scores, or sdpa where Triton is not installed.
+    triton, whose kernels never store the scores, or sdpa where Triton does not work or the GPU has
+    no native bfloat16.
 
     Raises:
-        InputError: `triton` is named where there is no GPU or no Triton.
+        InputError: `triton` is named where it does not work.
     """
-    on_gpu, has_triton = torch.cuda.is_available(), find_spec("triton") is not None
-    if name == "triton" and not (on_gpu and has_triton):
-        lacking = "Triton is not installed" if on_gpu else "there is no GPU"
+    if name == "triton" and (obstacle := triton_obstacle()):
         raise InputError(
-            f"model.attn_implementation is triton, but {lacking}; set it to auto, eager or sdpa."
+            f"model.attn_implementation is triton, but {obstacle}; set it to auto, eager or sdpa."
         )
     if name != "auto":
         return name
-    if not on_gpu:
+    if not torch.cuda.is_available():
         return "eager"
-    return "triton" if has_triton else "sdpa"
+    return "triton" if multiplies_bfloat16() and triton_obstacle() is None else "sdpa"
+
+
+def triton_obstacle() -> str | None:
+    """Say why Triton's kernels cannot run here; None if they can.
+
+    Triton compiles a stub in C, for which it needs a compiler and Python's headers.
+    """
+    if not torch.cuda.is_available():
+        return "there is no GPU"
+    if find_spec("triton") is None:
+        return "Triton is not installed"
+    compilers = [os.environ.get("CC", "gcc"), "clang"]
+    if not any(map(shutil.which, compilers)):
+        return "there is no C compiler (gcc or clang)"
+    if not Path(sysconfig.get_path("include"), "Python.h").exists():
+        return "Python's headers (Python.h) are not installed"
+    return None
 
 
 def device_name() -> str:

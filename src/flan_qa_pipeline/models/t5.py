@@ -78,9 +78,10 @@ class SharedMaskAttention(T5Attention):
         past_key_values: Any = None,
         **kwargs: Any,
     ) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor | None]:
-        if mask is not None and mask.dtype == torch.bool:
-            mask = additive(mask, hidden_states.dtype)
-        if key_value_states is None and attention_of(self.config) == TRITON:
+        adds_mask_itself = key_value_states is None and attention_of(self.config) == TRITON
+        if mask is not None and (adds_mask_itself or position_bias is None):
+            mask = additive(mask, hidden_states.dtype) if mask.dtype == torch.bool else mask
+        if adds_mask_itself:
             return super().forward(
                 hidden_states, mask, None, position_bias, past_key_values, **kwargs
             )
@@ -156,13 +157,30 @@ def triton_attention(
     dropout: float = 0.0,
     **kwargs: Any,
 ) -> tuple[torch.Tensor, None]:
-    """Compute T5's attention by Triton's kernels, otherwise like `lean_attention`.
+    """Compute T5's attention by Triton's kernels, which never store the scores.
 
     Args:
+        module: the attention layer.
+        query: (batch, heads, n, d_kv); `key` and `value` (batch, heads, m, d_kv).
+        key: see `query`.
+        value: see `query`.
         attention_mask: added to the scores, (batch or 1, 1, n or 1, m); None for no mask.
+        position_bias: added likewise; broadcast to (batch, heads, n, m).
+        dropout: share of the attention weights to drop.
+
+    Returns:
+        States (batch, n, heads, d_kv), and None for the attention weights.
+
+    Raises:
+        ValueError: The position bias is trained, to which the kernels give no gradient.
     """
     from flan_qa_pipeline.models.triton_attention import attend  # on GPUs alone
 
+    if position_bias.grad_fn is not None:
+        raise ValueError(
+            "Triton's attention gives the position bias no gradient; freeze "
+            "relative_attention_bias, or load the model with sdpa or eager."
+        )
     states = attend(query, key, value, position_bias, attention_mask, dropout)
     return states.transpose(1, 2), None
 

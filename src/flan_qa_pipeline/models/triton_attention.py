@@ -1,4 +1,4 @@
-"""T5's attention and its dropout by kernels that keep no scores; for GPUs with Triton."""
+"""T5's attention and its dropout by kernels that never store the scores; for GPUs with Triton."""
 
 from typing import Any
 
@@ -7,8 +7,9 @@ import triton
 
 from flan_qa_pipeline.models.attention_kernels import backward_keys, backward_queries, forward
 
-SHORT, LONG = 16, 64  # queries that a program reads at a time
-KEYS = 64  # keys that it reads at a time
+SHORT, LONG = 16, 64  # queries in a tile
+KEYS = 64  # keys in a tile
+Tensors = tuple[torch.Tensor, ...]
 
 
 def _seed(near: torch.Tensor) -> torch.Tensor:
@@ -27,60 +28,70 @@ def _like(heads: torch.Tensor) -> torch.Tensor:
     return heads.new_empty(batch, n, count, d_kv).transpose(1, 2)
 
 
-class _Call:
-    """The arguments that all three kernels share, in their order."""
+class _Launches:
+    """Launches the kernels of one attention: the arguments besides tensors, and the grids.
 
-    def __init__(
-        self,
-        q: torch.Tensor,
-        k: torch.Tensor,
-        v: torch.Tensor,
-        bias: torch.Tensor,
-        mask: torch.Tensor | None,
-        share: float,
-    ):
+    Args:
+        tensors: q, k, v, the bias in the shape of the scores, and the mask, or the bias again.
+        masks: Whether there is a mask.
+        dropout: The share of the weights to drop.
+    """
+
+    def __init__(self, tensors: Tensors, masks: bool, dropout: float):
+        q, k, _, _, mask = tensors
         (batch, heads, n, d_kv), m = q.shape, k.shape[2]
-        q, k, v = _readable(q), _readable(k), _readable(v)
-        bias = _readable(bias.expand(batch, heads, n, m))
-        of_mask, kind = (0, 0), "none"
-        if mask is None:
-            mask = bias
-        else:
-            mask = _readable(mask)
-            of_mask = (mask.stride(0) if len(mask) > 1 else 0, mask.stride(2))
-            kind = "of keys" if mask.shape[2] == 1 else "of pairs"
-        of_bias = bias.stride()[:3]
-        self.tensors = (q, k, v, bias, mask)
-        self.strides = (*q.stride()[:3], *k.stride()[:3], *v.stride()[:3], *of_bias, *of_mask)
-        self.numbers = (heads, n, m, round(share * 2**31), 1 / (1 - share))
-        self.heads = batch * heads
-        self.options = {
-            "DROPS": share > 0,
-            "MASK": kind,
-            "ALIGNED": all(stride % 8 == 0 for stride in (*of_bias, *of_mask)),
+        of_mask = (mask.stride(0) if len(mask) > 1 else 0, mask.stride(2)) if masks else (0, 0)
+        strides = tuple(stride for part in tensors[:4] for stride in part.stride()[:3])
+        self._strides = (*strides, *of_mask)
+        self._numbers = (heads, n, m, round(dropout * 2**31), 1 / (1 - dropout))
+        self._options: dict[str, Any] = {
+            "DROPS": dropout > 0,
+            "MASK": ("of keys" if mask.shape[2] == 1 else "of pairs") if masks else "none",
             "D": d_kv,
             "WIDTH": max(SHORT, triton.next_power_of_2(d_kv)),
             "BLOCK_N": SHORT if n <= SHORT else LONG,
             "BLOCK_M": KEYS,
         }
+        self._heads, self._queries, self._keys = batch * heads, n, m
 
-    def attend(self, seeds: torch.Tensor | None, sums: torch.Tensor | None) -> torch.Tensor:
-        """Launch the forward pass; with `sums`, keep the scores' log-sums there."""
-        q = self.tensors[0]
-        out = _like(q)
-        forward[(triton.cdiv(q.shape[2], self.options["BLOCK_N"]) * self.heads,)](
-            *self.tensors,
-            out if seeds is None else seeds,
-            out,
-            out if sums is None else sums,
-            *self.strides,
-            *out.stride()[:3],
-            *self.numbers,
-            **self.options,
-            SAVES=sums is not None,
-            num_stages=2 if sums is None else 1,
-        )
+    def _grid(self, length: int, block: str) -> tuple[int]:
+        """One dimension: CUDA allows no more than 65,535 heads in a second one."""
+        return (triton.cdiv(length, self._options[block]) * self._heads,)
+
+    def forward(
+        self, tensors: Tensors, seeds: torch.Tensor | None, log_sums: torch.Tensor | None
+    ) -> torch.Tensor:
+        """Attend; with `log_sums`, store the base-2 log-sum-exp of each row's scores there."""
+        out = _like(tensors[0])
+        given = (out if seeds is None else seeds, out, out if log_sums is None else log_sums)
+        forward[self._grid(self._queries, "BLOCK_N")](
+            *tensors, *given, *self._strides, *out.stride()[:3], *self._numbers, **self._options,
+            SAVES=log_sums is not None, num_stages=2 if log_sums is None else 1,
+        )  # fmt: skip
         return out
+
+    def backward(
+        self,
+        tensors: Tensors,
+        seeds: torch.Tensor | None,
+        log_sums: torch.Tensor,
+        out: torch.Tensor,
+        grad: torch.Tensor,
+    ) -> Tensors:
+        """Return the gradients of q, k and v."""
+        q, k, v = tensors[:3]
+        grad_q, grad_k, grad_v, delta = _like(q), _like(k), _like(v), torch.empty_like(log_sums)
+        seeds = log_sums if seeds is None else seeds
+        options = self._options | {"num_stages": 1}
+        backward_queries[self._grid(self._queries, "BLOCK_N")](
+            *tensors, seeds, out, log_sums, grad, delta, grad_q,
+            *self._strides, *out.stride()[:3], *grad.stride()[:3], *self._numbers, **options,
+        )  # fmt: skip
+        backward_keys[self._grid(self._keys, "BLOCK_M")](
+            *tensors, seeds, log_sums, grad, delta, grad_k, grad_v,
+            *self._strides, *grad.stride()[:3], *grad_k.stride()[:3], *self._numbers, **options,
+        )  # fmt: skip
+        return grad_q, grad_k, grad_v
 
 
 class _Attention(torch.autograd.Function):
@@ -91,55 +102,22 @@ class _Attention(torch.autograd.Function):
         k: torch.Tensor,
         v: torch.Tensor,
         bias: torch.Tensor,
-        mask: torch.Tensor | None,
-        share: float,
+        mask: torch.Tensor,
+        launches: _Launches,
+        seeds: torch.Tensor | None,
     ) -> torch.Tensor:
-        call = _Call(q, k, v, bias, mask, share)
-        sums = q.new_empty(call.heads * q.shape[2], dtype=torch.float32)
-        seeds = _seed(q) if share else None
-        out = call.attend(seeds, sums)
-        ctx.share = share
-        ctx.save_for_backward(q, k, v, bias, mask, seeds, sums, out)
+        log_sums = q.new_empty(q.shape[:3].numel(), dtype=torch.float32)
+        out = launches.forward((q, k, v, bias, mask), seeds, log_sums)
+        ctx.launches = launches
+        ctx.save_for_backward(q, k, v, bias, mask, seeds, log_sums, out)
         return out
 
     @staticmethod
     def backward(ctx: Any, grad: torch.Tensor) -> tuple[torch.Tensor | None, ...]:
-        q, k, v, bias, mask, seeds, sums, out = ctx.saved_tensors
-        call = _Call(q, k, v, bias, mask, ctx.share)
-        grad = _readable(grad)
-        grad_q, grad_k, grad_v, shared = _like(q), _like(k), _like(v), torch.empty_like(sums)
-        seeds = sums if seeds is None else seeds
-        backward_queries[(triton.cdiv(q.shape[2], call.options["BLOCK_N"]) * call.heads,)](
-            *call.tensors,
-            seeds,
-            out,
-            sums,
-            grad,
-            shared,
-            grad_q,
-            *call.strides,
-            *out.stride()[:3],
-            *grad.stride()[:3],
-            *call.numbers,
-            **call.options,
-            num_stages=1,
-        )
-        backward_keys[(triton.cdiv(k.shape[2], call.options["BLOCK_M"]) * call.heads,)](
-            *call.tensors,
-            seeds,
-            sums,
-            grad,
-            shared,
-            grad_k,
-            grad_v,
-            *call.strides,
-            *grad.stride()[:3],
-            *grad_k.stride()[:3],
-            *call.numbers,
-            **call.options,
-            num_stages=1,
-        )
-        return grad_q, grad_k, grad_v, None, None, None
+        *tensors, seeds, log_sums, out = ctx.saved_tensors
+        with torch.cuda.device_of(grad):
+            of_states = ctx.launches.backward(tuple(tensors), seeds, log_sums, out, _readable(grad))
+        return *of_states, None, None, None, None
 
 
 def attend(
@@ -148,7 +126,7 @@ def attend(
     v: torch.Tensor,
     bias: torch.Tensor,
     mask: torch.Tensor | None = None,
-    share: float = 0.0,
+    dropout: float = 0.0,
 ) -> torch.Tensor:
     """Attend from queries to keys; T5 does not scale its scores.
 
@@ -156,14 +134,32 @@ def attend(
         q: Queries (batch, heads, n, d_kv).
         k: Keys (batch, heads, m, d_kv).
         v: Values, as the keys.
-        bias: Added to the scores; broadcast to (batch, heads, n, m).
+        bias: Added to the scores; broadcast to (batch, heads, n, m). It gets no gradient.
         mask: Added likewise, of shape (batch or 1, 1, n or 1, m); None for no mask.
-        share: The share of the attention weights to drop.
+        dropout: The share of the attention weights to drop.
 
     Returns:
-        States of the queries' shape; in memory, heads lie beside d_kv.
+        States of the queries' shape; in memory, heads lie beside d_kv. A row whose keys are all
+        masked by float32's or bfloat16's lowest number yields zeros.
+
+    Raises:
+        ValueError: The mask has another shape.
     """
-    if torch.is_grad_enabled() and any(part.requires_grad for part in (q, k, v)):
-        attended: torch.Tensor = _Attention.apply(q, k, v, bias, mask, share)
-        return attended
-    return _Call(q, k, v, bias, mask, share).attend(_seed(q) if share else None, None)
+    (batch, heads, n, _), m = q.shape, k.shape[2]
+    if mask is not None and (
+        mask.shape[0] not in (1, batch)
+        or mask.shape[1] != 1
+        or mask.shape[2] not in (1, n)
+        or mask.shape[3] != m
+    ):
+        raise ValueError(f"The mask has the shape {tuple(mask.shape)}; the scores {batch, 1, n, m}")
+    bias = bias.expand(batch, heads, n, m)
+    given = (q, k, v, bias, bias if mask is None else mask)
+    tensors = tuple(_readable(part) for part in given)
+    launches = _Launches(tensors, mask is not None, dropout)
+    with torch.cuda.device_of(q):  # Triton launches on the current device
+        seeds = _seed(q) if dropout else None
+        if torch.is_grad_enabled() and any(part.requires_grad for part in (q, k, v)):
+            attended: torch.Tensor = _Attention.apply(*tensors, launches, seeds)
+            return attended
+        return launches.forward(tensors, seeds, None)
