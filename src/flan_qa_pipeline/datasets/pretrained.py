@@ -5,11 +5,10 @@ from tempfile import TemporaryDirectory
 from typing import Any, Literal
 
 from kedro.io.core import AbstractDataset
-from transformers import AutoTokenizer
 
 from flan_qa_pipeline.datasets.local_path import local_path
 from flan_qa_pipeline.files import add_saved, refuse_pickles, require_undamaged
-from flan_qa_pipeline.models.loading import load_transformers_t5
+from flan_qa_pipeline.models.loading import load_transformers_t5, read_tokenizer
 
 
 class PretrainedDataset(AbstractDataset[Any, Any]):
@@ -44,11 +43,7 @@ class PretrainedDataset(AbstractDataset[Any, Any]):
         require_undamaged(folder)
         if self._kind == "model":
             return load_transformers_t5(folder)
-        tokenizer = AutoTokenizer.from_pretrained(
-            folder, local_files_only=True, trust_remote_code=False
-        )
-        tokenizer.init_kwargs.pop("local_files_only", None)  # else save_pretrained writes it
-        return tokenizer
+        return read_tokenizer(folder)
 
     def save(self, data: Any) -> None:
         folder = Path(self._filepath)

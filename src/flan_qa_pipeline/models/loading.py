@@ -116,8 +116,7 @@ def load_tokenizer(model: ModelParameters) -> PreTrainedTokenizerBase:
     folder = base_folder(model)
     _require_whole(folder)
     tokenizer = _read(model, folder, AutoTokenizer.from_pretrained)
-    _require_words(tokenizer, model.name)
-    return tokenizer
+    return _checked(tokenizer, model.name)
 
 
 def read_tokenizer(folder: Path) -> PreTrainedTokenizerBase:
@@ -134,17 +133,22 @@ def read_tokenizer(folder: Path) -> PreTrainedTokenizerBase:
         raise InputError(
             f"The tokenizer in {folder} cannot be read ({in_one_line(error)}); restore its files."
         ) from error
-    _require_words(tokenizer, str(folder))
-    return tokenizer
+    return _checked(tokenizer, str(folder))
 
 
-def _require_words(tokenizer: PreTrainedTokenizerBase, place: str) -> None:
-    """Refuse the tokenizer that transformers makes without files: special tokens and the space."""
+def _checked(tokenizer: PreTrainedTokenizerBase, place: str) -> PreTrainedTokenizerBase:
+    """Refuse the tokenizer that transformers makes without files: special tokens and the space.
+
+    Returns:
+        The tokenizer, without the option of its loading that `save_pretrained` would write.
+    """
     if len(tokenizer) <= len(tokenizer.all_special_tokens) + 1:
         raise InputError(
             f"{place} holds no vocabulary (tokenizer.json or spiece.model); restore the "
             "tokenizer's files."
         )
+    tokenizer.init_kwargs.pop("local_files_only", None)
+    return tokenizer
 
 
 def require_vocabulary(tokenizer: PreTrainedTokenizerBase, size: int, base: str) -> None:

@@ -4,10 +4,10 @@ from dataclasses import dataclass
 from pathlib import Path
 from tempfile import TemporaryDirectory
 
-from transformers import AutoTokenizer, PreTrainedModel, PreTrainedTokenizerBase
+from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from flan_qa_pipeline.files import CARD, add_saved, refuse_pickles, require_undamaged
-from flan_qa_pipeline.models.loading import load_transformers_t5
+from flan_qa_pipeline.models.loading import load_transformers_t5, read_tokenizer
 
 
 @dataclass(frozen=True)
@@ -44,6 +44,6 @@ def load_merged(folder: Path) -> MergedModel:
     card = folder / CARD
     return MergedModel(
         load_transformers_t5(folder),
-        AutoTokenizer.from_pretrained(folder, local_files_only=True, trust_remote_code=False),
+        read_tokenizer(folder),
         card.read_text(encoding="utf-8") if card.exists() else "",
     )
