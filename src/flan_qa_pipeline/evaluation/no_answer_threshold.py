@@ -207,6 +207,16 @@ def abstention_rows(answers: Candidates, calibration: Candidates | None) -> list
     return rows + [_row(answers, name, limit, *answers.after(limit)) for name, limit in ways]
 
 
+def tuned_rows(table: pd.DataFrame, model: str) -> pd.DataFrame:
+    """Return a model's row with the threshold from train articles; no row if there is none.
+
+    Args:
+        table: rows of `abstention_rows`, and their model.
+        model: its label.
+    """
+    return table[(table["model"] == model) & (table["decision"] == ON_TRAIN_ARTICLES)]
+
+
 def _row(
     answers: Candidates,
     decision: str,

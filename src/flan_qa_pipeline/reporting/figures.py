@@ -10,7 +10,7 @@ from datasets import DatasetDict
 from plotly.subplots import make_subplots
 
 from flan_qa_pipeline.config.parameters import DataParameters, ModelParameters
-from flan_qa_pipeline.evaluation.no_answer_threshold import ON_TRAIN_ARTICLES, PrecisionRecall
+from flan_qa_pipeline.evaluation.no_answer_threshold import PrecisionRecall, tuned_rows
 from flan_qa_pipeline.evaluation.subject import subject
 from flan_qa_pipeline.models.adapter import Adapter
 
@@ -89,8 +89,7 @@ def plot_abstention(
             "recall %{customdata[1]:.1f}%<br>threshold %{customdata[0]:.3g}",
             line_color=color,
         )
-        of_model = abstention_table[abstention_table["model"] == label]
-        rows = of_model[of_model["decision"] == ON_TRAIN_ARTICLES]
+        rows = tuned_rows(abstention_table, label)
         for share in rows["abstained"] / rows["questions"]:
             at = int(np.abs(curve.abstained - share).argmin())
             figure.add_scatter(

@@ -9,7 +9,7 @@ from rich.console import Console
 from rich.table import Table
 
 from flan_qa_pipeline.evaluation.breakdown import METRICS
-from flan_qa_pipeline.evaluation.no_answer_threshold import ON_TRAIN_ARTICLES
+from flan_qa_pipeline.evaluation.no_answer_threshold import tuned_rows
 from flan_qa_pipeline.reporting.runs import SUBSETS, SavedRun, differing_parameters
 from flan_qa_pipeline.reporting.tables import readable_scores
 
@@ -138,7 +138,7 @@ def tuned(table: pd.DataFrame, label: str) -> str | None:
         table: decisions about when to abstain, as `abstention_rows` makes them, and their model.
         label: the model.
     """
-    chosen = table[(table["model"] == label) & (table["decision"] == ON_TRAIN_ARTICLES)]
+    chosen = tuned_rows(table, label)
     if chosen.empty:
         return None
     row = chosen.iloc[0]
