@@ -23,6 +23,12 @@ def attend(*given, **options):
     return ours(*given, **options)
 
 
+def assert_near(found, wanted, tolerance):
+    """Compare each tensor within a share of the largest number wanted."""
+    for mine, theirs in zip(found, wanted, strict=True):
+        assert (mine.float() - theirs).abs().max() <= tolerance * theirs.abs().max()
+
+
 def expected(q, k, v, scores_bias):
     weights = torch.softmax(q.float() @ k.float().transpose(2, 3) + scores_bias.float(), dim=-1)
     return weights @ v.float()
@@ -54,8 +60,7 @@ def test_states_and_gradients_are_those_of_softmax(n, m, width, mask, dtype):
     found = torch.autograd.grad(states, (q, k, v), upstream)
     wanted = torch.autograd.grad(right, (q, k, v), upstream.float())
     tolerance = 2e-2 if dtype is torch.bfloat16 else 1e-4
-    for mine, theirs in zip((states, *found), (right, *wanted), strict=True):
-        assert (mine.float() - theirs).abs().max() <= tolerance * theirs.abs().max()
+    assert_near((states, *found), (right, *wanted), tolerance)
 
 
 def test_dropout_keeps_the_share_and_the_backward_pass_drops_the_same_weights():
@@ -73,7 +78,7 @@ def test_dropout_keeps_the_share_and_the_backward_pass_drops_the_same_weights():
     upstream = torch.randn_like(dropped)
     (of_values,) = torch.autograd.grad(dropped, v, upstream)
     wanted = dropped.float().transpose(2, 3) @ upstream.float()
-    assert (of_values.float() - wanted).abs().max() <= 2e-2 * wanted.abs().max()
+    assert_near([of_values], [wanted], 2e-2)
 
 
 def test_gradients_with_dropout_are_those_of_the_kept_weights():
@@ -90,8 +95,7 @@ def test_gradients_with_dropout_are_those_of_the_kept_weights():
     upstream = torch.randn_like(states)
     found = torch.autograd.grad(states, (q, k, v), upstream)
     wanted = torch.autograd.grad(right, (q, k, v), upstream.float())
-    for mine, theirs in zip((states, *found), (right, *wanted), strict=True):
-        assert (mine.float() - theirs).abs().max() <= 3e-2 * theirs.abs().max()
+    assert_near((states, *found), (right, *wanted), 3e-2)
 
 
 def test_more_heads_than_fit_in_the_second_dimension_of_a_grid():
@@ -100,7 +104,7 @@ def test_more_heads_than_fit_in_the_second_dimension_of_a_grid():
     with torch.no_grad():
         states = attend(q, k, k, bias)
         wanted = expected(q[-2:], k[-2:], k[-2:], bias)
-    assert (states[-2:].float() - wanted).abs().max() <= 2e-2 * wanted.abs().max()
+    assert_near([states[-2:]], [wanted], 2e-2)
 
 
 def test_a_row_without_a_readable_key_yields_zeros():

@@ -84,6 +84,43 @@ def _kept(seed, head, q_first, k_first, m, least, BLOCK_N: tl.constexpr, BLOCK_M
     return (bits >> 1).to(tl.int32) >= least
 
 
+@triton.jit
+def _part(length, heads, BLOCK: tl.constexpr):
+    """Find a program's part: its first row, its head of all, its place in the batch, its head."""
+    blocks = tl.cdiv(length, BLOCK)
+    first, head = tl.program_id(0) % blocks * BLOCK, tl.program_id(0) // blocks
+    return first, head, (head // heads).to(tl.int64), (head % heads).to(tl.int64)
+
+
+@triton.jit
+def _score_gradients(
+    scores,
+    values,
+    given,
+    log_sum,
+    of_row,
+    seed,
+    head,
+    q_first,
+    k_first,
+    m,
+    least,
+    scale,
+    DROPS: tl.constexpr,
+    BLOCK_N: tl.constexpr,
+    BLOCK_M: tl.constexpr,
+):
+    """Compute the weights of a tile that are left by dropout, and the gradients of its scores."""
+    weights = tl.exp2(scores * LOG2_E - log_sum[:, None])
+    of_weights = tl.dot(given, tl.trans(values), input_precision="ieee")
+    left = weights
+    if DROPS:
+        kept = _kept(seed, head, q_first, k_first, m, least, BLOCK_N, BLOCK_M)
+        of_weights = tl.where(kept, of_weights * scale, 0.0)
+        left = tl.where(kept, weights * scale, 0.0)
+    return left, weights * (of_weights - of_row[:, None])
+
+
 @triton.jit(do_not_specialize=VARYING)
 def forward(
     q,
@@ -124,9 +161,7 @@ def forward(
     BLOCK_N: tl.constexpr,
     BLOCK_M: tl.constexpr,
 ):
-    blocks = tl.cdiv(n, BLOCK_N)
-    q_first, head = tl.program_id(0) % blocks * BLOCK_N, tl.program_id(0) // blocks
-    b, h = (head // heads).to(tl.int64), (head % heads).to(tl.int64)
+    q_first, head, b, h = _part(n, heads, BLOCK_N)
     k += b * k_b + h * k_h
     v += b * v_b + h * v_h
     bias += b * bias_b + h * bias_h
@@ -217,9 +252,7 @@ def backward_queries(
     BLOCK_M: tl.constexpr,
 ):
     """Compute the queries' gradients and, for each query, delta: its output times its gradient."""
-    blocks = tl.cdiv(n, BLOCK_N)
-    q_first, head = tl.program_id(0) % blocks * BLOCK_N, tl.program_id(0) // blocks
-    b, h = (head // heads).to(tl.int64), (head % heads).to(tl.int64)
+    q_first, head, b, h = _part(n, heads, BLOCK_N)
     k += b * k_b + h * k_h
     v += b * v_b + h * v_h
     bias += b * bias_b + h * bias_h
@@ -251,13 +284,11 @@ def backward_queries(
             BLOCK_N,
             BLOCK_M,
         )
-        weights = tl.exp2(scores * LOG2_E - log_sum[:, None])
-        of_weights = tl.dot(given, tl.trans(values), input_precision="ieee")
-        if DROPS:
-            kept = _kept(seed, head, q_first, k_first, m, least, BLOCK_N, BLOCK_M)
-            of_weights = tl.where(kept, of_weights * scale, 0.0)
-        of_scores = (weights * (of_weights - of_row[:, None])).to(keys.dtype)
-        of_queries = tl.dot(of_scores, keys, of_queries, input_precision="ieee")
+        _, of_scores = _score_gradients(
+            scores, values, given, log_sum, of_row, seed, head, q_first, k_first, m, least, scale,
+            DROPS, BLOCK_N, BLOCK_M,
+        )  # fmt: skip
+        of_queries = tl.dot(of_scores.to(keys.dtype), keys, of_queries, input_precision="ieee")
     _store_rows(grad_q + b * out_b + h * out_h, of_queries, q_first, out_n, n, BLOCK_N, D, WIDTH)
 
 
@@ -307,9 +338,7 @@ def backward_keys(
     BLOCK_M: tl.constexpr,
 ):
     """Compute the gradients of keys and values."""
-    blocks = tl.cdiv(m, BLOCK_M)
-    k_first, head = tl.program_id(0) % blocks * BLOCK_M, tl.program_id(0) // blocks
-    b, h = (head // heads).to(tl.int64), (head % heads).to(tl.int64)
+    k_first, head, b, h = _part(m, heads, BLOCK_M)
     q += b * q_b + h * q_h
     grad += b * grad_b + h * grad_h
     bias += b * bias_b + h * bias_h
@@ -340,16 +369,13 @@ def backward_keys(
             BLOCK_N,
             BLOCK_M,
         )
-        weights = tl.exp2(scores * LOG2_E - log_sum[:, None])
-        of_weights = tl.dot(given, tl.trans(values), input_precision="ieee")
-        left = weights
-        if DROPS:
-            kept = _kept(seed, head, q_first, k_first, m, least, BLOCK_N, BLOCK_M)
-            of_weights = tl.where(kept, of_weights * scale, 0.0)
-            left = tl.where(kept, weights * scale, 0.0)
+        left, of_scores = _score_gradients(
+            scores, values, given, log_sum, of_row, seed, head, q_first, k_first, m, least, scale,
+            DROPS, BLOCK_N, BLOCK_M,
+        )  # fmt: skip
         left = tl.trans(left.to(given.dtype))
         of_values = tl.dot(left, given, of_values, input_precision="ieee")
-        of_scores = tl.trans((weights * (of_weights - of_row[:, None])).to(queries.dtype))
+        of_scores = tl.trans(of_scores.to(queries.dtype))
         of_keys = tl.dot(of_scores, queries, of_keys, input_precision="ieee")
     to = b * to_b + h * to_h
     _store_rows(grad_k + to, of_keys, k_first, to_m, m, BLOCK_M, D, WIDTH)
