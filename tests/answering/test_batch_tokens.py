@@ -33,7 +33,7 @@ def model_of(attention="sdpa", device="meta", **shape):
 
 
 @pytest.mark.parametrize(
-    ("free", "chosen"), [(72, 262144), (40, 131072), (21.5, 65536), (9.5, 32768), (0.01, 1024)]
+    ("free", "chosen"), [(144, 262144), (80, 131072), (43, 65536), (19, 32768), (0.01, 1024)]
 )
 def test_auto_fills_the_free_memory_of_a_gpu(monkeypatch, caplog, free, chosen):
     model = model_of(vocab_size=32128, **XL).bfloat16()

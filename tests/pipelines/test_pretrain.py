@@ -18,7 +18,8 @@ from transformers import AutoModelForSeq2SeqLM, AutoTokenizer
 
 from flan_qa_pipeline.data.squad import flatten
 from flan_qa_pipeline.errors import InputError
-from flan_qa_pipeline.models.loading import load_base_model
+from flan_qa_pipeline.models.loading import load_base_model, load_transformers_t5
+from flan_qa_pipeline.models.quantization import dequantize
 from flan_qa_pipeline.pipelines.pretrain import nodes
 from flan_qa_pipeline.pipelines.pretrain.nodes import hold_out_articles
 from flan_qa_pipeline.pretraining import question_generation
@@ -148,7 +149,7 @@ def shorten(env):
     path = Path(f"conf/{env}/parameters_pretrain.yml")
     content = yaml.safe_load(path.read_text(encoding="utf-8"))
     pretrain = content["pretrain"]
-    pretrain["generation"]["answers"] = 8
+    pretrain.setdefault("generation", {})["answers"] = 8
     pretrain["base"] |= {"warmup_steps": 1, "decay_steps": 6}
     for stage in pretrain["base"]["stages"]:
         stage["steps"] = 2
@@ -220,6 +221,33 @@ def test_later_decays_go_on_from_the_saved_base(project, options, monkeypatch):
     assert Path("data/06_models/third_decay_base_nf4/model.safetensors").exists()
 
 
+def test_the_sixth_decay_goes_on_from_the_packed_base_that_ships(project, options, monkeypatch):
+    shorten("sixth_decay")
+    for name in ("base", "seed", "replaced_tokens", "span_head"):
+        options["pretrain"].pop(name, None)
+    starts = []
+
+    def noting(module):
+        starts.append(fingerprint_weights(module))
+        return starts[-1]
+
+    monkeypatch.setattr(nodes, "fingerprint_weights", noting)
+    folder = Path("data/06_models/starter_t5")
+    shutil.copytree(REPOSITORY / folder, folder, dirs_exist_ok=True)
+    before = {path: path.read_bytes() for path in folder.iterdir()}
+    data = "check_pretraining_questions,hold_out_articles,check_question_sets,encode_text"
+    run(options, env="sixth_decay", node_names=[*data.split(","), "encode_questions"])
+    run(options, **decay("sixth_decay"))
+    shipped = dequantize(load_transformers_t5(folder)).float()
+    base = AutoModelForSeq2SeqLM.from_pretrained("data/06_models/sixth_decay_base").float()
+    assert starts == [fingerprint_weights(shipped)]
+    for name, weight in base.state_dict().items():
+        assert weight.isfinite().all() and not weight.equal(shipped.state_dict()[name]), name
+    assert {path: path.read_bytes() for path in before} == before
+    packed = AutoModelForSeq2SeqLM.from_pretrained("data/06_models/sixth_decay_base_nf4")
+    assert packed.is_loaded_in_4bit and packed.num_parameters() == base.num_parameters()
+
+
 def test_a_decay_encodes_other_text_with_the_tokenizer_of_the_first_run(project, options):
     shorten("third_decay")
     run(options, to_nodes=["encode_text"])
@@ -243,6 +271,7 @@ def test_a_decay_encodes_other_text_with_the_tokenizer_of_the_first_run(project,
         ("third_decay", "second_decay_base"),
         ("fourth_decay", "third_decay_base"),
         ("fifth_decay", "fourth_decay_base"),
+        ("sixth_decay", "starter_t5"),
     ],
 )
 def test_a_decay_does_not_replace_the_base_that_it_starts_from(project, options, env, reader):
@@ -252,24 +281,31 @@ def test_a_decay_does_not_replace_the_base_that_it_starts_from(project, options,
 
 
 @pytest.mark.parametrize(
-    ("env", "before"),
+    ("env", "remedy"),
     [
-        ("second_decay", "kedro run --pipelines"),
-        ("third_decay", "--env=second_decay"),
-        ("fourth_decay", "--env=third_decay"),
-        ("fifth_decay", "--env=fourth_decay"),
+        ("second_decay", "make it first with .*kedro run --pipelines"),
+        ("third_decay", "make it first with .*--env=second_decay"),
+        ("fourth_decay", "make it first with .*--env=third_decay"),
+        ("fifth_decay", "make it first with .*--env=fourth_decay"),
+        ("sixth_decay", "restore it from the repository"),
     ],
 )
-def test_a_decay_without_its_reader_names_the_run_that_makes_it(project, options, env, before):
+def test_a_decay_without_its_reader_names_the_remedy(project, options, env, remedy):
     shutil.rmtree("data/06_models", ignore_errors=True)  # other tests' bases
     run(options, to_nodes=["encode_text", "encode_questions"])
-    with pytest.raises(InputError, match=f"make it first with .*{before}"):
+    with pytest.raises(InputError, match=remedy):
         run(options, **decay(env))
 
 
 @pytest.mark.parametrize(
     ("env", "share"),
-    [("second_decay", 0.43), ("third_decay", 0.62), ("fourth_decay", 0.5), ("fifth_decay", 0.6)],
+    [
+        ("second_decay", 0.43),
+        ("third_decay", 0.62),
+        ("fourth_decay", 0.5),
+        ("fifth_decay", 0.6),
+        ("sixth_decay", 0.5),
+    ],
 )
 def test_a_decay_has_lower_rates_and_other_draws(project, env, share):
     with KedroSession.create(env=env) as session:

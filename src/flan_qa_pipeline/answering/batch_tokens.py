@@ -15,9 +15,15 @@ logger = logging.getLogger(__name__)
 
 ON_A_CPU = 8192  # more are no faster there
 FEWEST, MOST = 1024, 262144  # on a GPU; more are no faster there
+AT_ONCE = 2  # batches on a GPU
 SHARE, SHARE_OF_SHARDED = 0.85, 0.5  # of the free memory; FSDP gathers weights in the rest
 LENGTHS = (64, 512)  # of inputs: the shorter, the more logits; the longer, the more scores
 FORCED_TOKENS = 4  # decoded at once for each input: the start, and an abstention of a few tokens
+
+
+def batches_at_once(model: PreTrainedModel | PeftModel) -> int:
+    """Return how many batches are answered at a time: one on a CPU or by a sharded model."""
+    return AT_ONCE if model.device.type == "cuda" and not model_has_dtensor(model) else 1
 
 
 def resolve_batch_tokens(
@@ -25,9 +31,9 @@ def resolve_batch_tokens(
 ) -> int:
     """Turn a `batch_tokens` parameter into a number of tokens; log what `auto` comes to.
 
-    `auto` is 8,192 on a CPU. On a GPU it is the largest power of two up to 262,144 whose batches
-    take at most 85% of the free memory of every process's GPU, or half of it if the weights are
-    sharded. All processes must call this.
+    `auto` is 8,192 on a CPU. On a GPU it is the largest power of two up to 262,144 for which the
+    batches answered at once take at most 85% of the free memory of every process's GPU, or half of
+    it if the weights are sharded. All processes must call this.
     """
     if batch_tokens != "auto":
         return batch_tokens
@@ -35,13 +41,14 @@ def resolve_batch_tokens(
         return ON_A_CPU
     free = min(gather_json(free_memory(model.device)))
     share = SHARE_OF_SHARDED if model_has_dtensor(model) else SHARE
-    per_token = bytes_per_token(model)
+    per_token = bytes_per_token(model) * batches_at_once(model)
     fitting = int(share * free / per_token)
     chosen = min(MOST, max(FEWEST, 1 << fitting.bit_length() - 1))
     logger.info(
-        "generation.batch_tokens auto: %d (%d MiB in a batch, %d MiB free).",
+        "generation.batch_tokens auto: %d (%d MiB for %d at once, %d MiB free).",
         chosen,
         chosen * per_token / MIB,
+        batches_at_once(model),
         free / MIB,
     )
     return chosen

@@ -2,7 +2,8 @@
 
 import logging
 import math
-from collections.abc import Sequence
+from collections.abc import Iterable, Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import nullcontext
 from dataclasses import dataclass
 from typing import Any, NamedTuple
@@ -16,6 +17,7 @@ from peft import PeftModel
 from tqdm.auto import tqdm
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
+from flan_qa_pipeline.answering.batch_tokens import batches_at_once
 from flan_qa_pipeline.errors import InputError
 from flan_qa_pipeline.models.adapter import base_of
 from flan_qa_pipeline.models.batching import (
@@ -78,7 +80,8 @@ def generate_answers(
     """Decode every input greedily.
 
     Batches go from the longest inputs to the shortest. Each then has little padding, and a batch
-    that does not fit in memory fails first; it is answered in halves.
+    that does not fit in memory fails first; it is answered in halves. A GPU has two batches at a
+    time: it computes one while the CPU launches or reads the other.
 
     Several processes take the batches in turn, and each returns all answers. The batches do not
     depend on the number of processes, so neither do the answers. The processes of a sharded model
@@ -103,8 +106,6 @@ def generate_answers(
     answerer = _BatchAnswerer(model, tokenizer, abstention, max_new_tokens)
     answers: dict[int, GeneratedAnswer] = {}
     with (
-        # A sharded model keeps tensors that it allocates here, and training may need them later.
-        torch.no_grad() if sharded else torch.inference_mode(),
         whole_decoder(model) if sharded else nullcontext(),
         tqdm(
             total=sum(map(len, own)),
@@ -114,9 +115,9 @@ def generate_answers(
             disable=description is None or not process.is_main_process,
         ) as progress,
     ):
-        for rows in own:
-            batch = answerer.fill_up([input_ids[i] for i in rows], len(batches[0]))
-            answers |= zip(rows, answerer.answer(batch)[: len(rows)], strict=True)
+        filled = (answerer.fill_up([input_ids[i] for i in rows], len(batches[0])) for rows in own)
+        for rows, found in zip(own, answerer.answer_all(filled), strict=True):
+            answers |= zip(rows, found[: len(rows)], strict=True)
             progress.update(len(rows))
     if not sharded:
         answers = _gather(answers)
@@ -200,10 +201,28 @@ class _BatchAnswerer:
         """Fill up a batch on a CPU, which keeps a kernel for every shape."""
         return fill_up(rows, batch_size) if self._model.device.type == "cpu" else rows
 
+    def answer_all(self, batches: Iterable[list[Sequence[int]]]) -> Iterator[list[GeneratedAnswer]]:
+        """Yield the answers of each batch, in order; several batches are answered at once."""
+        if (at_once := batches_at_once(self._model)) == 1:
+            yield from map(self.answer, batches)
+            return
+        earlier = torch.cuda.current_stream(self._model.device)
+
+        def take_stream() -> None:
+            torch.cuda.set_device(self._model.device)
+            torch.cuda.set_stream(torch.cuda.Stream())
+            torch.cuda.current_stream().wait_stream(earlier)
+
+        with ThreadPoolExecutor(at_once, "answers", take_stream) as threads:
+            yield from threads.map(self.answer, batches)
+
     def answer(self, input_ids: list[Sequence[int]]) -> list[GeneratedAnswer]:
         """Answer one batch; halve it if it does not fit in memory."""
+        # A sharded model keeps tensors that it allocates here, and training may need them later.
+        mode = torch.no_grad if model_has_dtensor(self._model) else torch.inference_mode
         try:
-            return self._answer(input_ids)
+            with mode():
+                return self._answer(input_ids)
         except RuntimeError as error:
             halvable = len(input_ids) > 1 and not model_has_dtensor(self._model)
             if not halvable or not should_reduce_batch_size(error):

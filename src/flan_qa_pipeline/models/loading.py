@@ -329,6 +329,8 @@ def as_transformers_t5(model: PreTrainedModel) -> T5ForConditionalGeneration:
     plain.config.tie_word_embeddings = False  # transformers 4 would tie the head, too
     plain.all_tied_weights_keys.pop("lm_head.weight")
     plain.load_state_dict(model.state_dict(), assign=True)
+    for stack in (plain.encoder, plain.decoder):
+        stack.set_input_embeddings(plain.shared)  # one parameter, however it is cast or trained
     return plain.eval()
 
 

@@ -32,6 +32,8 @@ from flan_qa_pipeline.data.row_files import RowFiles
 from flan_qa_pipeline.data.splits import column_values, distinct_values, hold_out
 from flan_qa_pipeline.data.texts import normalized
 from flan_qa_pipeline.errors import InputError
+from flan_qa_pipeline.models.loading import as_transformers_t5
+from flan_qa_pipeline.models.quantization import dequantize
 from flan_qa_pipeline.pipelines.data_engineering.nodes import (
     QUESTION_FEATURES as CHECKED_FEATURES,
 )
@@ -269,12 +271,15 @@ def pretrain_base(
 ) -> tuple[T5ForConditionalGeneration, PreTrainedTokenizerBase, Heads, pd.DataFrame]:
     """Train the reader's weights on through the second phase; return them in bfloat16.
 
-    The tokenizer is returned to be saved beside them.
+    A packed reader is unpacked first. The tokenizer is returned to be saved beside the weights.
     """
     made = as_table(generated.to_dict("records"), GENERATED_FEATURES) if len(generated) else None
-    objectives = _restore(reader_heads, reader, tokenizer, pretrain)
+    if getattr(reader, "is_quantized", False):
+        reader = as_transformers_t5(dequantize(reader))
+    model = reader.float().requires_grad_(True)
+    objectives = _restore(reader_heads, model, tokenizer, pretrain)
     model, heads, log = _train(
-        reader.float(), objectives, pretrain.base, tokenizer, text, questions, made, pretrain
+        model, objectives, pretrain.base, tokenizer, text, questions, made, pretrain
     )
     return model.bfloat16(), tokenizer, heads, log
 
