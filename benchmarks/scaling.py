@@ -8,8 +8,9 @@ Without a GPU the processes compute on the CPU and exchange over gloo.
 Rows: the whole node of training; its steps alone, without evaluations, logs and checkpoints but
 with the capture of CUDA graphs; the node of evaluation, the second time. `ratio` compares with
 one process. The row of SQuAD 2.0's whole training file is calculated: the node as measured, and as
-many more steps as the file needs, each as long as the second half's without captures. (Results of
-before November 27, 2026 spread the extra time of the first steps over the file, too.)
+many more or fewer steps as an epoch of the file needs, each as long as the second half's without
+captures. (Results of before November 27, 2026 spread the extra time of the first steps over the
+file, too.)
 By Amdahl's law the ratio of n processes is 1 / (s + (1 - s) / n); `share that does not scale` is s.
 An all-reduce of as many bytes as the gradients, and one of 256 MiB, are timed
 alone; `bus GB/s` is of the large one, 2 (n - 1) / n times its bytes by its time, as NCCL's tests
@@ -73,7 +74,7 @@ def parameters_for(options: argparse.Namespace) -> Parameters:
             "training": {
                 "output_dir": str(options.work / "checkpoints"),
                 "logging_dir": str(options.work / "tensorboard"),
-                "num_train_epochs": 1,
+                "num_train_epochs": options.epochs,
                 "per_device_train_batch_size": options.batch_size,
                 "gradient_accumulation_steps": 1,
                 "auto_find_batch_size": False,
@@ -198,7 +199,8 @@ def rows_of(
     found[WHOLE] = whole_file(count, found, options)
     rows = []
     for part in PARTS:
-        n = options.samples if part.startswith("training") else options.questions + 8
+        trained = options.samples * options.epochs
+        n = trained if part.startswith("training") else options.questions + 8
         n = SQUAD_SAMPLES if part == WHOLE else n
         ratio = one[part] / found[part]
         row = {"part": part, "processes": count, "n": n, "seconds": found[part]}
@@ -236,6 +238,7 @@ def facts_of(results: list[dict[str, Any]], options: argparse.Namespace) -> dict
     return {
         "size": options.size,
         "batch size of a process": options.batch_size,
+        "epochs": options.epochs,
         "LoRA targets": options.target_modules,
         "ratios by Amdahl's law": expected(results),
     }
@@ -254,6 +257,7 @@ def parse_options() -> argparse.Namespace:
     parser.add_argument("--size", default="base", choices=SHAPES)
     parser.add_argument("--batch-size", type=int, default=32, help="of a process")
     parser.add_argument("--samples", type=int, default=65536, help="trained on")
+    parser.add_argument("--epochs", type=int, default=1)
     parser.add_argument("--questions", type=int, default=23746, help="answered")
     parser.add_argument("--target-modules", default="q+v", help="of LoRA; all-linear, or names")
     parser.add_argument("--work", type=Path, help=argparse.SUPPRESS)

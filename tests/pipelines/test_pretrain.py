@@ -238,7 +238,7 @@ def test_the_sixth_decay_goes_on_from_the_packed_base_that_ships(project, option
     data = "check_pretraining_questions,hold_out_articles,check_question_sets,encode_text"
     run(options, env="sixth_decay", node_names=[*data.split(","), "encode_questions"])
     run(options, **decay("sixth_decay"))
-    shipped = dequantize(load_transformers_t5(folder)).float()
+    shipped = dequantize(load_transformers_t5(folder)).float().cpu()
     base = AutoModelForSeq2SeqLM.from_pretrained("data/06_models/sixth_decay_base").float()
     assert starts == [fingerprint_weights(shipped)]
     for name, weight in base.state_dict().items():

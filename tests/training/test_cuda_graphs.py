@@ -148,7 +148,7 @@ def test_the_trainer_hands_over_all_that_a_step_needs(
     _, expected = train(accumulating.model_copy(update={"cuda_graphs": False}))
     assert EagerPasses.lengths == set()
     monkeypatch.setattr("flan_qa_pipeline.training.trainer.free_memory", lambda device: free)
-    whole = SimpleNamespace(total_memory=4)
+    whole = SimpleNamespace(total_memory=4, major=9)  # torch asks for bfloat16 by `major`
     monkeypatch.setattr(torch.cuda, "get_device_properties", lambda device: whole)
     _, found = train(accumulating)
     losses = [
