@@ -240,6 +240,7 @@ def test_the_sixth_decay_goes_on_from_the_packed_base_that_ships(project, option
     run(options, **decay("sixth_decay"))
     shipped = dequantize(load_transformers_t5(folder)).float().cpu()
     base = AutoModelForSeq2SeqLM.from_pretrained("data/06_models/sixth_decay_base").float()
+    assert base.config.dropout_rate == options["pretrain"].get("dropout", 0.1)
     assert starts == [fingerprint_weights(shipped)]
     for name, weight in base.state_dict().items():
         assert weight.isfinite().all() and not weight.equal(shipped.state_dict()[name]), name
@@ -257,7 +258,7 @@ def test_a_decay_encodes_other_text_with_the_tokenizer_of_the_first_run(project,
     lines = [{"title": f"New {n}", "id": n, "text": f"Other text, number {n}."} for n in range(3)]
     Path("data/01_raw/other_text/a.jsonl").write_text("\n".join(map(json.dumps, lines)))
     page = (REPOSITORY / "docs/pretraining.md").read_text(encoding="utf-8")
-    (nodes,) = re.findall(r"--nodes=(\S+)", page)
+    (nodes,) = set(re.findall(r"--nodes=(\S+)", page))
     run(options, env="third_decay", node_names=nodes.split(","))
     assert {path: path.read_bytes() for path in before} == before
     text = load_from_disk(str(newest("encoded_text")))

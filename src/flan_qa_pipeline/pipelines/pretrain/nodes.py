@@ -275,6 +275,7 @@ def pretrain_base(
     """
     made = as_table(generated.to_dict("records"), GENERATED_FEATURES) if len(generated) else None
     if getattr(reader, "is_quantized", False):
+        reader.config.dropout_rate = pretrain.dropout  # the shipped configuration turns it off
         reader = as_transformers_t5(dequantize(reader))
     model = reader.float().requires_grad_(True)
     objectives = _restore(reader_heads, model, tokenizer, pretrain)
