@@ -1,6 +1,7 @@
 """Answers to questions whose contexts are read in windows, merged to one per question."""
 
 from collections.abc import Iterable
+from itertools import pairwise
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -74,8 +75,9 @@ def _token_ids(windows: Dataset) -> list[Any]:
     if not len(windows):
         return []  # their column has no type
     column = windows.with_format("arrow")[:]["input_ids"]
-    ends = np.cumsum(pc.list_value_length(column).to_numpy())
-    return np.split(pc.list_flatten(column).to_numpy(), ends)[:-1]
+    ids = pc.list_flatten(column).to_numpy()
+    ends = np.cumsum(pc.list_value_length(column).to_numpy()).tolist()
+    return [ids[start:end] for start, end in pairwise([0, *ends])]
 
 
 def merge_windows(answers: Iterable[WindowAnswer], abstention: str) -> dict[str, WindowAnswer]:
