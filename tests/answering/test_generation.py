@@ -3,14 +3,16 @@
 import logging
 import math
 import random
+import threading
 from collections import Counter
 from copy import deepcopy
 from functools import cache
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
 import torch
-from conftest import on_cpu
+from conftest import DEVICE, on_cpu
 from torch.utils._python_dispatch import TorchDispatchMode
 from transformers import T5Tokenizer
 
@@ -96,6 +98,65 @@ def log_probability(model, ids, tokens):
         ).logits[0]
     log_probs = torch.log_softmax(logits, dim=-1)
     return sum(log_probs[i, token].item() for i, token in enumerate(tokens))
+
+
+@pytest.fixture
+def two_at_a_time(monkeypatch):
+    """Answer as on a GPU; a CPU has threads without streams."""
+    module = flan_qa_pipeline.answering.generation
+    monkeypatch.setattr(module, "batches_at_once", lambda model: 2)
+    if DEVICE.type == "cpu":
+        stream = SimpleNamespace(wait_stream=lambda other: None)
+        monkeypatch.setattr(module, "_streams", lambda device, count: [stream] * count)
+        monkeypatch.setattr(torch.cuda, "current_stream", lambda device: stream)
+        monkeypatch.setattr(torch.cuda, "set_stream", lambda stream: None)
+
+
+@pytest.mark.usefixtures("two_at_a_time")
+def test_two_batches_at_a_time_have_the_same_answers(model, tokenizer, input_ids, monkeypatch):
+    met = threading.Barrier(2, timeout=60)
+    answers = flan_qa_pipeline.answering.generation._BatchAnswerer._answer
+
+    def meeting(self, batch):
+        if threading.current_thread() is not threading.main_thread():
+            met.wait()  # breaks unless two batches are answered at once
+        return answers(self, batch)
+
+    even = input_ids[:12]
+    alone = [answer(model, tokenizer, [ids])[0].text for ids in even]
+    batcher = "flan_qa_pipeline.answering.generation.length_batches"
+    monkeypatch.setattr(batcher, lambda lengths, tokens: [[n, n + 1] for n in range(0, 12, 2)])
+    monkeypatch.setattr("flan_qa_pipeline.answering.generation._BatchAnswerer._answer", meeting)
+    assert [found.text for found in answer(model, tokenizer, even)] == alone
+
+
+@pytest.mark.usefixtures("two_at_a_time")
+@pytest.mark.parametrize(
+    "error", [torch.OutOfMemoryError("CUDA out of memory."), RuntimeError("broken")]
+)
+def test_a_batch_that_does_not_fit_beside_another_is_answered_alone(
+    model, tokenizer, input_ids, monkeypatch, caplog, error
+):
+    answers = flan_qa_pipeline.answering.generation._BatchAnswerer._answer
+    threads = Counter()
+
+    def failing(self, batch):
+        beside = threading.current_thread() is not threading.main_thread()
+        threads[beside] += 1
+        if beside and threads[True] % 2:
+            raise error
+        return answers(self, batch)
+
+    expected = answer(model, tokenizer, input_ids)
+    module = "flan_qa_pipeline.answering.generation._BatchAnswerer._answer"
+    monkeypatch.setattr(module, failing)
+    if isinstance(error, torch.OutOfMemoryError):
+        assert [a.text for a in answer(model, tokenizer, input_ids)] == [a.text for a in expected]
+        assert threads[False] == (threads[True] + 1) // 2 > 1
+        assert "halves" not in caplog.text
+    else:
+        with pytest.raises(RuntimeError, match="broken"):
+            answer(model, tokenizer, input_ids)
 
 
 def test_batched_answers_are_the_one_by_one_answers_in_order(model, tokenizer, input_ids):

@@ -46,6 +46,7 @@ def expected(q, k, v, scores_bias):
         (9, 9, 64, "of pairs", torch.bfloat16),
         (1, 33, 64, "of keys", torch.bfloat16),
         (130, 129, 64, "of pairs", torch.float32),
+        (130, 136, 64, "of pairs", torch.float32),
         (70, 9, 24, "none", torch.float32),
     ],
 )
@@ -64,6 +65,17 @@ def test_states_and_gradients_are_those_of_softmax(n, m, width, mask, dtype):
     wanted = torch.autograd.grad(right, (q, k, v), upstream.float())
     tolerance = 2e-2 if dtype is torch.bfloat16 else 1e-4
     assert_near((states, *found), (right, *wanted), tolerance)
+
+
+def test_rows_of_bias_and_mask_may_lie_at_any_stride_and_place():
+    torch.manual_seed(0)
+    q, k = draw(2, 70), draw(2, 72)
+    wide = torch.randn(1, HEADS, 70, 73, device=DEVICE).bfloat16()
+    mask = torch.zeros(2, 1, 70, 74, device=DEVICE).bfloat16()
+    mask[1, ..., 40:] = torch.finfo(torch.bfloat16).min
+    bias, mask = wide[..., 1:], mask[..., 1:73]
+    whole = (bias + mask).clamp(min=torch.finfo(torch.bfloat16).min)
+    assert_near([attend(q, k, k, bias, mask)], [expected(q, k, k, whole)], 2e-2)
 
 
 def test_dropout_keeps_the_share_and_the_backward_pass_drops_the_same_weights():

@@ -4,6 +4,7 @@ import logging
 from typing import Literal
 
 from accelerate.utils import model_has_dtensor
+from accelerate.utils.memory import clear_device_cache
 from peft import PeftModel
 from transformers import PreTrainedModel
 
@@ -39,6 +40,7 @@ def resolve_batch_tokens(
         return batch_tokens
     if model.device.type == "cpu":
         return ON_A_CPU
+    clear_device_cache()  # torch keeps freed memory for the stream that used it
     free = min(gather_json(free_memory(model.device)))
     share = SHARE_OF_SHARDED if model_has_dtensor(model) else SHARE
     per_token = bytes_per_token(model) * batches_at_once(model)

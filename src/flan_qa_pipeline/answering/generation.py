@@ -2,10 +2,11 @@
 
 import logging
 import math
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Generator, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import nullcontext
+from contextlib import closing, nullcontext
 from dataclasses import dataclass
+from functools import cache
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -80,8 +81,8 @@ def generate_answers(
     """Decode every input greedily.
 
     Batches go from the longest inputs to the shortest. Each then has little padding, and a batch
-    that does not fit in memory fails first; it is answered in halves. A GPU has two batches at a
-    time: it computes one while the CPU launches or reads the other.
+    that does not fit in memory fails first; it is answered in halves. A GPU answers two batches at
+    a time: it computes one while the CPU launches or reads the other.
 
     Several processes take the batches in turn, and each returns all answers. The batches do not
     depend on the number of processes, so neither do the answers. The processes of a sharded model
@@ -115,10 +116,12 @@ def generate_answers(
             disable=description is None or not process.is_main_process,
         ) as progress,
     ):
-        filled = (answerer.fill_up([input_ids[i] for i in rows], len(batches[0])) for rows in own)
-        for rows, found in zip(own, answerer.answer_all(filled), strict=True):
-            answers |= zip(rows, found[: len(rows)], strict=True)
-            progress.update(len(rows))
+        filled = [answerer.fill_up([input_ids[i] for i in rows], len(batches[0])) for rows in own]
+        with closing(answerer.answer_all(filled)) as found:
+            for number, generated in found:
+                rows = own[number]
+                answers |= zip(rows, generated[: len(rows)], strict=True)
+                progress.update(len(rows))
     if not sharded:
         answers = _gather(answers)
     _warn_of_missing_answers(answers)
@@ -140,6 +143,12 @@ def _warn_of_missing_answers(answers: dict[int, GeneratedAnswer]) -> None:
             len(answers),
             MAX_RETRIES,
         )
+
+
+@cache
+def _streams(device: torch.device, count: int) -> list[torch.cuda.Stream]:
+    """Return streams that stay: torch keeps the memory that a stream has used for this stream."""
+    return [torch.cuda.Stream(device) for _ in range(count)]
 
 
 class _Output(NamedTuple):
@@ -201,20 +210,41 @@ class _BatchAnswerer:
         """Fill up a batch on a CPU, which keeps a kernel for every shape."""
         return fill_up(rows, batch_size) if self._model.device.type == "cpu" else rows
 
-    def answer_all(self, batches: Iterable[list[Sequence[int]]]) -> Iterator[list[GeneratedAnswer]]:
-        """Yield the answers of each batch, in order; several batches are answered at once."""
-        if (at_once := batches_at_once(self._model)) == 1:
-            yield from map(self.answer, batches)
-            return
-        earlier = torch.cuda.current_stream(self._model.device)
+    def answer_all(
+        self, batches: list[list[Sequence[int]]]
+    ) -> Generator[tuple[int, list[GeneratedAnswer]], None, None]:
+        """Yield the number and the answers of each batch.
 
-        def take_stream() -> None:
-            torch.cuda.set_device(self._model.device)
-            torch.cuda.set_stream(torch.cuda.Stream())
-            torch.cuda.current_stream().wait_stream(earlier)
+        Several batches are answered at once, each in a thread and on a stream of the GPU. A batch
+        that does not fit beside another is answered alone in the end.
+        """
+        device, at_once = self._model.device, batches_at_once(self._model)
+        alone = list(range(len(batches)))
+        if at_once > 1 and len(batches) > 1:
+            streams = _streams(device, at_once)
+            for stream in streams:
+                stream.wait_stream(torch.cuda.current_stream(device))
+            free = iter(streams)
+            with ThreadPoolExecutor(
+                at_once, "answers", lambda: torch.cuda.set_stream(next(free))
+            ) as threads:
+                for number, answers in enumerate(threads.map(self._answer_beside, batches)):
+                    if answers is not None:
+                        alone.remove(number)
+                        yield number, answers
+        for number in alone:
+            yield number, self.answer(batches[number])
 
-        with ThreadPoolExecutor(at_once, "answers", take_stream) as threads:
-            yield from threads.map(self.answer, batches)
+    def _answer_beside(self, input_ids: list[Sequence[int]]) -> list[GeneratedAnswer] | None:
+        """Answer one batch; return None if it does not fit in memory."""
+        try:
+            with torch.inference_mode():
+                return self._answer(input_ids)
+        except RuntimeError as error:
+            if not should_reduce_batch_size(error):
+                raise
+        clear_device_cache(garbage_collection=True)
+        return None
 
     def answer(self, input_ids: list[Sequence[int]]) -> list[GeneratedAnswer]:
         """Answer one batch; halve it if it does not fit in memory."""

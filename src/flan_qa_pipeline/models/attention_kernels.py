@@ -7,7 +7,7 @@ arXiv:2307.08691. The backward pass computes scores and dropout again.
 A program reads BLOCK_N queries of one head, or BLOCK_M of its keys. Strides are named after a
 tensor and a dimension: batch b, heads h, queries n or keys m. A weight is dropped if a number below
 2**31 is less than `least`; `scale` multiplies what is kept. With ALIGNED, m and all strides of bias
-and mask are multiples of 8, so that a thread loads 8 neighbours at once.
+and mask are multiples of 8, so that a thread loads 16 bytes at once.
 """
 
 import triton

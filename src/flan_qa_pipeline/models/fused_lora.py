@@ -66,7 +66,7 @@ class _Product(torch.autograd.Function):
 
 def _product(a: torch.Tensor, b: torch.Tensor, scaling: float, dtype: torch.dtype) -> torch.Tensor:
     """Multiply, scale and cast; a GPU does all in one pass."""
-    if a.device.type != "cuda" or a.dtype == dtype:
+    if a.device.type != "cuda" or a.dtype.itemsize >= dtype.itemsize:
         return _scaled(a @ b, scaling, dtype)
     ignored = torch.empty((a.shape[0], b.shape[1]), dtype=dtype, device=a.device)
     return torch.addmm(ignored, a, b, out_dtype=dtype, beta=0, alpha=scaling)

@@ -7,11 +7,11 @@ import triton
 
 from flan_qa_pipeline.models.attention_kernels import backward_keys, backward_queries, forward
 
-SHORT = 16  # queries; fewer of them are one tile
-# Queries and keys in a tile, as measured fastest on an H200 at 144 to 320 tokens
+SHORT = 16  # so many queries or fewer are one tile
 SHORT_TILE = (SHORT, 64)
+# Queries and keys in a tile, as measured fastest on an H200 at 144 to 320 tokens
 TILES = {"answers": (64, 64), "states": (64, 32), "queries": (64, 32), "keys": (32, 64)}
-WIDE = 8  # numbers that a thread loads at once
+WIDE = 8  # numbers of two bytes that a thread loads at once
 Tensors = tuple[torch.Tensor, ...]
 
 
