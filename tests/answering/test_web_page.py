@@ -403,6 +403,7 @@ def test_kedro_serve_answers_until_it_is_interrupted(project, pairs, expected):
             assert ask(client, *pairs[0]) == like(expected[0])
             server.send_signal(signal.SIGINT)
             told += server.stdout.read()
+            server.wait(timeout=60)  # it closes its output before it ends
         finally:
             server.kill()
             limit.cancel()
