@@ -59,12 +59,14 @@ class _Product(torch.autograd.Function):
             of_dropped = of_narrow @ lora_a if ctx.needs_input_grad[1] else None
         elif of_x is not None:
             of_x.addmm_(of_narrow, lora_a)
-        of_a = _product(of_narrow.t(), given, 1.0, ctx.dtype)
-        of_b = _product(grad.t(), narrow, ctx.scaling, ctx.dtype)
+        of_a = _scaled_product(of_narrow.t(), given, 1.0, ctx.dtype)
+        of_b = _scaled_product(grad.t(), narrow, ctx.scaling, ctx.dtype)
         return of_x, of_dropped, None, of_a, of_b, None
 
 
-def _product(a: torch.Tensor, b: torch.Tensor, scaling: float, dtype: torch.dtype) -> torch.Tensor:
+def _scaled_product(
+    a: torch.Tensor, b: torch.Tensor, scaling: float, dtype: torch.dtype
+) -> torch.Tensor:
     """Multiply, scale and cast; a GPU does all in one pass."""
     if a.device.type != "cuda" or a.dtype.itemsize >= dtype.itemsize:
         return _scaled(a @ b, scaling, dtype)
