@@ -9,7 +9,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from flan_qa_pipeline.data.squad import check, flatten, split_titles
-from flan_qa_pipeline.data.texts import has_text
+from flan_qa_pipeline.data.texts import has_text, normalized
 from flan_qa_pipeline.errors import InputError
 from flan_qa_pipeline.pipelines.data_engineering.nodes import QUESTION_FEATURES, flatten_questions
 
@@ -254,6 +254,11 @@ def test_offset_passes_only_where_the_text_stands(record, shift):
     else:
         with pytest.raises(InputError, match="answer_start"):
             list(check([record], "generated"))
+
+
+@given(text=st.text(st.characters(codec="ascii")))
+def test_ascii_is_normalized_as_other_text(text):
+    assert normalized(text) == normalized(text + "\u200b")  # a zero-width space
 
 
 @settings(max_examples=100)

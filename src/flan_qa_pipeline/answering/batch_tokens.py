@@ -40,10 +40,12 @@ def resolve_batch_tokens(
         return batch_tokens
     if model.device.type == "cpu":
         return ON_A_CPU
-    clear_device_cache()  # torch keeps freed memory for the stream that used it
-    free = min(gather_json(free_memory(model.device)))
     share = SHARE_OF_SHARDED if model_has_dtensor(model) else SHARE
     per_token = bytes_per_token(model) * batches_at_once(model)
+    free = min(gather_json(free_memory(model.device)))
+    if share * free < MOST * per_token:
+        clear_device_cache()  # torch keeps freed memory for the stream that used it
+        free = min(gather_json(free_memory(model.device)))
     fitting = int(share * free / per_token)
     chosen = min(MOST, max(FEWEST, 1 << fitting.bit_length() - 1))
     logger.info(

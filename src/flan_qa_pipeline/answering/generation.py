@@ -103,7 +103,7 @@ def generate_answers(
     """
     process, sharded = PartialState(), model_has_dtensor(model)
     batches = list(length_batches([len(ids) for ids in input_ids], batch_tokens))
-    own = batches if sharded else batches[process.process_index :: process.num_processes]
+    own = batches if sharded else _share(batches, process.process_index, process.num_processes)
     answerer = _BatchAnswerer(model, tokenizer, abstention, max_new_tokens)
     answers: dict[int, GeneratedAnswer] = {}
     with (
@@ -126,6 +126,13 @@ def generate_answers(
         answers = _gather(answers)
     _warn_of_missing_answers(answers)
     return [answers[i] for i in range(len(input_ids))]
+
+
+def _share(batches: list[Any], rank: int, processes: int) -> list[Any]:
+    """Return a process's batches: they are dealt from rank 0 up and back down, in turn."""
+    there_and_back = 2 * processes
+    own = {rank, there_and_back - 1 - rank}
+    return [batch for i, batch in enumerate(batches) if i % there_and_back in own]
 
 
 def _gather(answers: dict[int, GeneratedAnswer]) -> dict[int, GeneratedAnswer]:

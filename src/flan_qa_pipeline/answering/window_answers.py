@@ -99,15 +99,26 @@ def merge_windows(answers: Iterable[WindowAnswer], abstention: str) -> dict[str,
     windows: dict[str, list[WindowAnswer]] = {}
     for answer in answers:
         windows.setdefault(answer.id, []).append(answer)
-    return {id_: _merge(group, abstention) for id_, group in windows.items()}
+    return {
+        id_: _merge(group, abstention) if len(group) > 1 else _tidied(group[0], abstention)
+        for id_, group in windows.items()
+    }
+
+
+def _tidied(window: WindowAnswer, abstention: str) -> WindowAnswer:
+    """Return the merged answer of a question's only window."""
+    text, log_prob, answer, *rest = window
+    if is_abstention(text, abstention):
+        return WindowAnswer("", log_prob, answer.strip(), *rest)
+    text = text.strip()
+    return WindowAnswer(text, log_prob, text, *rest)
 
 
 def _merge(windows: list[WindowAnswer], abstention: str) -> WindowAnswer:
     nearest = min(windows, key=lambda window: window.no_answer_log_odds)
     answering = [window for window in windows if not is_abstention(window.text, abstention)]
     if answering:
-        best = max(answering, key=lambda window: window.log_prob)
-        text = best.text.strip()
-        return best._replace(text=text, answer=text, no_answer_log_odds=nearest.no_answer_log_odds)
+        best = _tidied(max(answering, key=lambda window: window.log_prob), abstention)
+        return best._replace(no_answer_log_odds=nearest.no_answer_log_odds)
     least_certain = min(window.log_prob for window in windows)
-    return nearest._replace(text="", log_prob=least_certain, answer=nearest.answer.strip())
+    return _tidied(nearest, abstention)._replace(log_prob=least_certain)

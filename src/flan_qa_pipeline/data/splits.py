@@ -41,6 +41,7 @@ def hold_out(questions: Dataset, fraction: float, seed: int) -> tuple[Dataset, D
     groups: list[int] = []
     group_of_context: dict[bytes, int] = {}
     articles = array("l")
+    context_before, digest = None, b""
     for title, context in zip(
         column_values(questions, "title"), column_values(questions, "context"), strict=True
     ):
@@ -48,7 +49,9 @@ def hold_out(questions: Dataset, fraction: float, seed: int) -> tuple[Dataset, D
         if article == len(groups):
             groups.append(article)
         articles.append(article)
-        shared = group_of_context.setdefault(_digest(normalized(context)), article)
+        if context != context_before:
+            context_before, digest = context, _digest(normalized(context))
+        shared = group_of_context.setdefault(digest, article)
         groups[_root(groups, article)] = _root(groups, shared)
     roots = np.array([_root(groups, article) for article in range(len(groups))], dtype=np.int64)
     picked = [numbers[title] for title in split_titles(numbers, fraction, seed)]

@@ -67,6 +67,8 @@ def normalized(text: str) -> str:
     >>> normalized("Ａda \\n was\\u200b  BORN")
     'ada was born'
     """
+    if text.isascii():
+        return " ".join(text.lower().split())
     folded = unicodedata.normalize("NFKC", unicodedata.normalize("NFKC", text).casefold())
     seen = "".join(character for character in folded if unicodedata.category(character) != "Cf")
     return " ".join(seen.split())

@@ -157,6 +157,7 @@ def _training_peak(
     os.environ["KINETO_LOG_LEVEL"] = "99"  # the profiler logs that it starts and stops
     transformers.logging.disable_progress_bar()
     gc.collect()  # an earlier format leaves garbage
+    gc.freeze()  # the modules, which are not searched again
     torch.cuda.empty_cache()
     peft_model, autocasts = _build_model(form, model, lora, training)
     trainer = _build_trainer(peft_model, load_tokenizer(model), training, batch, autocasts)
@@ -167,8 +168,7 @@ def _training_peak(
         return torch.cuda.max_memory_allocated()
     held = held_bytes(peft_model)
     cpu = [ProfilerActivity.CPU]
-    # Without acc_events torch 2.11 warns that it clears events.
-    with profile(activities=cpu, profile_memory=True, acc_events=True) as profiler:
+    with profile(activities=cpu, profile_memory=True) as profiler:
         trainer.train()
     return held + peak_of_profile(profiler)
 
