@@ -93,6 +93,7 @@ SIZES = {
     "data": {
         "dev_fraction": 0.025,
         "calibration_fraction": 0.025,
+        "unanswerable_share": None,
         "max_train_questions": None,
         "max_dev_questions": 150,
         "max_calibration_questions": 150,
@@ -104,6 +105,7 @@ SIZES = {
         "per_device_train_batch_size": 32,
         "per_device_eval_batch_size": 64,
         "learning_rate": 2e-3,
+        "eval_strategy": "steps",
         "eval_steps": 0.34,
         "eval_questions": 64,
         "save_steps": 0.1,

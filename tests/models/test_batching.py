@@ -10,6 +10,7 @@ from flan_qa_pipeline.models.batching import (
     captured_length,
     coarse_length,
     collate,
+    dealt,
     fill_up,
     length_batches,
     round_up,
@@ -86,3 +87,16 @@ def test_captured_lengths_are_few_where_captures_do_not_pay():
 @pytest.mark.parametrize(("length", "rounded"), [(1, 8), (8, 8), (9, 16)])
 def test_lengths_are_rounded_up(length, rounded):
     assert round_up(length) == rounded
+
+
+@given(count=st.integers(0, 60), processes=st.integers(1, 8))
+def test_every_batch_is_dealt_once(count, processes):
+    shares = [dealt(range(count), rank, processes) for rank in range(processes)]
+    assert sorted(sum(shares, [])) == list(range(count))
+    assert max(map(len, shares)) - min(map(len, shares)) <= 1
+
+
+@given(rounds=st.integers(1, 5), processes=st.integers(1, 8))
+def test_no_process_gets_only_the_longer_batches(rounds, processes):
+    lengths = range(2 * processes * rounds, 0, -1)
+    assert len({sum(dealt(lengths, rank, processes)) for rank in range(processes)}) == 1

@@ -1,13 +1,13 @@
 """Splits by article, the policy on unanswerable questions, and tokenized windows."""
 
 import json
+import logging
 from collections import Counter
 
 import pandas as pd
 import pytest
 from datasets import Dataset, DatasetDict, load_from_disk
 from english import read_english, train_small_tokenizer
-from pydantic import ValidationError
 from transformers import AutoTokenizer
 
 from flan_qa_pipeline.data.splits import near_duplicates
@@ -315,13 +315,26 @@ def test_share_of_unanswerable_questions(two_files, data, share):
         assert list(thinned[name]["id"]) == list(again[name]["id"])
 
 
-def test_share_of_one_kind_is_refused(two_files, data):
+def test_a_split_of_one_kind_stays_whole_and_the_log_says_so(two_files, data, caplog):
     splits = split_by_article(*two_files, data(dev_fraction=0.2))
     splits["dev"] = splits["dev"].filter(lambda bad: bad, input_columns="is_impossible")
-    with pytest.raises(InputError, match="the dev split has questions of one kind only.* 0.5"):
-        apply_unanswerable_policy(splits, data(unanswerable_share=0.5))
-    with pytest.raises(ValidationError, match="unanswerable_share needs unanswerable: keep"):
-        data(unanswerable_share=0.5, unanswerable="drop")
+    with caplog.at_level(logging.INFO, logger="flan_qa_pipeline"):
+        thinned = apply_unanswerable_policy(splits, data(unanswerable_share=0.2))
+    assert thinned["dev"]["id"][:] == splits["dev"]["id"][:]
+    assert len(thinned["train"]) < len(splits["train"])
+    assert "questions of one kind, which stay whole: dev." in caplog.text
+
+
+@pytest.mark.parametrize("policy", ["drop", "flag"])
+def test_a_share_concerns_only_questions_that_are_kept(two_files, data, policy):
+    splits = split_by_article(*two_files, data(dev_fraction=0.2))
+    with_share, without = (
+        apply_unanswerable_policy(splits, data(unanswerable_share=share, unanswerable=policy))
+        for share in (0.2, None)
+    )
+    assert [len(split) for split in with_share.values()] == [
+        len(split) for split in without.values()
+    ]
 
 
 TEMPLATES = [

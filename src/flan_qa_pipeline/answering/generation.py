@@ -24,6 +24,7 @@ from flan_qa_pipeline.models.adapter import base_of
 from flan_qa_pipeline.models.batching import (
     MIN_ROWS,
     coarse_length,
+    dealt,
     fill_up,
     length_batches,
     mask,
@@ -84,7 +85,7 @@ def generate_answers(
     that does not fit in memory fails first; it is answered in halves. A GPU answers two batches at
     a time: it computes one while the CPU launches or reads the other.
 
-    Several processes take the batches in turn, and each returns all answers. The batches do not
+    The batches are dealt to several processes, and each returns all answers. The batches do not
     depend on the number of processes, so neither do the answers. The processes of a sharded model
     exchange weights at every step, so each of them answers every batch, none in halves.
 
@@ -103,7 +104,7 @@ def generate_answers(
     """
     process, sharded = PartialState(), model_has_dtensor(model)
     batches = list(length_batches([len(ids) for ids in input_ids], batch_tokens))
-    own = batches if sharded else _share(batches, process.process_index, process.num_processes)
+    own = batches if sharded else dealt(batches, process.process_index, process.num_processes)
     answerer = _BatchAnswerer(model, tokenizer, abstention, max_new_tokens)
     answers: dict[int, GeneratedAnswer] = {}
     with (
@@ -126,13 +127,6 @@ def generate_answers(
         answers = _gather(answers)
     _warn_of_missing_answers(answers)
     return [answers[i] for i in range(len(input_ids))]
-
-
-def _share(batches: list[Any], rank: int, processes: int) -> list[Any]:
-    """Return a process's batches: they are dealt from rank 0 up and back down, in turn."""
-    there_and_back = 2 * processes
-    own = {rank, there_and_back - 1 - rank}
-    return [batch for i, batch in enumerate(batches) if i % there_and_back in own]
 
 
 def _gather(answers: dict[int, GeneratedAnswer]) -> dict[int, GeneratedAnswer]:

@@ -107,11 +107,12 @@ def merge_windows(answers: Iterable[WindowAnswer], abstention: str) -> dict[str,
 
 def _tidied(window: WindowAnswer, abstention: str) -> WindowAnswer:
     """Return the merged answer of a question's only window."""
-    text, log_prob, answer, *rest = window
+    text, log_prob, answer, answer_log_prob, odds, id_, number = window
     if is_abstention(text, abstention):
-        return WindowAnswer("", log_prob, answer.strip(), *rest)
-    text = text.strip()
-    return WindowAnswer(text, log_prob, text, *rest)
+        text, answer = "", answer.strip()
+    else:
+        text = answer = text.strip()
+    return WindowAnswer(text, log_prob, answer, answer_log_prob, odds, id_, number)
 
 
 def _merge(windows: list[WindowAnswer], abstention: str) -> WindowAnswer:

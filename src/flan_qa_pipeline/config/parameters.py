@@ -153,8 +153,8 @@ class DataParameters(_Section):
     everywhere, as in SQuAD 1.1. `flag` scores them but does not train on them."""
     unanswerable_share: Annotated[float, Field(gt=0, lt=1)] | None
     """The share of unanswerable questions in the train, dev and calibration splits, which the
-    training file holds: random questions of the more frequent kind are left out. `null` takes
-    all."""
+    training file holds, if `unanswerable` is `keep`: random questions of the more frequent kind are
+    left out. A split with questions of one kind stays whole. `null` takes all."""
     validation_fraction: Fraction | None
     """`null` takes the validation file as the validation split. A share pools the articles of both
     files and makes that share of them the validation split."""
@@ -173,15 +173,6 @@ class DataParameters(_Section):
     """At most this many validation questions; `null` takes all."""
     seed: Seed
     """Seeds the choice of articles and questions."""
-
-    @model_validator(mode="after")
-    def _share_of_what_is_kept(self) -> Self:
-        if self.unanswerable_share is not None and self.unanswerable != "keep":
-            raise ValueError(
-                f"unanswerable_share needs unanswerable: keep, not {self.unanswerable}; set it to "
-                "null."
-            )
-        return self
 
 
 class ModelParameters(_Section):

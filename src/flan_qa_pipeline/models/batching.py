@@ -45,6 +45,19 @@ def captured_length(length: int) -> int:
     return round_up(coarse, SHORT_MULTIPLE) if SHORT_MULTIPLE < coarse < 128 else coarse
 
 
+def dealt(batches: Sequence[Any], rank: int, processes: int) -> list[Any]:
+    """Return a process's batches, dealt from the first process to the last, then back, and again.
+
+    Where they go from the longest to the shortest, every process gets about as much work.
+
+    >>> [dealt("abcdefghij", rank, 3) for rank in range(3)]
+    [['a', 'f', 'g'], ['b', 'e', 'h'], ['c', 'd', 'i', 'j']]
+    """
+    there_and_back = 2 * processes
+    own = {rank, there_and_back - 1 - rank}
+    return [batch for i, batch in enumerate(batches) if i % there_and_back in own]
+
+
 def fill_up(rows: Sequence[Any], batch_size: int) -> list[Any]:
     """Repeat the last row until the number of rows is a usual one.
 

@@ -208,7 +208,7 @@ def apply_unanswerable_policy(splits: DatasetDict, data: DataParameters) -> Data
             )
     if data.unanswerable == "drop":
         splits = splits.filter(lambda impossible: not impossible, input_columns="is_impossible")
-    if data.unanswerable_share is not None:
+    if data.unanswerable == "keep" and data.unanswerable_share is not None:
         splits = _thinned_out(splits, data.unanswerable_share, data.seed)
     limits: dict[str, Any] = {
         "train": data.max_train_questions,
@@ -229,17 +229,21 @@ def apply_unanswerable_policy(splits: DatasetDict, data: DataParameters) -> Data
 
 
 def _thinned_out(splits: DatasetDict, share: float, seed: int) -> DatasetDict:
-    thinned = {name: thin_out(splits[name], share, seed) for name in FROM_TRAINING_ARTICLES}
-    for name, split in thinned.items():
-        if len(splits[name]) and not len(split):
-            raise InputError(
-                f"data.unanswerable_share: the {name} split has questions of one kind only, so no "
-                f"share of them can be {share:g}; set it to null."
-            )
-    logger.info(
-        "data.unanswerable_share=%g leaves %s.", share, describe_splits(DatasetDict(thinned))
-    )
-    return DatasetDict({**splits, **{name: thinned[name].flatten_indices() for name in thinned}})
+    thinned = {
+        name: thin_out(splits[name], share, seed).flatten_indices()
+        for name in FROM_TRAINING_ARTICLES
+        if len(set(splits[name].unique("is_impossible"))) > 1
+    }
+    if thinned:
+        logger.info(
+            "data.unanswerable_share=%g leaves %s.", share, describe_splits(DatasetDict(thinned))
+        )
+    if whole := [name for name in FROM_TRAINING_ARTICLES if name not in thinned]:
+        logger.info(
+            "data.unanswerable_share: questions of one kind, which stay whole: %s.",
+            ", ".join(whole),
+        )
+    return DatasetDict({**splits, **thinned})
 
 
 def tokenize_questions(
