@@ -31,7 +31,7 @@ from flan_qa_pipeline.models.batching import (
     pad,
 )
 from flan_qa_pipeline.models.decoder import Decoder
-from flan_qa_pipeline.models.exchange import gather_json
+from flan_qa_pipeline.models.exchange import gather_tensors
 from flan_qa_pipeline.models.sharding import whole_decoder
 
 logger = logging.getLogger(__name__)
@@ -131,8 +131,18 @@ def generate_answers(
 
 def _gather(answers: dict[int, GeneratedAnswer]) -> dict[int, GeneratedAnswer]:
     """Return the answers of all processes by the numbers of their inputs."""
-    parts = gather_json([[row, *answer] for row, answer in answers.items()])
-    return {row: GeneratedAnswer(*fields) for part in parts for row, *fields in part}
+    if PartialState().num_processes == 1:
+        return answers
+    columns = list(zip(*answers.values(), strict=True)) or [()] * len(GeneratedAnswer._fields)
+    texts, log_probs, best, best_log_probs, odds = columns
+    numbers = torch.tensor([log_probs, best_log_probs, odds], dtype=torch.float64)
+    gathered: dict[int, GeneratedAnswer] = {}
+    parts = gather_tensors([texts, best], {"rows": torch.tensor(list(answers)), "numbers": numbers})
+    for (texts, best), tensors in parts:
+        log_probs, best_log_probs, odds = tensors["numbers"].tolist()
+        found = map(GeneratedAnswer, texts, log_probs, best, best_log_probs, odds)
+        gathered.update(zip(tensors["rows"].tolist(), found, strict=True))
+    return gathered
 
 
 def _warn_of_missing_answers(answers: dict[int, GeneratedAnswer]) -> None:

@@ -110,6 +110,8 @@ def _tidied(window: WindowAnswer, abstention: str) -> WindowAnswer:
     text, log_prob, answer, answer_log_prob, odds, id_, number = window
     if is_abstention(text, abstention):
         text, answer = "", answer.strip()
+    elif text == answer == text.strip():
+        return window
     else:
         text = answer = text.strip()
     return WindowAnswer(text, log_prob, answer, answer_log_prob, odds, id_, number)
