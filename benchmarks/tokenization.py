@@ -59,7 +59,7 @@ def measure(n_questions: int, work: Path) -> dict[str, Any]:
     command = [
         *(sys.executable, "-m", "flan_qa_pipeline", f"--conf-source={PROJECT / 'conf'}"),
         "--pipelines=data_engineering",
-        f"--params=model.name={STARTER},data.max_train_questions=null,"
+        f"--params=model.name={STARTER},data.max_train_questions=null,data.unanswerable_share=null,"
         f"data.train_file={work / 'train.json'},data.validation_file={work / 'validation.json'}",
     ]
     row = corpus | measured(command, work) | node_seconds(work)

@@ -336,7 +336,7 @@ def parameters_for(options: argparse.Namespace, model: Path, work: Path) -> Para
         environment,
         {
             "model": {"name": str(model), "attn_implementation": options.attention},
-            "data": {"max_train_questions": None},
+            "data": {"max_train_questions": None, "unanswerable_share": None},
             "lora": {"target_modules": options.target_modules},
             "generation": generation,
             "training": {

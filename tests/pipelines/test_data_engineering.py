@@ -322,16 +322,20 @@ def test_a_split_of_one_kind_stays_whole_and_the_log_says_so(two_files, data, ca
         thinned = apply_unanswerable_policy(splits, data(unanswerable_share=0.2))
     assert thinned["dev"]["id"][:] == splits["dev"]["id"][:]
     assert len(thinned["train"]) < len(splits["train"])
-    assert "questions of one kind, which stay whole: dev." in caplog.text
+    assert "data.unanswerable_share changes nothing in dev:" in caplog.text
 
 
 @pytest.mark.parametrize("policy", ["drop", "flag"])
-def test_a_share_concerns_only_questions_that_are_kept(two_files, data, policy):
+def test_a_share_concerns_only_questions_that_are_kept(two_files, data, caplog, policy):
     splits = split_by_article(*two_files, data(dev_fraction=0.2))
-    with_share, without = (
-        apply_unanswerable_policy(splits, data(unanswerable_share=share, unanswerable=policy))
-        for share in (0.2, None)
-    )
+    with caplog.at_level(logging.INFO, logger="flan_qa_pipeline"):
+        with_share, without = (
+            apply_unanswerable_policy(splits, data(unanswerable_share=share, unanswerable=policy))
+            for share in (0.2, None)
+        )
+    assert caplog.messages == [
+        f"data.unanswerable_share concerns questions that are kept; data.unanswerable is {policy}."
+    ]
     assert [len(split) for split in with_share.values()] == [
         len(split) for split in without.values()
     ]

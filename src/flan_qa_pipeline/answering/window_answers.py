@@ -106,7 +106,7 @@ def merge_windows(answers: Iterable[WindowAnswer], abstention: str) -> dict[str,
 
 
 def _tidied(window: WindowAnswer, abstention: str) -> WindowAnswer:
-    """Return the merged answer of a question's only window."""
+    """Return a window's answer as a merged answer has it: stripped, and "" for an abstention."""
     text, log_prob, answer, answer_log_prob, odds, id_, number = window
     if is_abstention(text, abstention):
         text, answer = "", answer.strip()

@@ -152,9 +152,9 @@ class DataParameters(_Section):
     """`keep` trains on unanswerable questions, so the model learns to abstain. `drop` removes them
     everywhere, as in SQuAD 1.1. `flag` scores them but does not train on them."""
     unanswerable_share: Annotated[float, Field(gt=0, lt=1)] | None
-    """The share of unanswerable questions in the train, dev and calibration splits, which the
-    training file holds, if `unanswerable` is `keep`: random questions of the more frequent kind are
-    left out. A split with questions of one kind stays whole. `null` takes all."""
+    """Under `keep`, random questions of the more frequent kind are left out of train, dev and
+    calibration until this share is unanswerable. A split with questions of one kind stays whole.
+    `null` leaves none out."""
     validation_fraction: Fraction | None
     """`null` takes the validation file as the validation split. A share pools the articles of both
     files and makes that share of them the validation split."""

@@ -7,6 +7,7 @@ run reports, and only its end is sure to free all its memory.
 import gc
 import logging
 import os
+import warnings
 from collections.abc import Sequence
 from concurrent.futures import ProcessPoolExecutor
 from concurrent.futures.process import BrokenProcessPool
@@ -157,7 +158,7 @@ def _training_peak(
     os.environ["KINETO_LOG_LEVEL"] = "99"  # the profiler logs that it starts and stops
     transformers.logging.disable_progress_bar()
     gc.collect()  # an earlier format leaves garbage
-    gc.freeze()  # the modules, which are not searched again
+    gc.freeze()  # later collections skip the imported modules
     torch.cuda.empty_cache()
     peft_model, autocasts = _build_model(form, model, lora, training)
     trainer = _build_trainer(peft_model, load_tokenizer(model), training, batch, autocasts)
@@ -168,8 +169,10 @@ def _training_peak(
         return torch.cuda.max_memory_allocated()
     held = held_bytes(peft_model)
     cpu = [ProfilerActivity.CPU]
-    with profile(activities=cpu, profile_memory=True) as profiler:
-        trainer.train()
+    with warnings.catch_warnings():  # torch 2.11 gives this one before the first cycle, too
+        warnings.filterwarnings("ignore", message=".*Profiler clears events")
+        with profile(activities=cpu, profile_memory=True) as profiler:
+            trainer.train()
     return held + peak_of_profile(profiler)
 
 

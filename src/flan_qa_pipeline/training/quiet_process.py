@@ -2,12 +2,10 @@
 
 import logging
 import signal
-import warnings
 
 
 def begin_quietly() -> None:
     """Leave warnings to the run's main process, and end without a traceback on Ctrl+C."""
     logging.disable(logging.WARNING)
-    warnings.simplefilter("ignore")  # torch 2.11 warns that a profiler clears events
     if signal.getsignal(signal.SIGINT) is signal.default_int_handler:  # else the run ignores it
         signal.signal(signal.SIGINT, signal.SIG_DFL)

@@ -24,6 +24,7 @@ from flan_qa_pipeline.data.row_files import RowFiles
 from flan_qa_pipeline.data.splits import (
     NEAR,
     SHINGLE,
+    column_values,
     describe_splits,
     hold_out,
     near_duplicates,
@@ -208,8 +209,15 @@ def apply_unanswerable_policy(splits: DatasetDict, data: DataParameters) -> Data
             )
     if data.unanswerable == "drop":
         splits = splits.filter(lambda impossible: not impossible, input_columns="is_impossible")
-    if data.unanswerable == "keep" and data.unanswerable_share is not None:
-        splits = _thinned_out(splits, data.unanswerable_share, data.seed)
+    if data.unanswerable_share is not None:
+        if data.unanswerable == "keep":
+            splits = _thinned_out(splits, data.unanswerable_share, data.seed)
+        else:
+            logger.info(
+                "data.unanswerable_share concerns questions that are kept; data.unanswerable is "
+                "%s.",
+                data.unanswerable,
+            )
     limits: dict[str, Any] = {
         "train": data.max_train_questions,
         "dev": data.max_dev_questions,
@@ -232,15 +240,15 @@ def _thinned_out(splits: DatasetDict, share: float, seed: int) -> DatasetDict:
     thinned = {
         name: thin_out(splits[name], share, seed).flatten_indices()
         for name in FROM_TRAINING_ARTICLES
-        if len(set(splits[name].unique("is_impossible"))) > 1
+        if len(set(column_values(splits[name], "is_impossible"))) > 1
     }
     if thinned:
+        left = (f"{len(s):,} of {len(splits[name]):,} {name}" for name, s in thinned.items())
+        logger.info("data.unanswerable_share=%g leaves %s.", share, ", ".join(left))
+    if whole := [n for n in FROM_TRAINING_ARTICLES if n not in thinned and len(splits[n])]:
         logger.info(
-            "data.unanswerable_share=%g leaves %s.", share, describe_splits(DatasetDict(thinned))
-        )
-    if whole := [name for name in FROM_TRAINING_ARTICLES if name not in thinned]:
-        logger.info(
-            "data.unanswerable_share: questions of one kind, which stay whole: %s.",
+            "data.unanswerable_share changes nothing in %s: all questions there are answerable, or "
+            "all unanswerable.",
             ", ".join(whole),
         )
     return DatasetDict({**splits, **thinned})
