@@ -16,6 +16,7 @@ from typing import Any
 
 import torch
 import transformers
+from accelerate.utils import patch_environment
 from accelerate.utils.memory import clear_device_cache, should_reduce_batch_size
 from bitsandbytes.nn import Linear4bit
 from peft import LoraConfig, PeftModel, get_peft_model, prepare_model_for_kbit_training
@@ -50,6 +51,7 @@ logger = logging.getLogger(__name__)
 
 Batch = list[dict[str, list[int]]]
 OF_SEVERAL_PROCESSES = ("RANK", "LOCAL_RANK", "WORLD_SIZE")
+LARGE = 2**20  # bytes; glibc gives larger memory back at once, or else keeps twice as much
 
 
 def training_peaks(
@@ -78,6 +80,7 @@ def training_peaks(
     peaks: dict[Format, int | None] = {}
     while waiting := [form for form in formats if form not in peaks]:
         with (
+            patch_environment(MALLOC_MMAP_THRESHOLD_=LARGE),
             ProcessPoolExecutor(
                 1, mp_context=get_context("spawn"), initializer=begin_quietly
             ) as pool,
