@@ -51,7 +51,7 @@ logger = logging.getLogger(__name__)
 
 Batch = list[dict[str, list[int]]]
 OF_SEVERAL_PROCESSES = ("RANK", "LOCAL_RANK", "WORLD_SIZE")
-LARGE = 2**20  # bytes; glibc gives larger memory back at once, or else keeps twice as much
+LARGE = 2**20  # bytes; glibc returns larger freed blocks at once, which halves the process
 
 
 def training_peaks(
