@@ -1,11 +1,13 @@
-"""Triton's attention against the plain computation, on a GPU."""
+"""Triton's attention and gate against the plain computation, on a GPU."""
 
 import pytest
 import torch
 from conftest import DEVICE, on_gpu
+from torch.nn.functional import gelu
 
 from flan_qa_pipeline.models.device import resolve_attention
 from flan_qa_pipeline.models.loading import load_base_model
+from flan_qa_pipeline.models.t5 import TritonFeedForward
 
 pytestmark = on_gpu
 HEADS = 3
@@ -152,9 +154,56 @@ def test_a_captured_graph_drops_other_weights_at_every_replay():
     assert not torch.equal(*seen)
 
 
+def gated(*given, **options):
+    from flan_qa_pipeline.models.triton_gate import gated_gelu
+
+    return gated_gelu(*given, **options)
+
+
+def draw_pair(*shape, dtype=torch.bfloat16):
+    torch.manual_seed(0)
+    pair = (3 * torch.randn(2, *shape, device=DEVICE)).to(dtype)
+    return [part.clone().requires_grad_() for part in pair]
+
+
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float32])
+@pytest.mark.parametrize("shape", [(3, 7, 96), (1, 5), (9, 2048)])
+def test_the_gate_and_its_gradients_are_those_of_torch(shape, dtype):
+    gate, linear = draw_pair(*shape, dtype=dtype)
+    products = gated(gate, linear)
+    right = gelu(gate.float(), approximate="tanh") * linear.float()
+    upstream = torch.randn_like(products)
+    found = torch.autograd.grad(products, (gate, linear), upstream)
+    wanted = torch.autograd.grad(right, (gate, linear), upstream.float())
+    tolerance = 1e-2 if dtype is torch.bfloat16 else 1e-5
+    assert_near((products, *found), (right, *wanted), tolerance)
+
+
+def test_the_gate_of_large_numbers_is_open_or_shut():
+    gate = torch.tensor([-1e6, -40.0, 0.0, 40.0, 1e6], device=DEVICE).bfloat16().requires_grad_()
+    products = gated(gate, torch.ones_like(gate))
+    (gradient,) = torch.autograd.grad(products.sum(), gate)
+    assert products.tolist() == [0, 0, 0, 40, gate[-1].item()]
+    assert gradient.tolist() == [0, 0, 0.5, 1, 1]
+
+
+def test_the_gate_drops_its_share_and_the_backward_pass_drops_the_same_products():
+    gate, linear = draw_pair(64, 512)
+    plain, dropped = gated(gate, linear), gated(gate, linear, dropout=0.25)
+    kept = dropped != 0
+    assert kept.float().mean().item() == pytest.approx(0.75, abs=0.02)
+    assert torch.allclose(dropped[kept], plain[kept] / 0.75, rtol=2e-2)
+    assert not torch.equal(gated(gate, linear, dropout=0.25) != 0, kept)
+    right = gelu(gate.float(), approximate="tanh") * linear.float() * kept / 0.75
+    upstream = torch.randn_like(dropped)
+    found = torch.autograd.grad(dropped, (gate, linear), upstream)
+    wanted = torch.autograd.grad(right, (gate, linear), upstream.float())
+    assert_near(found, wanted, 1e-2)
+
+
 def test_losses_and_gradients_of_a_model_are_near_those_of_eager_attention(model_parameters):
     assert resolve_attention("auto") == "triton"
-    found = {}
+    found, kinds = {}, {}
     for attention in ("eager", "triton"):
         changes = {"attn_implementation": attention, "compute_dtype": "bfloat16"}
         model = load_base_model(model_parameters.model_copy(update=changes))
@@ -166,6 +215,8 @@ def test_losses_and_gradients_of_a_model_are_near_those_of_eager_attention(model
         loss = model(input_ids=tokens, attention_mask=mask, labels=tokens[:, :8]).loss
         loss.backward()
         found[attention] = loss.item(), weight.grad.float()
+        kinds[attention] = {type(part) for part in model.modules()}
+    assert TritonFeedForward in kinds["triton"] - kinds["eager"]
     (eager, of_eager), (fused, of_fused) = found["eager"], found["triton"]
     assert fused == pytest.approx(eager, rel=1e-2)
     assert (of_fused - of_eager).norm() <= 0.05 * of_eager.norm()

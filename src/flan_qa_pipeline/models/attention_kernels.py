@@ -5,13 +5,15 @@ Position bias and mask are added inside, where the scores stay, as in FlashAtten
 arXiv:2307.08691. The backward pass computes scores and dropout again.
 
 A program reads BLOCK_N queries of one head, or BLOCK_M of its keys. Strides are named after a
-tensor and a dimension: batch b, heads h, queries n or keys m. A weight is dropped if a number below
-2**31 is less than `least`; `scale` multiplies what is kept. With ALIGNED, m and all strides of bias
+tensor and a dimension: batch b, heads h, queries n or keys m. `least` is 2**31 times the share of
+weights to drop; `scale` multiplies what is kept. With ALIGNED, m and all strides of bias
 and mask are multiples of 8, so that a thread loads 16 bytes at once.
 """
 
 import triton
 import triton.language as tl
+
+from flan_qa_pipeline.models.dropout_kernel import kept
 
 LOG2_E = tl.constexpr(1.4426950408889634)
 LOWEST = tl.constexpr(-1.0e30)  # bound of a row's maximum; keeps masked rows finite
@@ -88,20 +90,9 @@ def _scores(
 
 @triton.jit
 def _kept(seed, head, q_first, k_first, m, least, BLOCK_N: tl.constexpr, BLOCK_M: tl.constexpr):
-    """Decide which weights of a tile survive dropout.
-
-    The masks of two heads of a call do not coincide, shifted, if there are fewer than 13,000.
-    A weight's number and head, mixed with the seed by MurmurHash3's finalizer
-    (https://github.com/aappleby/smhasher), give it 32 random bits.
-    """
+    """Decide which weights of a tile survive dropout."""
     rows, columns = q_first + tl.arange(0, BLOCK_N), k_first + tl.arange(0, BLOCK_M)
-    key = ((seed >> 32) + head).to(tl.uint32) * 0x9E3779B9
-    bits = (rows[:, None] * m + columns[None, :]).to(tl.uint32) * 0x9E3779B1 + key
-    bits ^= seed.to(tl.uint32)
-    bits = (bits ^ (bits >> 16)) * 0x85EBCA6B
-    bits = (bits ^ (bits >> 13)) * 0xC2B2AE35
-    bits ^= bits >> 16
-    return (bits >> 1).to(tl.int32) >= least
+    return kept(seed, head, rows[:, None] * m + columns[None, :], least)
 
 
 @triton.jit
@@ -135,9 +126,9 @@ def _score_gradients(
     of_weights = tl.dot(given, tl.trans(values), input_precision="ieee")
     left = weights
     if DROPS:
-        kept = _kept(seed, head, q_first, k_first, m, least, BLOCK_N, BLOCK_M)
-        of_weights = tl.where(kept, of_weights * scale, 0.0)
-        left = tl.where(kept, weights * scale, 0.0)
+        stays = _kept(seed, head, q_first, k_first, m, least, BLOCK_N, BLOCK_M)
+        of_weights = tl.where(stays, of_weights * scale, 0.0)
+        left = tl.where(stays, weights * scale, 0.0)
     return left, weights * (of_weights - of_row[:, None])
 
 
@@ -214,8 +205,8 @@ def forward(
         weights, shrink = tl.exp2(scores * LOG2_E - higher[:, None]), tl.exp2(highest - higher)
         total = total * shrink + tl.sum(weights, 1)
         if DROPS:
-            kept = _kept(seed, head, q_first, k_first, m, least, BLOCK_N, BLOCK_M)
-            weights = tl.where(kept, weights, 0.0)
+            stays = _kept(seed, head, q_first, k_first, m, least, BLOCK_N, BLOCK_M)
+            weights = tl.where(stays, weights, 0.0)
         mixed *= shrink[:, None]
         mixed = tl.dot(weights.to(values.dtype), values, mixed, input_precision="ieee")
         highest = higher

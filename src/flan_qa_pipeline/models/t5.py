@@ -35,6 +35,7 @@ from flan_qa_pipeline.models.transformers_private import (
 )
 
 LOSS_CHUNK = 256
+GELU = "gelu_pytorch_tanh"  # transformers' name of the gelu that tanh approximates
 
 
 def additive(mask: torch.Tensor, dtype: torch.dtype) -> torch.Tensor:
@@ -213,6 +214,19 @@ class RecomputedFeedForward(T5DenseGatedActDense):
         return self.dropout(self.act(gate) * linear)
 
 
+class TritonFeedForward(RecomputedFeedForward):
+    """Computes gate and dropout by one of Triton's kernels, and their gradients by another.
+
+    It keeps the gate's two inputs for the backward pass, and nothing else.
+    """
+
+    def forward(self, hidden_states: torch.Tensor) -> torch.Tensor:
+        from flan_qa_pipeline.models.triton_gate import gated_gelu  # on GPUs alone
+
+        gate, linear = self.wi_0(hidden_states), self.wi_1(hidden_states)
+        return self.wo(gated_gelu(gate, linear, self.dropout.p if self.training else 0.0))
+
+
 class FusedLayerNorm(T5LayerNorm):
     """Root mean square norm by torch's kernel, which computes in float32.
 
@@ -251,7 +265,8 @@ class QuantizableT5(UntiedT5):
 
     `allow_every_layer` says why transformers would not quantize `wo`.
 
-    Eager attention is `lean_attention`, which returns no attention weights.
+    Eager attention is `lean_attention`, which returns no attention weights. With Triton's
+    attention, the gated gelu runs in Triton's kernels, too.
 
     With `labels` the output holds the loss alone. The model computes float32 logits of `LOSS_CHUNK`
     target tokens at a time, and again in the backward pass, so it never keeps them all.
@@ -262,11 +277,13 @@ class QuantizableT5(UntiedT5):
     def __init__(self, config: T5Config):
         config = deepcopy(config)
         if config.dense_act_fn == "gelu_new":
-            config.dense_act_fn = "gelu_pytorch_tanh"  # the same function, one kernel
+            config.dense_act_fn = GELU  # the same function, one kernel
         if attention_of(config) == "eager":
             set_attention(config, LEAN)
         super().__init__(config)
         allow_every_layer(self)
+        if attention_of(config) == TRITON and config.dense_act_fn == GELU:
+            become(self, {T5DenseGatedActDense: TritonFeedForward})
         become(self, LEAN_LAYERS)
 
     def keep_activations(self) -> None:

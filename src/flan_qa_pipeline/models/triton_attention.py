@@ -6,6 +6,7 @@ import torch
 import triton
 
 from flan_qa_pipeline.models.attention_kernels import backward_keys, backward_queries, forward
+from flan_qa_pipeline.models.dropout_kernel import draw_seed
 
 SHORT = 16  # so many queries or fewer are one tile
 SHORT_TILE = (SHORT, 64)
@@ -13,11 +14,6 @@ SHORT_TILE = (SHORT, 64)
 TILES = {"answers": (64, 64), "states": (64, 32), "queries": (64, 32), "keys": (32, 64)}
 WIDE = 8  # numbers of two bytes that a thread loads at once
 Tensors = tuple[torch.Tensor, ...]
-
-
-def _seed(near: torch.Tensor) -> torch.Tensor:
-    """Draw a seed on a tensor's device, as a CUDA graph does again at every replay."""
-    return torch.empty((), dtype=torch.int64, device=near.device).random_()
 
 
 def _readable(states: torch.Tensor) -> torch.Tensor:
@@ -168,7 +164,7 @@ def attend(
     tensors = tuple(_readable(part) for part in given)
     launches = _Launches(tensors, mask is not None, dropout)
     with torch.cuda.device_of(q):  # Triton launches on the current device
-        seeds = _seed(q) if dropout else None
+        seeds = draw_seed(q) if dropout else None
         if torch.is_grad_enabled() and any(part.requires_grad for part in (q, k, v)):
             attended: torch.Tensor = _Attention.apply(*tensors, launches, seeds)
             return attended
