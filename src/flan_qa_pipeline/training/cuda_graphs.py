@@ -10,6 +10,7 @@ https://docs.pytorch.org/docs/stable/notes/cuda.html#whole-network-capture
 import logging
 
 import torch
+from accelerate.utils.memory import clear_device_cache
 from peft import PeftModel
 from torch import nn
 
@@ -83,6 +84,7 @@ class GraphedPasses:
 
     def __init__(self, model: nn.Module, gradients: FlatGradients, scale: int = 1):
         self._model, self._gradients, self._scale = model, gradients, scale
+        self._stream = torch.cuda.Stream(gradients.whole.device)
         self.clear()
 
     def clear(self) -> None:
@@ -115,19 +117,25 @@ class GraphedPasses:
     ) -> tuple[torch.cuda.CUDAGraph, dict[str, torch.Tensor], torch.Tensor]:
         """Record what a batch launches, without computing it.
 
-        Other threads may use the GPU during the capture, as Kedro's ThreadRunner does.
+        The GPU computes earlier steps meanwhile; `torch.cuda.graph` would wait until it has ended
+        them. Other threads may use the GPU, too, as Kedro's ThreadRunner does. torch gives no
+        cached memory back during a capture, so this happens before if there may be need of it.
 
         Returns:
             The graph, the tensors that it reads its inputs from, and the one it writes the loss to.
         """
         inputs = {name: part.clone() for name, part in batch.items()}
         graph = torch.cuda.CUDAGraph()
-        with (
-            torch.cuda.stream(torch.cuda.current_stream()),  # restores it if the capture fails
-            torch.cuda.graph(graph, pool=self._pool, capture_error_mode="thread_local"),
-        ):
-            loss = self._model(**inputs).loss * self._scale
-            loss.backward()
+        free, total = torch.cuda.mem_get_info(self._gradients.whole.device)
+        if free < total / 2:
+            clear_device_cache()
+        with torch.cuda.stream(self._stream):
+            graph.capture_begin(pool=self._pool, capture_error_mode="thread_local")
+            try:
+                loss = self._model(**inputs).loss * self._scale
+                loss.backward()
+            finally:
+                graph.capture_end()
         return graph, inputs, loss.detach()
 
     def _warm_up(self, batch: dict[str, torch.Tensor]) -> None:
