@@ -14,7 +14,8 @@ from datasets import Dataset
 from pydantic import BaseModel, ValidationError
 
 from flan_qa_pipeline.answering.batch_tokens import resolve_batch_tokens
-from flan_qa_pipeline.answering.window_answers import WindowAnswer, answer_windows
+from flan_qa_pipeline.answering.generation import GeneratedAnswer
+from flan_qa_pipeline.answering.window_answers import answer_windows
 from flan_qa_pipeline.config.parameters import (
     AttnImplementation,
     ComputeDtype,
@@ -261,8 +262,10 @@ class QuestionAnswerer:
             )
         threshold = None if base else self.no_answer_threshold
         return [
-            _to_answer(answer, context, group[answer.window].span, threshold)
-            for answer, (context, _), group in zip(merged.values(), pairs, windows, strict=True)
+            _to_answer(generated, context, group[window].span, threshold)
+            for (generated, window), (context, _), group in zip(
+                merged.values(), pairs, windows, strict=True
+            )
         ]
 
     def _tokenize_question(self, context: Any, question: Any) -> tuple[list[int], list[int]]:
@@ -291,15 +294,15 @@ def _recorded(
 
 
 def _to_answer(
-    merged: WindowAnswer, context: str, window: tuple[int, int], threshold: float | None
+    generated: GeneratedAnswer, context: str, window: tuple[int, int], threshold: float | None
 ) -> Answer:
-    probability = float(no_answer_probability(merged.no_answer_log_odds))
-    abstains = not merged.text if threshold is None else probability > threshold
-    if abstains or not merged.answer:
+    probability = float(no_answer_probability(generated.no_answer_log_odds))
+    abstains = not generated.text if threshold is None else probability > threshold
+    if abstains or not generated.answer:
         return Answer("", probability, True, probability, None, None)
-    start, end = find_answer(merged.answer, context, window) or (None, None)
-    confidence = math.exp(merged.answer_log_prob)
-    return Answer(merged.answer, confidence, False, probability, start, end)
+    start, end = find_answer(generated.answer, context, window) or (None, None)
+    confidence = math.exp(generated.answer_log_prob)
+    return Answer(generated.answer, confidence, False, probability, start, end)
 
 
 def find_answer(answer: str, context: str, window: tuple[int, int]) -> tuple[int, int] | None:

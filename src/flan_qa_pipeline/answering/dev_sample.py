@@ -58,7 +58,7 @@ def answer_sample(
     """
     questions = sample.questions
     answers = answer_windows(qa_model, tokenizer, sample.windows, prompt, generation)
-    texts = {id_: answer.text for id_, answer in answers.items()}
+    texts = {id_: merged.generated.text for id_, merged in answers.items()}
     golds = gold_texts(questions)
     scores = score_predictions(texts, golds)
     table = pd.DataFrame(

@@ -11,25 +11,23 @@ from peft import PeftModel
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from flan_qa_pipeline.answering.batch_tokens import resolve_batch_tokens
-from flan_qa_pipeline.answering.generation import generate_answers, is_abstention
+from flan_qa_pipeline.answering.generation import (
+    GeneratedAnswer,
+    generate_answers,
+    is_abstention,
+)
 from flan_qa_pipeline.config.parameters import GenerationParameters, PromptParameters
 
 
-class WindowAnswer(NamedTuple):
-    """The model's answer to one window of a question.
+class MergedAnswer(NamedTuple):
+    """The model's answer to a question.
 
     Attributes:
-        text, log_prob, answer, answer_log_prob, no_answer_log_odds: as in `GeneratedAnswer`.
-        id: the question's id.
-        window: the window's number, from 0.
+        generated: the answer, its text stripped, or "" if the model abstains.
+        window: the number of the window that gave the best answer, from 0.
     """
 
-    text: str
-    log_prob: float
-    answer: str
-    answer_log_prob: float
-    no_answer_log_odds: float
-    id: str
+    generated: GeneratedAnswer
     window: int
 
 
@@ -40,7 +38,7 @@ def answer_windows(
     prompt: PromptParameters,
     generation: GenerationParameters,
     description: str | None = None,
-) -> dict[str, WindowAnswer]:
+) -> dict[str, MergedAnswer]:
     """Answer tokenized windows and merge their answers.
 
     Args:
@@ -59,15 +57,7 @@ def answer_windows(
         max_new_tokens=generation.max_new_tokens,
         description=description,
     )
-    return merge_windows(
-        (
-            WindowAnswer(*answer, id_, number)
-            for id_, number, answer in zip(
-                windows["id"][:], windows["window"][:], generated, strict=True
-            )
-        ),
-        prompt.abstention,
-    )
+    return merge_windows(windows["id"][:], windows["window"][:], generated, prompt.abstention)
 
 
 def _token_ids(windows: Dataset) -> list[Any]:
@@ -80,48 +70,56 @@ def _token_ids(windows: Dataset) -> list[Any]:
     return [ids[start:end] for start, end in pairwise([0, *ends])]
 
 
-def merge_windows(answers: Iterable[WindowAnswer], abstention: str) -> dict[str, WindowAnswer]:
+def merge_windows(
+    ids: Iterable[str],
+    windows: Iterable[int],
+    answers: Iterable[GeneratedAnswer],
+    abstention: str,
+) -> dict[str, MergedAnswer]:
     """Merge the answers to windows into one answer per question.
 
     A window that abstains says only that it does not hold the answer, so the most probable answer
     of the other windows wins. If all windows abstain, the merged `text` is "", `log_prob` is the
     lowest log-probability of their abstentions, and the best answer comes from the window that is
-    nearest to answering. The merged answer has the lowest `no_answer_log_odds` of the windows, and
-    the number of the window that gave its best answer.
+    nearest to answering. The merged answer has the lowest `no_answer_log_odds` of the windows.
 
     Args:
-        answers: one answer per window.
+        ids: the question's id of each window.
+        windows: the number of each window in its question's context.
+        answers: the answer to each window.
         abstention: the text by which the model says that a window holds no answer.
 
     Returns:
         One answer per question id, in the order in which the ids first appear.
     """
-    windows: dict[str, list[WindowAnswer]] = {}
-    for answer in answers:
-        windows.setdefault(answer.id, []).append(answer)
-    return {
-        id_: _merge(group, abstention) if len(group) > 1 else _tidied(group[0], abstention)
-        for id_, group in windows.items()
-    }
+    first: dict[str, MergedAnswer] = {}
+    several: dict[str, list[MergedAnswer]] = {}
+    for id_, window, answer in zip(ids, windows, answers, strict=True):
+        tidied = MergedAnswer(_tidied(answer, abstention), window)
+        if id_ in first:
+            several.setdefault(id_, [first[id_]]).append(tidied)
+        else:
+            first[id_] = tidied
+    return first | {id_: _merge(group) for id_, group in several.items()}
 
 
-def _tidied(window: WindowAnswer, abstention: str) -> WindowAnswer:
-    """Return a window's answer as a merged answer has it: stripped, and "" for an abstention."""
-    text, log_prob, answer, answer_log_prob, odds, id_, number = window
+def _tidied(given: GeneratedAnswer, abstention: str) -> GeneratedAnswer:
+    text, log_prob, answer, answer_log_prob, odds = given
     if is_abstention(text, abstention):
         text, answer = "", answer.strip()
     elif text == answer == text.strip():
-        return window
+        return given
     else:
         text = answer = text.strip()
-    return WindowAnswer(text, log_prob, answer, answer_log_prob, odds, id_, number)
+    return GeneratedAnswer(text, log_prob, answer, answer_log_prob, odds)
 
 
-def _merge(windows: list[WindowAnswer], abstention: str) -> WindowAnswer:
-    nearest = min(windows, key=lambda window: window.no_answer_log_odds)
-    answering = [window for window in windows if not is_abstention(window.text, abstention)]
+def _merge(windows: list[MergedAnswer]) -> MergedAnswer:
+    nearest = min(windows, key=lambda merged: merged.generated.no_answer_log_odds)
+    answering = [merged for merged in windows if merged.generated.text]
     if answering:
-        best = _tidied(max(answering, key=lambda window: window.log_prob), abstention)
-        return best._replace(no_answer_log_odds=nearest.no_answer_log_odds)
-    least_certain = min(window.log_prob for window in windows)
-    return _tidied(nearest, abstention)._replace(log_prob=least_certain)
+        best = max(answering, key=lambda merged: merged.generated.log_prob)
+        odds = nearest.generated.no_answer_log_odds
+        return best._replace(generated=best.generated._replace(no_answer_log_odds=odds))
+    least_certain = min(merged.generated.log_prob for merged in windows)
+    return nearest._replace(generated=nearest.generated._replace(log_prob=least_certain))

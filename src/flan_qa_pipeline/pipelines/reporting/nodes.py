@@ -11,6 +11,7 @@ from datasets import DatasetDict, concatenate_datasets
 from peft import PeftModel
 from transformers import PreTrainedModel
 
+from flan_qa_pipeline.answering.generation import GeneratedAnswer
 from flan_qa_pipeline.answering.window_answers import answer_windows
 from flan_qa_pipeline.config.parameters import (
     DataParameters,
@@ -138,18 +139,17 @@ def predict(
         generation,
         description="Answer with the " + ("adapter" if isinstance(qa_model, PeftModel) else "base"),
     )
+    generated = pd.DataFrame(
+        [merged.generated for merged in answers.values()], columns=GeneratedAnswer._fields
+    )
     frame = pd.DataFrame(
-        [
-            (
-                answer.id,
-                answer.text,
-                answer.log_prob,
-                answer.answer,
-                answer.no_answer_log_odds,
-            )
-            for answer in answers.values()
-        ],
-        columns=["id", "prediction_text", "score", "answer_text", "no_answer_score"],
+        {
+            "id": list(answers),
+            "prediction_text": generated["text"],
+            "score": generated["log_prob"],
+            "answer_text": generated["answer"],
+            "no_answer_score": generated["no_answer_log_odds"],
+        }
     )
     ids = set(validation["id"][:])
     validates = np.array([id_ in ids for id_ in answers], dtype=bool)  # isin takes 20 times as long
