@@ -302,7 +302,7 @@ def training(parameters, tmp_path_factory):
 
 @pytest.fixture(scope="module")
 def train(parameters, float32, lora, windows, questions):
-    """Train anew with other parameters; return the model and its adapter."""
+    """Train with other parameters; return the model and its adapter."""
 
     def train_with(training, base=float32):
         model = attach_lora(load_base_model(base), lora, training)

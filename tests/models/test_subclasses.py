@@ -5,12 +5,18 @@ import inspect
 import pytest
 import torch
 from peft import LoraConfig, get_peft_model
-from transformers.models.t5.modeling_t5 import T5Attention
+from transformers.models.t5.modeling_t5 import T5Attention, T5DenseGatedActDense
 
 from flan_qa_pipeline.models.fused_lora import FUSED
 from flan_qa_pipeline.models.loading import load_base_model
 from flan_qa_pipeline.models.subclasses import become
-from flan_qa_pipeline.models.t5 import LEAN_LAYERS, SharedMaskAttention
+from flan_qa_pipeline.models.t5 import (
+    LEAN_LAYERS,
+    TRITON,
+    SharedMaskAttention,
+    TritonFeedForward,
+)
+from flan_qa_pipeline.models.transformers_private import attention_of
 
 # what the subclasses' methods read of their library's layers
 READ = {
@@ -47,9 +53,12 @@ def test_the_libraries_still_build_the_layers_that_are_replaced(float32, packed)
     model = get_peft_model(base, lora)
     built = {type(module) for module in model.modules()}
     assert built & set(FUSED), f"peft puts none of {list(FUSED)} on the base"
-    assert set(LEAN_LAYERS.values()) <= built, "transformers builds T5 of other layers"
-    for layer, subclass in (FUSED | {c: c for c in LEAN_LAYERS.values()}).items():
-        name = layer.__name__ if layer in FUSED else subclass.__bases__[0].__name__
+    replacing = dict(LEAN_LAYERS)
+    if attention_of(model.config) == TRITON:
+        replacing[T5DenseGatedActDense] = TritonFeedForward
+    assert set(replacing.values()) <= built, "transformers builds T5 of other layers"
+    for layer, subclass in (FUSED | {c: c for c in replacing.values()}).items():
+        name = next(kind.__name__ for kind in subclass.__mro__ if kind.__name__ in READ)
         for module in (module for module in model.modules() if type(module) is layer):
             missing = {key for key in READ[name] if not hasattr(module, key)}
             assert not missing, f"{layer} has no {missing} any more"

@@ -108,9 +108,10 @@ class EagerPasses:
     n_cleared = 0
 
     def __init__(self, model, gradients, scale):
-        self._model, self._scale = model, scale
+        self._model, self._gradients, self._scale = model, gradients, scale
 
     def __call__(self, batch):
+        self._gradients.attach()
         assert all(part.training for part in self._model.modules())
         self.lengths.add(batch["input_ids"].shape[1])
         return pass_both_ways(self._model, batch, self._scale)
@@ -150,14 +151,16 @@ def test_the_trainer_hands_over_all_that_a_step_needs(
     monkeypatch.setattr("flan_qa_pipeline.training.trainer.free_memory", lambda device: free)
     whole = SimpleNamespace(total_memory=4, major=9)  # torch asks for bfloat16 by `major`
     monkeypatch.setattr(torch.cuda, "get_device_properties", lambda device: whole)
-    _, found = train(accumulating)
+    model, found = train(accumulating)
+    assert "zero_grad" not in vars(model)  # the model's own works again
     losses = [
-        [(entry.get("loss"), entry.get("eval_loss")) for entry in adapter.training["log"]]
+        [entry.get("loss", entry.get("eval_loss", 0.0)) for entry in adapter.training["log"]]
         for adapter in (found, expected)
     ]
-    assert losses[0] == losses[1]
-    for name, weight in expected.state_dict.items():
-        assert torch.equal(found.state_dict[name], weight)
+    assert len(losses[0]) > 2
+    # the norms of one tensor and of its parts are rounded differently
+    torch.testing.assert_close(*losses, rtol=1e-5, atol=0)
+    torch.testing.assert_close(found.state_dict, expected.state_dict, rtol=1e-3, atol=1e-5)
     assert EagerPasses.n_cleared == n_cleared
 
 

@@ -33,6 +33,11 @@ class FlatGradients:
             for weight, part in zip(self.weights, self._parts, strict=True):
                 weight.grad = part
 
+    def detach(self) -> None:
+        """Set `.grad` of all trained weights to None, as `zero_grad` of a model does."""
+        for weight in self.weights:
+            weight.grad = None
+
     def average(self, dtype: torch.dtype | None = None) -> None:
         """Average the gradients over all processes, which must call this together.
 

@@ -205,9 +205,13 @@ class AnsweringTrainer(ResumableTrainer):
             set_seed(self.args.seed)
 
     def _train_once(self, resume_from_checkpoint: str | None) -> TrainOutput:
+        if self._gradients is not None:
+            # The Trainer calls it after every step; the model's own searches all its modules.
+            self.model.__dict__["zero_grad"] = self._gradients.detach
         try:
             return super().train(resume_from_checkpoint)
         finally:
+            self.model.__dict__.pop("zero_grad", None)
             if self._graphed_passes is not None:
                 self._graphed_passes.clear()
 
@@ -271,6 +275,12 @@ class AnsweringTrainer(ResumableTrainer):
             self._gradients.average()
         self._divergence.note(loss, self.state.global_step + 1)
         return loss
+
+    def clip_gradients(self, largest: float) -> torch.Tensor:
+        """Scale the gradients to a norm of at most `largest`; return the norm before, a scalar."""
+        if self._gradients is None:
+            return super().clip_gradients(largest)
+        return self._gradients.clip(largest)
 
     def _leave_room_to_answer(self) -> None:
         """Free the graphs' memory before an evaluation unless half of the GPU is free."""

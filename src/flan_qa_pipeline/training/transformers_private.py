@@ -110,8 +110,12 @@ class OpenTrainer(Seq2SeqTrainer):
     def _trained_weights(self) -> list[torch.nn.Parameter]:
         return [weight for weight in self.model.parameters() if weight.requires_grad]
 
+    def clip_gradients(self, largest: float) -> torch.Tensor:
+        """Scale the gradients to a norm of at most `largest`; return the norm before, a scalar."""
+        return self.accelerator.clip_grad_norm_(self._trained_weights, largest)
+
     def _clip_grad_norm(self, model: Any) -> torch.Tensor:
-        return self.accelerator.clip_grad_norm_(self._trained_weights, self.args.max_grad_norm)
+        return self.clip_gradients(self.args.max_grad_norm)
 
     def _finalize_training(
         self, trial: Any, num_train_samples: int, start_time: float
