@@ -2,6 +2,7 @@
 
 import logging
 from collections.abc import Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -92,13 +93,15 @@ def fingerprint_inputs(
     Raises:
         InputError: the tokenized questions were not made of `questions`.
     """
-    of_questions = fingerprint_splits(questions)
-    require_made_of(tokenized_questions, of_questions)
-    return {
-        "questions": of_questions,
-        "tokenized_questions": fingerprint_splits(tokenized_questions),
-        "model": fingerprint_weights(lora_model),
-    }
+    with ThreadPoolExecutor(1) as beside:
+        of_model = beside.submit(fingerprint_weights, lora_model)
+        of_questions = fingerprint_splits(questions)
+        require_made_of(tokenized_questions, of_questions)
+        return {
+            "questions": of_questions,
+            "tokenized_questions": fingerprint_splits(tokenized_questions),
+            "model": of_model.result(),
+        }
 
 
 def train_adapter(
