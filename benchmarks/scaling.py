@@ -6,23 +6,26 @@ processes. A process trains on batches of 32, so the effective batch grows with 
 Without a GPU the processes compute on the CPU and exchange over gloo.
 
 Rows: the whole node of training; its steps alone, without evaluations, logs and checkpoints but
-with the capture of CUDA graphs; the node of evaluation, the second time. `ratio` compares with
-one process. The row of SQuAD 2.0's whole training file is calculated: the node as measured, and as
-many more or fewer steps as an epoch of the file needs, each as long as the second half's without
-captures. (Results of before November 27, 2026 spread the extra time of the first steps over the
-file, too.)
+with the capture of CUDA graphs; the node of evaluation, the first and the second time. `ratio`
+compares with one process. The row of SQuAD 2.0's whole training file is calculated: the node as
+measured, and as many more or fewer steps as an epoch of the file needs. Each of them takes the
+median of what a step took between two logs of the second half. (Results of before November 28,
+2026 have the mean of the second half without captures, those of before November 27 of the whole.)
 By Amdahl's law the ratio of n processes is 1 / (s + (1 - s) / n); `share that does not scale` is s.
 An all-reduce of as many bytes as the gradients, and one of 256 MiB, are timed
 alone; `bus GB/s` is of the large one, 2 (n - 1) / n times its bytes by its time, as NCCL's tests
 count. The JSON also has the ratios of more processes by that law. `limit` is the ratio of steps
-that take as long as one process's without captures, plus that all-reduce.
+that take as long as one process's median, plus that all-reduce. The GPU computes during most of
+`captures s`.
 """
 
 import argparse
 import gc
 import logging
 import time
+from itertools import pairwise
 from pathlib import Path
+from statistics import median
 from typing import Any, ClassVar, NamedTuple
 
 import torch
@@ -87,11 +90,10 @@ def parameters_for(options: argparse.Namespace) -> Parameters:
 
 
 class Mark(NamedTuple):
-    """How far a training has come: steps, their seconds, and the captures' share of these."""
+    """How far a training has come: its steps and their seconds."""
 
     step: int
     seconds: float
-    captures: float
 
 
 class Marks(StepTimer):
@@ -104,7 +106,7 @@ class Marks(StepTimer):
     ) -> None:
         super().on_step_end(args, state, control, **kwargs)
         if control.should_log:
-            self.noted.append(Mark(state.global_step, self.seconds, sum(TimedPasses.seconds)))
+            self.noted.append(Mark(state.global_step, self.seconds))
 
 
 class TimedPasses(GraphedPasses):
@@ -120,11 +122,10 @@ class TimedPasses(GraphedPasses):
 
 
 def seconds_a_step(whole: Mark) -> float:
-    """Return the seconds of a step without captures: in the second half, if it has two marks."""
+    """Return the median seconds of a step between the second half's marks, or of all steps."""
     late = [mark for mark in Marks.noted if mark.step >= whole.step / 2]
-    start, end = (late[0], late[-1]) if len(late) > 1 else (Mark(0, 0.0, 0.0), whole)
-    seconds = end.seconds - start.seconds - (end.captures - start.captures)
-    return seconds / (end.step - start.step)
+    pairs = list(pairwise(late)) or [(Mark(0, 0.0), whole)]
+    return median((end.seconds - start.seconds) / (end.step - start.step) for start, end in pairs)
 
 
 def all_reduce_seconds(n_bytes: int) -> float:
@@ -176,9 +177,7 @@ def work(options: argparse.Namespace) -> None:
         "captures": len(TimedPasses.seconds),
         "captures s": sum(TimedPasses.seconds),
         "steps": record["steps"],
-        "s a step": seconds_a_step(
-            Mark(record["steps"], record["seconds"], sum(TimedPasses.seconds))
-        ),
+        "s a step": seconds_a_step(Mark(record["steps"], record["seconds"])),
         "losses": [entry["loss"] for entry in record["log"] if "loss" in entry],
         "gradient bytes": gradient_bytes,
         "all-reduce s": all_reduce_seconds(gradient_bytes),

@@ -1,9 +1,12 @@
 """Triton's attention and gate against the plain computation, on a GPU."""
 
+from functools import partial
+
 import pytest
 import torch
 from conftest import DEVICE, on_gpu
 from torch.nn.functional import gelu
+from torch.utils.checkpoint import checkpoint
 
 from flan_qa_pipeline.models.device import resolve_attention
 from flan_qa_pipeline.models.loading import load_base_model
@@ -177,6 +180,21 @@ def test_the_gate_and_its_gradients_are_those_of_torch(shape, dtype):
     wanted = torch.autograd.grad(right, (gate, linear), upstream.float())
     tolerance = 1e-2 if dtype is torch.bfloat16 else 1e-5
     assert_near((products, *found), (right, *wanted), tolerance)
+
+
+def test_the_gates_inputs_may_lie_at_any_stride():
+    gate, linear = (part.detach().transpose(0, 1) for part in draw_pair(40, 24))
+    assert torch.equal(gated(gate, linear), gated(gate.contiguous(), linear.contiguous()))
+
+
+def test_a_checkpointed_gate_drops_the_same_products_again():
+    gate, linear = draw_pair(64, 512)
+    gradients = []
+    for run in (gated, partial(checkpoint, gated, use_reentrant=False)):
+        torch.cuda.manual_seed(0)
+        gradients.append(torch.autograd.grad(run(gate, linear, 0.25).sum(), (gate, linear)))
+    assert all(map(torch.equal, *gradients))
+    assert (gradients[0][1] == 0).float().mean().item() == pytest.approx(0.25, abs=0.02)
 
 
 def test_the_gate_of_large_numbers_is_open_or_shut():

@@ -5,7 +5,7 @@ import inspect
 import pytest
 import torch
 from peft import LoraConfig, get_peft_model
-from transformers.models.t5.modeling_t5 import T5Attention, T5DenseGatedActDense
+from transformers.models.t5.modeling_t5 import T5Attention
 
 from flan_qa_pipeline.models.fused_lora import FUSED
 from flan_qa_pipeline.models.loading import load_base_model
@@ -13,8 +13,8 @@ from flan_qa_pipeline.models.subclasses import become
 from flan_qa_pipeline.models.t5 import (
     LEAN_LAYERS,
     TRITON,
+    TRITON_LAYERS,
     SharedMaskAttention,
-    TritonFeedForward,
 )
 from flan_qa_pipeline.models.transformers_private import attention_of
 
@@ -29,7 +29,9 @@ READ["Linear"] |= {"active_adapters", "base_layer", "disable_adapters", "merged"
 READ["Linear4bit"] = READ["Linear"]
 
 
-@pytest.mark.parametrize("subclasses", [LEAN_LAYERS, FUSED], ids=["T5", "LoRA"])
+@pytest.mark.parametrize(
+    "subclasses", [LEAN_LAYERS, TRITON_LAYERS, FUSED], ids=["T5", "Triton", "LoRA"]
+)
 def test_a_subclass_adds_methods_and_no_state(subclasses):
     for layer, subclass in subclasses.items():
         assert issubclass(subclass, layer)
@@ -53,9 +55,8 @@ def test_the_libraries_still_build_the_layers_that_are_replaced(float32, packed)
     model = get_peft_model(base, lora)
     built = {type(module) for module in model.modules()}
     assert built & set(FUSED), f"peft puts none of {list(FUSED)} on the base"
-    replacing = dict(LEAN_LAYERS)
-    if attention_of(model.config) == TRITON:
-        replacing[T5DenseGatedActDense] = TritonFeedForward
+    on_triton = attention_of(model.config) == TRITON
+    replacing = LEAN_LAYERS | (TRITON_LAYERS if on_triton else {})
     assert set(replacing.values()) <= built, "transformers builds T5 of other layers"
     for layer, subclass in (FUSED | {c: c for c in replacing.values()}).items():
         name = next(kind.__name__ for kind in subclass.__mro__ if kind.__name__ in READ)

@@ -22,6 +22,7 @@ OVERRIDDEN = {
     "_load_optimizer_and_scheduler": ["self", "checkpoint"],
     "_load_rng_state": ["self", "checkpoint"],
     "_clip_grad_norm": ["self", "model"],
+    "_get_grad_norm": ["self", "model", "grad_norm"],
     "_finalize_training": ["self", "trial", "num_train_samples", "start_time"],
     "_get_train_sampler": ["self", "train_dataset"],
 }

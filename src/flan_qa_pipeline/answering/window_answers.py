@@ -23,7 +23,8 @@ class MergedAnswer(NamedTuple):
     """The model's answer to a question.
 
     Attributes:
-        generated: the answer, its text stripped, or "" if the model abstains.
+        generated: the answer. Its `text` is stripped, and "" if the model abstains; its
+            `no_answer_log_odds` are the lowest of all windows.
         window: the number of the window that gave the best answer, from 0.
     """
 
@@ -84,7 +85,7 @@ def merge_windows(
     nearest to answering. The merged answer has the lowest `no_answer_log_odds` of the windows.
 
     Args:
-        ids: the question's id of each window.
+        ids: the id of each window's question.
         windows: the number of each window in its question's context.
         answers: the answer to each window.
         abstention: the text by which the model says that a window holds no answer.
@@ -103,23 +104,24 @@ def merge_windows(
     return first | {id_: _merge(group) for id_, group in several.items()}
 
 
-def _tidied(given: GeneratedAnswer, abstention: str) -> GeneratedAnswer:
-    text, log_prob, answer, answer_log_prob, odds = given
+def _tidied(generated: GeneratedAnswer, abstention: str) -> GeneratedAnswer:
+    """Return an answer as a merged answer has it: stripped, and "" for an abstention."""
+    text, log_prob, answer, answer_log_prob, odds = generated
     if is_abstention(text, abstention):
         text, answer = "", answer.strip()
     elif text == answer == text.strip():
-        return given
+        return generated
     else:
         text = answer = text.strip()
     return GeneratedAnswer(text, log_prob, answer, answer_log_prob, odds)
 
 
-def _merge(windows: list[MergedAnswer]) -> MergedAnswer:
-    nearest = min(windows, key=lambda merged: merged.generated.no_answer_log_odds)
-    answering = [merged for merged in windows if merged.generated.text]
+def _merge(answers: list[MergedAnswer]) -> MergedAnswer:
+    nearest = min(answers, key=lambda merged: merged.generated.no_answer_log_odds)
+    answering = [merged for merged in answers if merged.generated.text]
     if answering:
         best = max(answering, key=lambda merged: merged.generated.log_prob)
         odds = nearest.generated.no_answer_log_odds
         return best._replace(generated=best.generated._replace(no_answer_log_odds=odds))
-    least_certain = min(merged.generated.log_prob for merged in windows)
+    least_certain = min(merged.generated.log_prob for merged in answers)
     return nearest._replace(generated=nearest.generated._replace(log_prob=least_certain))

@@ -199,7 +199,8 @@ class ModelParameters(_Section):
     compute_dtype: ComputeDtype
     """`auto` is bfloat16 where the device multiplies it natively, else float32."""
     attn_implementation: AttnImplementation
-    """`auto` is `eager` on a CPU; on a GPU `triton`, or `sdpa` where Triton does not work."""
+    """`auto` is `eager` on a CPU; on a GPU `triton`, or `sdpa` where Triton does not work. With
+    `triton` the gated gelu of the feed-forward layers is a kernel of Triton's, too."""
 
     @field_validator("revision", mode="before")
     @classmethod

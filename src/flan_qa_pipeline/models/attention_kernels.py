@@ -5,9 +5,9 @@ Position bias and mask are added inside, where the scores stay, as in FlashAtten
 arXiv:2307.08691. The backward pass computes scores and dropout again.
 
 A program reads BLOCK_N queries of one head, or BLOCK_M of its keys. Strides are named after a
-tensor and a dimension: batch b, heads h, queries n or keys m. `least` is 2**31 times the share of
-weights to drop; `scale` multiplies what is kept. With ALIGNED, m and all strides of bias
-and mask are multiples of 8, so that a thread loads 16 bytes at once.
+tensor and a dimension: batch b, heads h, queries n or keys m. A weight is dropped if its 31 random
+bits are below `least`; `scale` multiplies the others. With ALIGNED, m and all strides of bias and
+mask are multiples of 8, so that a thread loads 16 bytes at once.
 """
 
 import triton

@@ -34,7 +34,7 @@ class FlatGradients:
                 weight.grad = part
 
     def detach(self) -> None:
-        """Set `.grad` of all trained weights to None, as `zero_grad` of a model does."""
+        """Set `.grad` of all trained weights to None, as `nn.Module.zero_grad` does."""
         for weight in self.weights:
             weight.grad = None
 

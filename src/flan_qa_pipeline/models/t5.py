@@ -214,10 +214,10 @@ class RecomputedFeedForward(T5DenseGatedActDense):
         return self.dropout(self.act(gate) * linear)
 
 
-class TritonFeedForward(RecomputedFeedForward):
-    """Computes gate and dropout by one of Triton's kernels, and their gradients by another.
+class TritonFeedForward(T5DenseGatedActDense):
+    """Computes the gated gelu and its dropout in one Triton kernel, and the gradients in another.
 
-    It keeps the gate's two inputs for the backward pass, and nothing else.
+    It keeps the gate's two inputs and its product for the backward pass.
     """
 
     def forward(self, hidden_states: torch.Tensor) -> torch.Tensor:
@@ -245,6 +245,7 @@ LEAN_LAYERS: dict[type[Module], type[Module]] = {
     T5DenseGatedActDense: RecomputedFeedForward,
     T5LayerNorm: FusedLayerNorm,
 }
+TRITON_LAYERS: dict[type[Module], type[Module]] = {T5DenseGatedActDense: TritonFeedForward}
 
 
 class UntiedT5(T5ForConditionalGeneration):
@@ -282,9 +283,8 @@ class QuantizableT5(UntiedT5):
             set_attention(config, LEAN)
         super().__init__(config)
         allow_every_layer(self)
-        if attention_of(config) == TRITON and config.dense_act_fn == GELU:
-            become(self, {T5DenseGatedActDense: TritonFeedForward})
-        become(self, LEAN_LAYERS)
+        fuses_gate = attention_of(config) == TRITON and config.dense_act_fn == GELU
+        become(self, LEAN_LAYERS | (TRITON_LAYERS if fuses_gate else {}))
 
     def keep_activations(self) -> None:
         """Train in less time and more memory: recompute nothing but the logits."""

@@ -4,9 +4,10 @@ from typing import Any
 
 import torch
 import triton
+from torch.autograd.function import once_differentiable
 
 from flan_qa_pipeline.models.attention_kernels import backward_keys, backward_queries, forward
-from flan_qa_pipeline.models.dropout_kernel import draw_seed
+from flan_qa_pipeline.models.triton_dropout import draw_seed, drop_arguments
 
 SHORT = 16  # so many queries or fewer are one tile
 SHORT_TILE = (SHORT, 64)
@@ -42,7 +43,7 @@ class _Launches:
         of_mask = (mask.stride(0) if len(mask) > 1 else 0, mask.stride(2)) if masks else (0, 0)
         strides = tuple(stride for part in tensors[:4] for stride in part.stride()[:3])
         self._strides = (*strides, *of_mask)
-        self._numbers = (heads, n, m, round(dropout * 2**31), 1 / (1 - dropout))
+        self._numbers = (heads, n, m, *drop_arguments(dropout))
         self._options: dict[str, Any] = {
             "DROPS": dropout > 0,
             "MASK": ("of keys" if mask.shape[2] == 1 else "of pairs") if masks else "none",
@@ -119,6 +120,7 @@ class _Attention(torch.autograd.Function):
         return out
 
     @staticmethod
+    @once_differentiable
     def backward(ctx: Any, grad: torch.Tensor) -> tuple[torch.Tensor | None, ...]:
         *tensors, seeds, log_sums, out = ctx.saved_tensors
         with torch.cuda.device_of(grad):

@@ -1,14 +1,15 @@
-"""T5's gated gelu with its dropout in one pass over the memory each way; for GPUs with Triton."""
+"""T5's gated gelu with its dropout: one kernel for each pass; for GPUs with Triton."""
 
 from typing import Any
 
 import torch
 import triton
+from torch.autograd.function import once_differentiable
 
-from flan_qa_pipeline.models.dropout_kernel import draw_seed
 from flan_qa_pipeline.models.gate_kernels import backward, forward
+from flan_qa_pipeline.models.triton_dropout import draw_seed, drop_arguments
 
-BLOCK = 1024  # numbers that a program computes, as measured fastest on an H200
+BLOCK = 1024  # elements of a program; fastest on an H200
 
 
 def _launch(
@@ -17,11 +18,11 @@ def _launch(
     gate, linear, *others = tensors
     kernel[(triton.cdiv(gate.numel(), BLOCK),)](
         gate, linear, gate if seeds is None else seeds, *others, gate.numel(),
-        round(dropout * 2**31), 1 / (1 - dropout), DROPS=seeds is not None, BLOCK=BLOCK,
+        *drop_arguments(dropout), DROPS=seeds is not None, BLOCK=BLOCK,
     )  # fmt: skip
 
 
-class _Gated(torch.autograd.Function):
+class _GatedGelu(torch.autograd.Function):
     @staticmethod
     def forward(
         ctx: Any,
@@ -37,29 +38,32 @@ class _Gated(torch.autograd.Function):
         return out
 
     @staticmethod
+    @once_differentiable
     def backward(ctx: Any, grad: torch.Tensor) -> tuple[torch.Tensor | None, ...]:
         gate, linear, seeds = ctx.saved_tensors
-        of_gate, of_linear = torch.empty_like(gate), torch.empty_like(linear)
+        grad_gate, grad_linear = torch.empty_like(gate), torch.empty_like(linear)
         with torch.cuda.device_of(grad):
-            given = (gate, linear, grad.contiguous(), of_gate, of_linear)
+            given = (gate, linear, grad.contiguous(), grad_gate, grad_linear)
             _launch(backward, seeds, ctx.dropout, *given)
-        return of_gate, of_linear, None, None
+        return grad_gate, grad_linear, None, None
 
 
 def gated_gelu(gate: torch.Tensor, linear: torch.Tensor, dropout: float = 0.0) -> torch.Tensor:
-    """Multiply a gate's gelu by a tensor of its shape, then drop some of the products.
+    """Multiply a gate's gelu by a tensor of its shape, and drop some of the products.
 
-    The backward pass reads the two tensors again and keeps nothing else.
+    The backward pass computes the gelu and the dropout again.
 
     Args:
-        gate: The gate's input.
-        linear: What the gate lets through, of the same shape and dtype.
-        dropout: The share of the products to drop.
+        gate: The gate's input, of any shape.
+        linear: The tensor that the gate multiplies, of the same shape and dtype.
+        dropout: The share of the products to drop, at least 0 and less than 1. The others are
+            divided by 1 - `dropout`.
 
     Returns:
-        The products, in the dtype given; a GPU computes them in float32.
+        The products, in the inputs' dtype. The kernel computes in float32.
     """
     with torch.cuda.device_of(gate):  # Triton launches on the current device
         seeds = draw_seed(gate) if dropout else None
-        gated: torch.Tensor = _Gated.apply(gate.contiguous(), linear.contiguous(), seeds, dropout)
-        return gated
+        gate, linear = gate.contiguous(), linear.contiguous()
+        products: torch.Tensor = _GatedGelu.apply(gate, linear, seeds, dropout)
+        return products

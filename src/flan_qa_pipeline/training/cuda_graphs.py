@@ -8,6 +8,7 @@ https://docs.pytorch.org/docs/stable/notes/cuda.html#whole-network-capture
 """
 
 import logging
+from functools import cache
 
 import torch
 from accelerate.utils.memory import clear_device_cache
@@ -69,6 +70,12 @@ def require_capturable(obstacles: list[str]) -> None:
         )
 
 
+@cache
+def _capture_stream(device: torch.device) -> torch.cuda.Stream:
+    """Return the one stream of all captures: cuBLAS keeps memory for each stream it has met."""
+    return torch.cuda.Stream(device)
+
+
 class GraphedPasses:
     """Captures a model's forward and backward pass once for each shape of its batches.
 
@@ -84,7 +91,7 @@ class GraphedPasses:
 
     def __init__(self, model: nn.Module, gradients: FlatGradients, scale: int = 1):
         self._model, self._gradients, self._scale = model, gradients, scale
-        self._stream = torch.cuda.Stream(gradients.whole.device)
+        self._stream = _capture_stream(gradients.whole.device)
         self.clear()
 
     def clear(self) -> None:
@@ -105,37 +112,54 @@ class GraphedPasses:
         self._gradients.attach()
         shapes = tuple(part.shape for part in batch.values())
         if shapes not in self._captured:
-            self._captured[shapes] = self._capture(batch)
+            self._captured[shapes] = self._capture_or_free(batch)
         graph, inputs, loss = self._captured[shapes]
         for name, part in batch.items():
             inputs[name].copy_(part)
         graph.replay()
         return loss.clone()
 
+    def _capture_or_free(
+        self, batch: dict[str, torch.Tensor]
+    ) -> tuple[torch.cuda.CUDAGraph, dict[str, torch.Tensor], torch.Tensor]:
+        """Capture a batch; free torch's cached memory and try again if the memory runs out.
+
+        torch frees none of it during a capture.
+        """
+        try:
+            return self._capture(batch)
+        except torch.OutOfMemoryError:
+            logger.info("A graph does not fit in memory beside what torch caches; freeing that.")
+        clear_device_cache()
+        return self._capture(batch)
+
     def _capture(
         self, batch: dict[str, torch.Tensor]
     ) -> tuple[torch.cuda.CUDAGraph, dict[str, torch.Tensor], torch.Tensor]:
         """Record what a batch launches, without computing it.
 
-        The GPU computes earlier steps meanwhile; `torch.cuda.graph` would wait until it has ended
-        them. Other threads may use the GPU, too, as Kedro's ThreadRunner does. torch gives no
-        cached memory back during a capture, so this happens before if there may be need of it.
+        The CPU records while the GPU computes earlier steps; `torch.cuda.graph` would wait for
+        them. The streams wait for each other instead, since torch sets the random state of graphs
+        back when a capture begins. Other threads may use the GPU during the capture, as Kedro's
+        ThreadRunner does.
 
         Returns:
             The graph, the tensors that it reads its inputs from, and the one it writes the loss to.
         """
         inputs = {name: part.clone() for name, part in batch.items()}
         graph = torch.cuda.CUDAGraph()
-        free, total = torch.cuda.mem_get_info(self._gradients.whole.device)
-        if free < total / 2:
-            clear_device_cache()
-        with torch.cuda.stream(self._stream):
-            graph.capture_begin(pool=self._pool, capture_error_mode="thread_local")
-            try:
-                loss = self._model(**inputs).loss * self._scale
-                loss.backward()
-            finally:
-                graph.capture_end()
+        current = torch.cuda.current_stream(self._stream.device)
+        self._stream.wait_stream(current)
+        try:
+            with torch.cuda.stream(self._stream):
+                graph.capture_begin(pool=self._pool, capture_error_mode="thread_local")
+                try:
+                    loss = self._model(**inputs).loss * self._scale
+                    loss.backward()
+                finally:
+                    graph.capture_end()
+        finally:
+            current.wait_stream(self._stream)
         return graph, inputs, loss.detach()
 
     def _warm_up(self, batch: dict[str, torch.Tensor]) -> None:

@@ -206,12 +206,13 @@ class AnsweringTrainer(ResumableTrainer):
 
     def _train_once(self, resume_from_checkpoint: str | None) -> TrainOutput:
         if self._gradients is not None:
-            # The Trainer calls it after every step; the model's own searches all its modules.
-            self.model.__dict__["zero_grad"] = self._gradients.detach
+            # The Trainer calls zero_grad after every step; nn.Module's searches all modules.
+            self.model.zero_grad = self._gradients.detach
         try:
             return super().train(resume_from_checkpoint)
         finally:
-            self.model.__dict__.pop("zero_grad", None)
+            if self._gradients is not None:
+                del self.model.zero_grad
             if self._graphed_passes is not None:
                 self._graphed_passes.clear()
 
@@ -280,6 +281,7 @@ class AnsweringTrainer(ResumableTrainer):
         """Scale the gradients to a norm of at most `largest`; return the norm before, a scalar."""
         if self._gradients is None:
             return super().clip_gradients(largest)
+        self.accelerator.unscale_gradients()
         return self._gradients.clip(largest)
 
     def _leave_room_to_answer(self) -> None:

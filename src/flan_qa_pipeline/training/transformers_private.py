@@ -5,6 +5,7 @@ module only, and `tests/training/test_transformers_private.py` checks each of th
 installed version. To raise the upper bound on transformers in pyproject.toml, run that file first.
 """
 
+import math
 from functools import cached_property
 from pathlib import Path
 from typing import Any
@@ -116,6 +117,9 @@ class OpenTrainer(Seq2SeqTrainer):
 
     def _clip_grad_norm(self, model: Any) -> torch.Tensor:
         return self.clip_gradients(self.args.max_grad_norm)
+
+    def _get_grad_norm(self, model: Any, grad_norm: torch.Tensor | None = None) -> torch.Tensor:
+        return self.clip_gradients(math.inf) if grad_norm is None else grad_norm
 
     def _finalize_training(
         self, trial: Any, num_train_samples: int, start_time: float

@@ -93,13 +93,14 @@ def fingerprint_inputs(
     Raises:
         InputError: the tokenized questions were not made of `questions`.
     """
+    of_questions = fingerprint_splits(questions)
+    require_made_of(tokenized_questions, of_questions)
     with ThreadPoolExecutor(1) as beside:
         of_model = beside.submit(fingerprint_weights, lora_model)
-        of_questions = fingerprint_splits(questions)
-        require_made_of(tokenized_questions, of_questions)
+        of_windows = fingerprint_splits(tokenized_questions)
         return {
             "questions": of_questions,
-            "tokenized_questions": fingerprint_splits(tokenized_questions),
+            "tokenized_questions": of_windows,
             "model": of_model.result(),
         }
 
