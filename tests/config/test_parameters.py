@@ -1,6 +1,7 @@
 """The parameters files are checked before anything runs, and every mistake is named."""
 
 import math
+import re
 
 import pytest
 
@@ -79,6 +80,16 @@ def test_unknown_key_far_from_all_known_ones(raw_parameters):
     raw_parameters["generation"]["xyz"] = 1
     message = complaint(raw_parameters)
     assert "Unknown parameter generation.xyz: known here: batch_tokens, max_new_tokens" in message
+
+
+def test_unknown_key_that_another_section_has(raw_parameters):
+    raw_parameters |= {"learning_rate": 1, "seed": 2}
+    raw_parameters["model"]["max_steps"] = 3
+    message = complaint(raw_parameters)
+    assert "Unknown parameter learning_rate: did you mean training.learning_rate?" in message
+    assert "Unknown parameter model.max_steps: did you mean training.max_steps?" in message
+    (names,) = re.findall(r"Unknown parameter seed: did you mean (.*?)\?", message)
+    assert {"data.seed", "training.seed"} <= set(names.split(" or "))
 
 
 def test_unknown_key_that_is_no_name(raw_parameters):

@@ -56,8 +56,9 @@ def _explain(place: str, problems: list[ErrorDetails]) -> str:
             return f"Parameter {place} is gone: {REMOVED[place]}"
         *section, name = first["loc"]
         known = _fields(section)
-        near = difflib.get_close_matches(str(name), known, n=1)
-        hint = f"did you mean {near[0]}?" if near else f"known here: {', '.join(known)}"
+        elsewhere = [f"{other}.{name}" for other in _fields([]) if name in _fields([other])]
+        near = elsewhere or difflib.get_close_matches(str(name), known, n=1)
+        hint = f"did you mean {' or '.join(near)}?" if near else f"known here: {', '.join(known)}"
         return f"Unknown parameter {place}: {hint}"
     if first["type"] == "missing":
         return f"Parameter {place} is missing"
