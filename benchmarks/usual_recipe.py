@@ -54,12 +54,13 @@ from transformers.trainer_callback import PrinterCallback, ProgressCallback
 
 from flan_qa_pipeline.answering.generation import is_abstention
 from flan_qa_pipeline.config.parameters import Parameters, TrainingParameters
+from flan_qa_pipeline.data.fingerprints import fingerprint_splits
 from flan_qa_pipeline.data.tokenized import describe
 from flan_qa_pipeline.models.batching import NO_LABEL, collate
 from flan_qa_pipeline.models.device import resolve_attention
 from flan_qa_pipeline.models.loading import load_tokenizer
 from flan_qa_pipeline.pipelines import data_engineering, modeling, reporting
-from flan_qa_pipeline.runtime.provenance import fingerprint_splits, package_versions
+from flan_qa_pipeline.runtime.provenance import package_versions
 from flan_qa_pipeline.training.step_timer import StepTimer
 
 DATA, MODELING, REPORTING = (

@@ -32,6 +32,7 @@ from transformers import set_seed
 
 from flan_qa_pipeline import QuestionAnswerer
 from flan_qa_pipeline.config.parameters import Parameters, PromptParameters
+from flan_qa_pipeline.data.fingerprints import fingerprint_splits
 from flan_qa_pipeline.data.tokenized import describe, made_with
 from flan_qa_pipeline.models.adapter import Adapter, extract_adapter, provenance_of
 from flan_qa_pipeline.models.loading import load_base_model, load_tokenizer
@@ -42,7 +43,7 @@ from flan_qa_pipeline.pipelines.modeling.nodes import (
     train_adapter,
 )
 from flan_qa_pipeline.pretraining.random_t5 import build_t5
-from flan_qa_pipeline.runtime.provenance import fingerprint_splits, package_versions
+from flan_qa_pipeline.runtime.provenance import package_versions
 
 # cuBLAS's usual workspace is far larger than a tiny model; with this one its sums repeat, too.
 os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":16:8")

@@ -16,13 +16,13 @@ from flan_qa_pipeline import Answer, QuestionAnswerer
 from flan_qa_pipeline.answering import answerer as answerer_module
 from flan_qa_pipeline.answering.answerer import find_answer
 from flan_qa_pipeline.config.parameters import GenerationParameters
+from flan_qa_pipeline.data.fingerprints import fingerprint_rows
 from flan_qa_pipeline.datasets.adapter import AdapterDataset
 from flan_qa_pipeline.errors import InputError
 from flan_qa_pipeline.models.adapter import WEIGHTS, Adapter, save_adapter
 from flan_qa_pipeline.models.loading import load_base_model
 from flan_qa_pipeline.pipelines.data_engineering.nodes import tokenize_questions
 from flan_qa_pipeline.pipelines.reporting.nodes import load_finetuned_model, predict
-from flan_qa_pipeline.runtime.provenance import fingerprint_rows
 
 
 @pytest.fixture(scope="module")

@@ -10,6 +10,7 @@ from datasets import Dataset, DatasetDict, load_from_disk
 from english import read_english, train_small_tokenizer
 from transformers import AutoTokenizer
 
+from flan_qa_pipeline.data.fingerprints import fingerprint_splits
 from flan_qa_pipeline.data.splits import near_duplicates
 from flan_qa_pipeline.data.tokenized import (
     digest_of,
@@ -28,7 +29,6 @@ from flan_qa_pipeline.pipelines.data_engineering.nodes import (
     split_by_article,
     tokenize_questions,
 )
-from flan_qa_pipeline.runtime.provenance import fingerprint_splits
 
 
 @pytest.fixture(scope="module")

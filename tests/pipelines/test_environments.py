@@ -1,5 +1,6 @@
 """Environments of the project: other files, other datasets and broken configurations."""
 
+import io
 import json
 from pathlib import Path
 
@@ -13,7 +14,7 @@ from kedro.framework.startup import bootstrap_project
 import flan_qa_pipeline.cli
 from flan_qa_pipeline.data.squad import flatten
 from flan_qa_pipeline.errors import InputError
-from pipelines.kedro_project import SELECT, load, run
+from pipelines.kedro_project import SELECT, load, read, run
 
 FLATTEN = ["data_engineering.flatten_train_questions"]
 
@@ -51,6 +52,16 @@ def test_a_misspelt_global_is_told(project, full_run, tiny_run):
     env = environment(project, "misspelt", globals={"trainfile": "a.json", "bucket": "s3://b"})
     with pytest.raises(InputError, match="Unknown global trainfile: did you mean train_file"):
         run(project, tiny_run, env=env)
+
+
+def test_an_environment_names_the_versions_to_compare(project, full_run, tiny_run):
+    env = environment(
+        project, "compared", globals={"compare_first": full_run, "compare_second": full_run}
+    )
+    version = run(project, tiny_run, "compare", env=env)
+    table = pd.read_csv(io.StringIO(read(project, "comparison_table.csv", version)))
+    assert (table["F1 first"] == table["F1 second"]).all()
+    assert table["questions"].iloc[0] == 40
 
 
 def test_environment_of_globals_alone(project, full_run, tiny_run, corpus):

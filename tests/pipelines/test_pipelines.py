@@ -21,13 +21,13 @@ from kedro.framework.startup import bootstrap_project
 from transformers import AutoTokenizer, T5ForConditionalGeneration
 
 import flan_qa_pipeline.cli
+from flan_qa_pipeline.data.fingerprints import fingerprint_splits
 from flan_qa_pipeline.evaluation.squad_v2_scores.squad_v2_scores import SquadV2Scores
 from flan_qa_pipeline.evaluation.subject import EMBEDDED_CORPUS
 from flan_qa_pipeline.models.loading import load_base_model
 from flan_qa_pipeline.pipeline_registry import register_pipelines
 from flan_qa_pipeline.pipelines import modeling, reporting
 from flan_qa_pipeline.runtime import selection
-from flan_qa_pipeline.runtime.provenance import fingerprint_splits
 from pipelines.kedro_project import load, read, run, versions
 
 

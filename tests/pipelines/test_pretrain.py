@@ -16,6 +16,7 @@ from kedro.framework.startup import bootstrap_project
 from safetensors.torch import load_file
 from transformers import AutoModelForSeq2SeqLM, AutoTokenizer
 
+from flan_qa_pipeline.data.fingerprints import fingerprint_weights
 from flan_qa_pipeline.data.squad import flatten
 from flan_qa_pipeline.errors import InputError
 from flan_qa_pipeline.models.loading import load_base_model, load_transformers_t5
@@ -23,7 +24,6 @@ from flan_qa_pipeline.models.quantization import dequantize
 from flan_qa_pipeline.pipelines.pretrain import nodes
 from flan_qa_pipeline.pipelines.pretrain.nodes import hold_out_articles
 from flan_qa_pipeline.pretraining import question_generation
-from flan_qa_pipeline.runtime.provenance import fingerprint_weights
 
 
 @pytest.fixture(scope="module")

@@ -6,8 +6,8 @@ import pandas as pd
 import pytest
 from datasets import Dataset, DatasetDict
 
+from flan_qa_pipeline.data.fingerprints import fingerprint_rows
 from flan_qa_pipeline.pipelines.reporting.nodes import record_evaluation
-from flan_qa_pipeline.runtime.provenance import fingerprint_rows
 
 
 @pytest.mark.parametrize("others", [False, True])

@@ -13,9 +13,9 @@ from kedro.framework.startup import bootstrap_project
 from kedro.runner import ParallelRunner, ThreadRunner
 
 import flan_qa_pipeline.cli
+from flan_qa_pipeline.data.fingerprints import fingerprint_splits
 from flan_qa_pipeline.errors import InputError
 from flan_qa_pipeline.pipelines import modeling, reporting
-from flan_qa_pipeline.runtime.provenance import fingerprint_splits
 from pipelines.kedro_project import SELECT, VERSIONED, load, read, run, versions
 
 

@@ -17,7 +17,7 @@ from flan_qa_pipeline import settings
 from flan_qa_pipeline.config.parameters import NamedFile, named_files
 from flan_qa_pipeline.config.validation import check_parameters
 from flan_qa_pipeline.errors import InputError
-from flan_qa_pipeline.pipelines.compare.nodes import LABELS
+from flan_qa_pipeline.reporting.figures import VERSIONS
 from flan_qa_pipeline.runtime.atomic_catalog import AtomicCatalog, FollowersCatalog
 from flan_qa_pipeline.runtime.current_run import CurrentRun
 from flan_qa_pipeline.runtime.dataset_notes import DatasetNotes, notes_of
@@ -194,7 +194,7 @@ def test_results_are_shown_as_the_catalog_says_in_one_order(tmp_path, capsys, ra
             "hidden": entry(text, "hidden", None),
         }
     )
-    columns = [f"{metric} {which}" for metric in ("EM", "F1") for which in LABELS]
+    columns = [f"{metric} {which}" for metric in ("EM", "F1") for which in VERSIONS]
     columns += [f"{metric} gain{end}" for metric in ("EM", "F1") for end in ("", " low", " high")]
     row = {"subset": "overall", "questions": 3} | dict.fromkeys(columns, 50.0)
     data = {"page": "text", "table": pd.DataFrame([row]), "hidden": "text"}

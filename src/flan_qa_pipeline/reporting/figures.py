@@ -15,6 +15,7 @@ from flan_qa_pipeline.evaluation.subject import subject
 from flan_qa_pipeline.models.adapter import Adapter
 
 MODELS = ("baseline", "fine-tuned")
+VERSIONS = ("first", "second")  # two saved versions, compared
 COLORS = dict(zip(MODELS, ("#9aa5b1", "#1f6feb"), strict=True))
 ACCENT = "#c2410c"
 RULE = "#94a3b8"

@@ -14,15 +14,8 @@ from pluggy import PluginManager
 
 from flan_qa_pipeline.errors import InputError
 from flan_qa_pipeline.models.exchange import broadcast_json
+from flan_qa_pipeline.runtime import node_tags
 from flan_qa_pipeline.runtime.atomic_catalog import AtomicCatalog, FollowersCatalog
-
-EVERYWHERE = {
-    "quantize",
-    "train",
-    "predict",
-    "merge",
-    "pretrain_base",
-}  # tags of nodes with a model
 
 
 class DistributedRunner(SequentialRunner):
@@ -47,7 +40,7 @@ class DistributedRunner(SequentialRunner):
         loads_left = Counter(chain.from_iterable(node.inputs for node in pipeline.nodes))
         PartialState().wait_for_everyone()
         for node in pipeline.nodes:
-            everywhere = bool(node.tags & EVERYWHERE)
+            everywhere = bool(node.tags & node_tags.RUNS_IN_ALL_PROCESSES)
             if everywhere:
                 _agree_on_versions(catalog, node.inputs)
             if everywhere or leads:

@@ -10,6 +10,7 @@ from flan_qa_pipeline.config.parameters import CompareParameters, ReportingParam
 from flan_qa_pipeline.data.squad import one_line
 from flan_qa_pipeline.errors import InputError
 from flan_qa_pipeline.evaluation.breakdown import breakdown
+from flan_qa_pipeline.reporting.figures import VERSIONS
 from flan_qa_pipeline.reporting.html_report import outcome, render_report
 from flan_qa_pipeline.reporting.runs import SavedRun, tabulate_differences
 from flan_qa_pipeline.reporting.tables import (
@@ -20,7 +21,6 @@ from flan_qa_pipeline.reporting.tables import (
 
 logger = logging.getLogger(__name__)
 
-LABELS = ("first", "second")
 MODEL_COLUMNS = ("", " EM", " F1")
 
 
@@ -64,7 +64,7 @@ def pair_questions(
         )
     known = [c for c in first.columns if not c.startswith(("baseline", model))]
     pairs = first.loc[shared, known].copy()
-    for label, table in zip(LABELS, (first, second), strict=True):
+    for label, table in zip(VERSIONS, (first, second), strict=True):
         for column in MODEL_COLUMNS:
             pairs[f"{label}{column}"] = table.loc[shared, f"{model}{column}"]
     return pairs.reset_index()
@@ -76,7 +76,7 @@ def tabulate_comparison(
     """Tabulate both versions' EM and F1, each difference with its bootstrap interval."""
     table = breakdown(
         question_pairs,
-        LABELS,
+        VERSIONS,
         resamples=reporting.bootstrap_resamples,
         confidence=reporting.confidence,
         seed=reporting.seed,
@@ -87,18 +87,18 @@ def tabulate_comparison(
 
 def compare_parameters(compared_runs: list[SavedRun]) -> pd.DataFrame:
     """List the parameters that differ between both versions."""
-    return tabulate_differences(compared_runs, LABELS)
+    return tabulate_differences(compared_runs, VERSIONS)
 
 
 def compare_costs(first_cost_table: pd.DataFrame, second_cost_table: pd.DataFrame) -> pd.DataFrame:
     """Join both versions' costs."""
     keys = ["kind", "quantity", "unit"]
     rows = pd.concat([first_cost_table, second_cost_table])[keys].drop_duplicates()
-    for label, table in zip(LABELS, (first_cost_table, second_cost_table), strict=True):
+    for label, table in zip(VERSIONS, (first_cost_table, second_cost_table), strict=True):
         rows = rows.merge(table.rename(columns={"value": label}), on=keys, how="left")
     kinds = {kind: place for place, kind in enumerate(rows["kind"].unique())}
     rows = rows.sort_values("kind", key=lambda kind: kind.map(kinds), kind="stable")
-    return rows[["kind", "quantity", *LABELS, "unit"]].reset_index(drop=True)
+    return rows[["kind", "quantity", *VERSIONS, "unit"]].reset_index(drop=True)
 
 
 def list_changed_answers(question_pairs: pd.DataFrame) -> pd.DataFrame:
@@ -142,6 +142,6 @@ def build_comparison_report(
         figures={"F1 of the second version minus the first": comparison_figure},
         tables={},
         question_table=question_pairs,
-        labels=LABELS,
-        costs={"Cost": (readable_cost_comparison(cost_comparison, LABELS), "")},
+        labels=VERSIONS,
+        costs={"Cost": (readable_cost_comparison(cost_comparison, VERSIONS), "")},
     )

@@ -20,6 +20,7 @@ from flan_qa_pipeline.config.parameters import (
     TokenizationParameters,
 )
 from flan_qa_pipeline.data.arrow_files import in_batches, on_disk
+from flan_qa_pipeline.data.fingerprints import fingerprint_splits
 from flan_qa_pipeline.data.row_files import RowFiles
 from flan_qa_pipeline.data.splits import (
     NEAR,
@@ -37,7 +38,6 @@ from flan_qa_pipeline.data.tokenized import describe, made_with
 from flan_qa_pipeline.data.windows import question_problems, window_columns
 from flan_qa_pipeline.errors import InputError
 from flan_qa_pipeline.models.loading import load_tokenizer
-from flan_qa_pipeline.runtime.provenance import fingerprint_splits
 
 logger = logging.getLogger(__name__)
 

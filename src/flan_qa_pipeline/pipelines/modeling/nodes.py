@@ -26,6 +26,11 @@ from flan_qa_pipeline.config.parameters import (
     TokenizationParameters,
     TrainingParameters,
 )
+from flan_qa_pipeline.data.fingerprints import (
+    fingerprint_json,
+    fingerprint_splits,
+    fingerprint_weights,
+)
 from flan_qa_pipeline.data.tokenized import require_made_of
 from flan_qa_pipeline.evaluation.adapter_scores import dev_score
 from flan_qa_pipeline.evaluation.subject import recognized
@@ -47,11 +52,6 @@ from flan_qa_pipeline.models.merged_model import MergedModel
 from flan_qa_pipeline.models.quantization import dequantize
 from flan_qa_pipeline.models.sharding import shard
 from flan_qa_pipeline.reporting.model_card import merged_card
-from flan_qa_pipeline.runtime.provenance import (
-    fingerprint_json,
-    fingerprint_splits,
-    fingerprint_weights,
-)
 from flan_qa_pipeline.training.arguments import build_arguments
 from flan_qa_pipeline.training.cuda_graphs import captures_graphs
 from flan_qa_pipeline.training.measured_memory import training_peaks

@@ -28,6 +28,12 @@ from flan_qa_pipeline.config.parameters import (
     PretrainParameters,
 )
 from flan_qa_pipeline.data.arrow_files import in_batches, on_disk
+from flan_qa_pipeline.data.fingerprints import (
+    fingerprint_json,
+    fingerprint_rows,
+    fingerprint_splits,
+    fingerprint_weights,
+)
 from flan_qa_pipeline.data.row_files import RowFiles
 from flan_qa_pipeline.data.splits import column_values, distinct_values, hold_out
 from flan_qa_pipeline.data.texts import normalized
@@ -59,12 +65,6 @@ from flan_qa_pipeline.pretraining.packing import pack
 from flan_qa_pipeline.pretraining.random_t5 import build_random_t5
 from flan_qa_pipeline.pretraining.reading_tasks import ReadingTasks
 from flan_qa_pipeline.pretraining.training_steps import Phase
-from flan_qa_pipeline.runtime.provenance import (
-    fingerprint_json,
-    fingerprint_rows,
-    fingerprint_splits,
-    fingerprint_weights,
-)
 
 logger = logging.getLogger(__name__)
 

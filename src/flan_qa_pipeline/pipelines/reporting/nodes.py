@@ -20,6 +20,7 @@ from flan_qa_pipeline.config.parameters import (
     PromptParameters,
     ReportingParameters,
 )
+from flan_qa_pipeline.data.fingerprints import fingerprint_rows
 from flan_qa_pipeline.data.squad import gold_texts, one_line
 from flan_qa_pipeline.data.tokenized import require_made_of
 from flan_qa_pipeline.evaluation.breakdown import breakdown, question_word
@@ -47,7 +48,6 @@ from flan_qa_pipeline.reporting.tables import (
     readable_scores,
     scores_markdown,
 )
-from flan_qa_pipeline.runtime.provenance import fingerprint_rows
 
 logger = logging.getLogger(__name__)
 
@@ -253,7 +253,7 @@ def tabulate_abstention(
 
     Returns:
         The table, the table as Markdown, and the precision of the answers given at every threshold
-        by model, with the columns of `thresholds.PrecisionRecall`.
+        by model, with the columns of `no_answer_threshold.PrecisionRecall`.
     """
     calibration = questions["calibration"]
     if not len(calibration):

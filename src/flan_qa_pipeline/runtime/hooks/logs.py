@@ -9,6 +9,7 @@ from kedro.pipeline import Pipeline
 from kedro.pipeline.node import Node
 
 from flan_qa_pipeline.errors import InputError
+from flan_qa_pipeline.runtime import node_tags
 from flan_qa_pipeline.runtime.current_run import CurrentRun
 from flan_qa_pipeline.runtime.launched import is_one_of_several
 
@@ -147,7 +148,7 @@ class DeviceChoiceHooks:
 
     @hook_impl
     def before_node_run(self, node: Node) -> None:
-        if self._is_logged or not node.tags & {"quantize", "predict"}:
+        if self._is_logged or not node.tags & node_tags.LOADS_BASE:
             return
         import torch
 

@@ -10,7 +10,7 @@ from kedro.io import AbstractDataset, CatalogProtocol
 from kedro.pipeline import Pipeline
 
 from flan_qa_pipeline.errors import InputError
-from flan_qa_pipeline.runtime import kedro_private
+from flan_qa_pipeline.runtime import kedro_private, node_tags
 from flan_qa_pipeline.runtime.current_run import CurrentRun
 from flan_qa_pipeline.runtime.dataset_notes import notes_of
 from flan_qa_pipeline.runtime.hooks.costs import NODE_TIMES
@@ -41,7 +41,7 @@ class OutputHooks:
         for name in sorted(pipeline.all_outputs() | {NODE_TIMES}):
             _require_own(name, catalog.get(name))
             _require_writable(name, catalog.get(name))
-        if any("train" in node.tags for node in pipeline.nodes):
+        if any(node_tags.TRAINS in node.tags for node in pipeline.nodes):
             _make_folder(training.output_dir, "training.output_dir")
         _make_folder(training.logging_dir, "training.logging_dir")
         logs = Path(training.logging_dir) / run_params["run_id"]

@@ -8,6 +8,7 @@ from kedro.framework.hooks import hook_impl
 from kedro.pipeline import Pipeline
 
 from flan_qa_pipeline.errors import InputError
+from flan_qa_pipeline.runtime import node_tags
 from flan_qa_pipeline.runtime.current_run import CurrentRun
 
 if TYPE_CHECKING:
@@ -36,7 +37,7 @@ class ParameterHooks:
 
         from flan_qa_pipeline.training.requirements import require_trainable
 
-        if any("train" in node.tags for node in pipeline.nodes):
+        if any(node_tags.TRAINS in node.tags for node in pipeline.nodes):
             require_trainable(self._run.parameters, PartialState().num_processes)
 
 

@@ -8,7 +8,7 @@ from kedro.io import CachedDataset
 from kedro.pipeline import Pipeline
 
 from flan_qa_pipeline.errors import InputError
-from flan_qa_pipeline.runtime import kedro_private
+from flan_qa_pipeline.runtime import kedro_private, node_tags
 from flan_qa_pipeline.runtime.current_run import CurrentRun
 
 if TYPE_CHECKING:
@@ -17,9 +17,6 @@ if TYPE_CHECKING:
     from flan_qa_pipeline.runtime.atomic_catalog import AtomicCatalog
 
 logger = logging.getLogger(__name__)
-
-ANSWERS = {"predict", "merge"}  # tags of nodes that use the adapter's weights
-ANSWERS_NEW = "inference"  # tag of the nodes that answer new questions
 
 
 class ShippedAdapterHooks:
@@ -41,7 +38,9 @@ class ShippedAdapterHooks:
         )
 
         using = [node for node in pipeline.nodes if ADAPTER in node.inputs]
-        new_questions = using and all(ANSWERS_NEW in node.tags for node in using)
+        new_questions = using and all(
+            node_tags.ANSWERS_NEW_QUESTIONS in node.tags for node in using
+        )
         if new_questions and ADAPTER in pipeline.inputs() and answers_as_shipped(catalog):
             shipped = CachedDataset(catalog[SHIPPED], copy_mode="assign")
             for name in (SHIPPED, ADAPTER):
@@ -69,7 +68,9 @@ class PromotionHooks:
         from flan_qa_pipeline.datasets.promotion import ADAPTER, load_answering_adapter
 
         inputs = pipeline.inputs()
-        answers = any(ADAPTER in node.inputs and node.tags & ANSWERS for node in pipeline.nodes)
+        answers = any(
+            ADAPTER in node.inputs and node.tags & node_tags.USES_ADAPTER for node in pipeline.nodes
+        )
         if ADAPTER not in inputs or not answers or not PartialState().is_main_process:
             return
         version, why = (run_params["load_versions"] or {}).get(ADAPTER), "named"

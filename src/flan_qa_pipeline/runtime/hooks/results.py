@@ -59,12 +59,12 @@ def _show_threshold(name: str, catalog: AtomicCatalog, run: CurrentRun) -> None:
 
 
 def _show_comparison(name: str, catalog: AtomicCatalog, run: CurrentRun) -> None:
-    from flan_qa_pipeline.pipelines.compare.nodes import LABELS
+    from flan_qa_pipeline.reporting.figures import VERSIONS
     from flan_qa_pipeline.reporting.run_summary import print_scores
 
     given = run.parameters
     title = f"first: {given.compare.first}, second: {given.compare.second}"
-    print_scores(catalog.load(name), LABELS, given.reporting.confidence, title)
+    print_scores(catalog.load(name), VERSIONS, given.reporting.confidence, title)
 
 
 def _show_differences(name: str, catalog: AtomicCatalog, run: CurrentRun) -> None:

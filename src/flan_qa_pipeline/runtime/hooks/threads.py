@@ -5,11 +5,9 @@ import logging
 from kedro.framework.hooks import hook_impl
 from kedro.pipeline import Pipeline
 
-from flan_qa_pipeline.runtime import threads
+from flan_qa_pipeline.runtime import node_tags, threads
 
 logger = logging.getLogger(__name__)
-
-COMPUTES = {"quantize", "train", "predict", "merge", "memory"}
 
 
 class ThreadHooks:
@@ -17,7 +15,7 @@ class ThreadHooks:
 
     @hook_impl
     def before_pipeline_run(self, pipeline: Pipeline) -> None:
-        if not any(node.tags & COMPUTES for node in pipeline.nodes):
+        if not any(node.tags & node_tags.COMPUTES for node in pipeline.nodes):
             return
         import torch
 
