@@ -1,5 +1,6 @@
 """What a run prints at its end: the scores, and what to do next."""
 
+import textwrap
 from collections import Counter
 from collections.abc import Iterable, Sequence
 from pathlib import PurePosixPath
@@ -15,6 +16,7 @@ from flan_qa_pipeline.reporting.tables import readable_scores
 
 WIDTH = 80  # columns
 TEXT_COLUMNS = 2  # subset and metric
+LABEL = 9  # columns of the label before a line
 LISTED = 4  # saved paths; more are counted by folder
 
 
@@ -107,9 +109,19 @@ def print_next_steps(
         print_line("Compare", f"kedro run --pipelines=compare --params={given}")
 
 
+def print_sentences(label: str, text: str) -> None:
+    """Print sentences under a label, wrapped and indented."""
+    console = terminal()
+    console.print(
+        textwrap.fill(
+            text, console.width, initial_indent=f"{label:<{LABEL}}", subsequent_indent=" " * LABEL
+        )
+    )
+
+
 def print_line(label: str, text: str) -> None:
     """Print one line, which the terminal may wrap, under a label of one or two words."""
-    terminal().print(f"{label:<9}{text}", soft_wrap=True)
+    terminal().print(f"{label:<{LABEL}}{text}", soft_wrap=True)
 
 
 def describe_saved(whole: Iterable[str], places: Iterable[str], version: str | None) -> str:

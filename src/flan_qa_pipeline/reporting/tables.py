@@ -1,11 +1,13 @@
 """Readable tables: numbers formatted as texts, in a DataFrame or in Markdown."""
 
+import math
 from collections.abc import Hashable, Mapping, Sequence
 from typing import Any
 
 import pandas as pd
 
 from flan_qa_pipeline.evaluation.breakdown import METRICS
+from flan_qa_pipeline.evaluation.other_abstentions import OtherAbstentions, other_abstentions
 
 
 def readable_breakdown(table: pd.DataFrame, confidence: float) -> pd.DataFrame:
@@ -93,3 +95,19 @@ def memory_markdown(table: pd.DataFrame) -> str:
     align = ["left", "right", "right", "right", "left"]
     shown = readable_memory(table)
     return shown.to_markdown(index=False, colalign=align, disable_numparse=True) + "\n"
+
+
+def other_abstention_sentences(question_table: pd.DataFrame, labels: Sequence[str]) -> list[str]:
+    """Say for each model by which other phrases it abstains, and what they would change."""
+    found = {label: other_abstentions(question_table, label) for label in labels}
+    return [_sentences(label, other) for label, other in found.items() if other]
+
+
+def _sentences(label: str, other: OtherAbstentions) -> str:
+    phrases = " or ".join(f'"{phrase}"' for phrase in other.phrases)
+    of_unanswerable = "" if math.isnan(other.no_answer_f1) else f" (NoAns {other.no_answer_f1:.2f})"
+    return (
+        f"The {label} model says {phrases} on {other.questions} questions, {other.unanswerable} of "
+        f"them unanswerable. As abstentions these answers would give F1 {other.f1:.2f}"
+        f"{of_unanswerable}."
+    )

@@ -42,6 +42,7 @@ from flan_qa_pipeline.reporting.tables import (
     breakdown_markdown,
     cost_markdown,
     memory_markdown,
+    other_abstention_sentences,
     readable_breakdown,
     readable_costs,
     readable_memory,
@@ -210,12 +211,16 @@ def tabulate_breakdown(
 
 
 def tabulate_scores(
-    breakdown_table: pd.DataFrame, reporting: ReportingParameters
+    breakdown_table: pd.DataFrame, question_table: pd.DataFrame, reporting: ReportingParameters
 ) -> tuple[pd.DataFrame, str]:
-    """Select the scores of all, answerable and unanswerable questions from the breakdown."""
+    """Select the scores of all, answerable and unanswerable questions from the breakdown.
+
+    Sentences below the Markdown table name phrases by which a model abstains in other words.
+    """
     groups = breakdown_table["group"]
     table = breakdown_table[groups.isin(["all", "answerable"])].drop(columns="group")
-    return table, scores_markdown(table, MODELS, reporting.confidence)
+    markdown = scores_markdown(table, MODELS, reporting.confidence)
+    return table, "\n\n".join([markdown, *other_abstention_sentences(question_table, MODELS)])
 
 
 def record_evaluation(
@@ -338,7 +343,10 @@ def build_report(
         title=f"{subject(model, data, questions)}, before and after fine-tuning",
         facts=_facts(adapter, run_record, data, questions),
         summary={
-            "Scores": (readable_scores(score_table, MODELS, reporting.confidence), interval),
+            "Scores": (
+                readable_scores(score_table, MODELS, reporting.confidence),
+                " ".join([interval, *other_abstention_sentences(question_table, MODELS)]),
+            ),
         },
         figures={
             "Scores before and after fine-tuning": score_figure,

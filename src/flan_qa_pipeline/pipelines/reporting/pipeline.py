@@ -124,7 +124,7 @@ def _scores() -> list[Node]:
         ),
         node(
             tabulate_scores,
-            inputs=["breakdown_table", "params:reporting"],
+            inputs=["breakdown_table", "question_table", "params:reporting"],
             outputs=["score_table", "score_table_markdown"],
             name="tabulate_scores",
             tags=["report"],

@@ -41,13 +41,20 @@ class ResultHooks:
 def _show_scores(name: str, catalog: AtomicCatalog, run: CurrentRun) -> None:
     from flan_qa_pipeline.evaluation.subject import subject
     from flan_qa_pipeline.reporting.figures import MODELS
-    from flan_qa_pipeline.reporting.run_summary import print_line, print_scores, without_gain
+    from flan_qa_pipeline.reporting.run_summary import (
+        print_scores,
+        print_sentences,
+        without_gain,
+    )
+    from flan_qa_pipeline.reporting.tables import other_abstention_sentences
 
     given, table = run.parameters, catalog.load(name)
     title = subject(given.model, given.data, catalog.load("questions"))
     print_scores(table, MODELS, given.reporting.confidence, title)
+    for sentence in other_abstention_sentences(catalog.load("question_table"), MODELS):
+        print_sentences("Wording", sentence)
     if nothing := without_gain(table):
-        print_line("No gain", nothing)
+        print_sentences("No gain", nothing)
 
 
 def _show_threshold(name: str, catalog: AtomicCatalog, run: CurrentRun) -> None:
