@@ -80,6 +80,22 @@ def test_a_folder_of_parquet_files_is_fetched_whole(hub):
     assert {path.name for path in fetched.path.iterdir()} == {f"part-{i}.parquet" for i in range(3)}
 
 
+@pytest.mark.parametrize("path", ["", "/rows", "/rows/part-*.parquet"])
+def test_a_part_that_another_program_cached_is_not_taken_for_the_whole(hub, path):
+    parts = {f"rows/part-{i}.parquet": ROWS + bytes([i]) for i in range(3)}
+    hub.add("some/rows", parts, "a" * 40, kind="datasets")
+    hf_hub_download("some/rows", "rows/part-0.parquet", repo_type="dataset", revision="a" * 40)
+    files = DataFiles.of("hf://datasets/some/rows@" + "a" * 40 + path)
+    assert files.cached() is None
+    [fetched] = fetch(files)
+    assert {item.name for item in (fetched.folder / "rows").iterdir()} == {
+        f"part-{i}.parquet" for i in range(3)
+    }
+    before = asked(hub)
+    assert fetch(files) == [fetched]
+    assert asked(hub) == before
+
+
 def test_sharded_weights_are_fetched_and_an_index_alone_is_not_the_model(hub, tiny_base):
     files = read_repository(tiny_base)
     half = files.pop("model.safetensors")

@@ -297,7 +297,10 @@ def _stored_credentials(configuration: "AbstractConfigLoader") -> dict[str, Any]
 @click.argument("version")
 @click.pass_obj
 def promote(metadata: "ProjectMetadata", version: str, env: str | None) -> None:
-    """Make a saved VERSION of the adapter the one that answers."""
+    """Make a saved VERSION of the adapter the one that answers.
+
+    The version `shipped` is the adapter that ships with the base.
+    """
     from kedro.framework.session import KedroSession
 
     from flan_qa_pipeline.datasets.promotion import PROMOTED, load_answering_adapter

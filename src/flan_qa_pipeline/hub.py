@@ -19,12 +19,14 @@ from huggingface_hub import (
     HfApi,
     ModelInfo,
     constants,
+    get_cached_repo_tree,
     get_session,
     parse_hf_uri,
     snapshot_download,
     try_to_load_from_cache,
 )
 from huggingface_hub.errors import (
+    CachedRepoTreeNotFoundError,
     FileMetadataError,
     GatedRepoError,
     HfHubHTTPError,
@@ -298,7 +300,19 @@ class DataFiles(HubFiles):
             )
 
     def is_whole(self, folder: Path) -> bool:
-        return any(folder.glob(self.path or "**/*.parquet"))
+        """Return whether the cache knows the repository's files and has all that are needed.
+
+        A folder may lack files that another program did not need, and does not tell.
+        """
+        try:
+            tree = get_cached_repo_tree(
+                self.repo_id, repo_type=self.repo_type, revision=self.revision
+            )
+        except CachedRepoTreeNotFoundError:
+            return (folder / self.path).is_file()
+        held = [entry.path for entry in tree]
+        needed = list(filter_repo_objects(held, allow_patterns=list(self.patterns)))
+        return bool(needed) and all((folder / name).is_file() for name in needed)
 
 
 @dataclass(frozen=True)

@@ -456,6 +456,25 @@ def test_merged_model_answers_like_the_adapter_on_the_dequantized_base(
     assert texts == others
 
 
+def test_a_merged_model_has_the_quantized_base_of_the_compute_dtype(
+    trained, parameters, float32, provenance
+):
+    """The codes of NF4 depend on the dtype that is quantized; the tiny base is saved in float32."""
+    _, adapter = trained
+    in_bfloat16 = float32.model_copy(update={"compute_dtype": "bfloat16"})
+    merged = merge_adapter(in_bfloat16, parameters.prompt, adapter, {}).model
+    name = "encoder.block.0.layer.1.DenseReluDense.wi_0"
+    errors = {}
+    for dtype in ("bfloat16", "float32"):
+        base = load_base_model(float32.model_copy(update={"compute_dtype": dtype}))
+        model = attach_adapter(dequantize(base).float(), adapter, provenance)
+        model.merge_adapter()
+        layer = model.get_base_model().get_submodule(name).get_base_layer()
+        difference = merged.get_submodule(name).weight.float() - layer.weight
+        errors[dtype] = difference.norm() / layer.weight.norm()
+    assert errors["bfloat16"] < 0.3 * errors["float32"]
+
+
 def test_a_head_in_4_bits_trains_saves_answers_and_merges(
     train, training, parameters, float32, windows, tokenizer, dataset
 ):

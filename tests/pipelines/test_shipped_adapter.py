@@ -6,6 +6,7 @@ import shutil
 import pandas as pd
 import pytest
 import torch
+from click.testing import CliRunner
 from conftest import REPOSITORY, copy_project
 from huggingface_hub import ModelCard
 from kedro.framework.session import KedroSession
@@ -13,6 +14,7 @@ from kedro.framework.startup import bootstrap_project
 from kedro.io.core import Version
 
 from flan_qa_pipeline import QuestionAnswerer
+from flan_qa_pipeline.cli import cli
 from flan_qa_pipeline.datasets.adapter import AdapterDataset
 from flan_qa_pipeline.errors import InputError
 from flan_qa_pipeline.models.adapter import extract_adapter, load_adapter, provenance_of
@@ -78,6 +80,11 @@ def asked(project, **options):
     return answerer.answer([PAIR])[0].score, *told
 
 
+def promote(project, version):
+    done = CliRunner().invoke(cli, ["promote", version], obj=bootstrap_project(project))
+    assert done.exit_code == 0, done.output
+
+
 def test_it_answers_until_a_version_is_saved(project, made, caplog):
     caplog.set_level(logging.INFO)
     score, told = asked(project)
@@ -94,6 +101,15 @@ def test_it_answers_until_a_version_is_saved(project, made, caplog):
     assert told.startswith(f"Adapter {TRAINED} (the latest; none is promoted)")
     assert another != pytest.approx(score, rel=1e-3, abs=0)
     assert infer(project) == pytest.approx(another, rel=1e-3, abs=0)
+    promote(project, "shipped")
+    again, told = asked(project)
+    assert told.startswith(f"Adapter {SHIPPED} (ships with the base; promoted) answers")
+    assert (again, infer(project)) == pytest.approx((score, score), rel=1e-3, abs=0)
+    with KedroSession.create(project_path=project) as session:
+        session.run(pipeline_names=["merge"])
+    assert f"Adapter {TRAINED} (the latest; the promoted one, which ships" in caplog.text
+    promote(project, TRAINED)
+    assert asked(project)[1].startswith(f"Adapter {TRAINED} (promoted)")
 
 
 def test_its_line_names_the_f1_of_its_card(project):

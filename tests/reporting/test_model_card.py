@@ -130,6 +130,7 @@ def test_a_merged_card_names_the_repository_that_it_is_loaded_from(adapter):
     assert 'from_pretrained("ada/merged")' in card
     assert "--params=model.name=ada/merged,model.revision=main" in card
     assert "path/to/this/folder" not in card
+    assert ModelCard(card).data.model_name == "ada/merged"
 
 
 def test_metadata_that_cannot_be_read_are_a_sentence():

@@ -24,7 +24,7 @@ ANSWERS_SHOWN = 20
 class DevSample:
     """Questions, and their tokenized windows.
 
-    Args:
+    Attributes:
         questions: SQuAD rows with `id`, `question` and `answers`.
         windows: columns `id` (of the question), `window` and `input_ids`.
     """

@@ -26,11 +26,12 @@ ADAPTER = "adapter"
 PROMOTED = "promoted_adapter"
 SHIPPED = "starter_adapter"
 SHIPPED_CARD = "starter_adapter_card"
+AS_SHIPPED = "shipped"  # promoted in place of a version: the adapter that ships with the base
 REMEDY = "promote a saved version with `kedro promote <version>`"
 
 
 class Promotion(BaseModel):
-    """The content of the file: the promoted version."""
+    """The content of the file: the promoted version, or `AS_SHIPPED`."""
 
     model_config = ConfigDict(extra="forbid")
 
@@ -87,7 +88,7 @@ class AnsweringAdapter:
 
 
 def promoted_version(catalog: Any) -> str | None:
-    """Return the promoted version of the adapter, None if none is.
+    """Return the promoted version of the adapter, `AS_SHIPPED`, or None if none is promoted.
 
     Raises:
         InputError: the file is damaged.
@@ -112,11 +113,17 @@ def load_promoted(catalog: Any, version: str) -> Adapter:
 
 
 def answers_as_shipped(catalog: Any) -> bool:
-    """Return whether the adapter that ships with the base answers, because none is saved here."""
-    if SHIPPED not in catalog or not catalog.exists(SHIPPED):
+    """Return whether the adapter that ships answers: it is promoted, or none is saved here."""
+    if not ships(catalog):
         return False
     replaced = catalog[ADAPTER] is catalog[SHIPPED]
-    return replaced or not (catalog[ADAPTER].exists() or promoted_version(catalog))
+    promoted = promoted_version(catalog)
+    return replaced or promoted == AS_SHIPPED or not (promoted or catalog[ADAPTER].exists())
+
+
+def ships(catalog: Any) -> bool:
+    """Return whether an adapter ships with the base."""
+    return SHIPPED in catalog and catalog.exists(SHIPPED)
 
 
 def load_shipped(catalog: Any, model: ModelParameters | None) -> Adapter:
@@ -127,8 +134,10 @@ def load_shipped(catalog: Any, model: ModelParameters | None) -> Adapter:
         model: the base to use it on; None: the one that it records.
 
     Raises:
-        InputError: it is damaged, or was trained on another base than `model`.
+        InputError: there is none, it is damaged, or it was trained on another base than `model`.
     """
+    if not ships(catalog):
+        raise InputError(f"No adapter ships with this project ({SHIPPED}); {REMEDY}.")
     adapter: Adapter = load(catalog[SHIPPED])
     if model is not None:
         require_trained_on(adapter, model)
@@ -153,7 +162,7 @@ def load_answering_adapter(
 
     Args:
         catalog: the project's catalog.
-        version: the version to load; None: the promoted or the latest one.
+        version: the version to load, or `AS_SHIPPED`; None: the promoted or the latest one.
         why: why `version` answers, for the line.
         model: the base on which the adapter that ships may answer; None: the one that it records.
 
@@ -162,12 +171,15 @@ def load_answering_adapter(
             on another base than `model`.
     """
     in_card = None
-    if version is not None:
+    promoted = promoted_version(catalog) if version is None else None
+    if version is not None and version != AS_SHIPPED:
         adapter = load_version(catalog, ADAPTER, version)
-    elif (version := promoted_version(catalog)) is not None:
-        adapter, why = load_promoted(catalog, version), "promoted"
-    elif answers_as_shipped(catalog):
-        adapter, why = load_shipped(catalog, model), "ships with the base; none was trained here"
+    elif promoted is not None and promoted != AS_SHIPPED:
+        adapter, version, why = load_promoted(catalog, promoted), promoted, "promoted"
+    elif version == AS_SHIPPED or answers_as_shipped(catalog):
+        adapter = load_shipped(catalog, model)
+        chosen = AS_SHIPPED in (version, promoted)
+        why = f"ships with the base; {'promoted' if chosen else 'none was trained here'}"
         version = str(adapter.training.get("run", {}).get("run_id", "without a version"))
         in_card = _f1_in_card(catalog)
     else:

@@ -133,12 +133,13 @@ def completed(card: str, evaluation: Mapping[str, Any], repo_id: str | None = No
         InputError: the card's metadata cannot be read.
     """
     parsed = _parsed(card)
+    data: Any = parsed.data
     if evaluation and SCORES_HERE in parsed.text:
         parsed.text = parsed.text.replace(SCORES_HERE, _scores(evaluation))
-        data: Any = parsed.data
-        data.model_name = repo_id or "flan_qa_pipeline"
-        data.eval_results = _eval_results(evaluation)
+        data.model_name, data.eval_results = "flan_qa_pipeline", _eval_results(evaluation)
     if repo_id:
+        if data.eval_results:
+            data.model_name = repo_id
         for here, there in (
             (OWN_FOLDER, FETCHED_FOLDER),
             (OWN_BASE, FETCHED_BASE),

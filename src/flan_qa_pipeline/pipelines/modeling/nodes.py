@@ -195,12 +195,12 @@ def merge_adapter(
     """Add the adapter to the dequantized base; return the model in bfloat16, with its card.
 
     The sum is computed in float32. The base keeps its quantization error, since the adapter was
-    trained on it.
+    trained on it; it is quantized from the compute dtype, as for training.
 
     Args:
         adapter_evaluation: the newest record that `record_evaluation` made of the adapter, or {}.
     """
-    base = dequantize(load_base_model(model.model_copy(update={"compute_dtype": "float32"})))
+    base = dequantize(load_base_model(model)).float()
     base.config.tie_word_embeddings = False
     qa_model = attach_adapter(base, adapter, provenance_of(model, prompt))
     merged = as_transformers_t5(qa_model.merge_and_unload()).to(torch.bfloat16)

@@ -65,7 +65,12 @@ class PromotionHooks:
     ) -> None:
         from accelerate import PartialState
 
-        from flan_qa_pipeline.datasets.promotion import ADAPTER, load_answering_adapter
+        from flan_qa_pipeline.datasets.promotion import (
+            ADAPTER,
+            AS_SHIPPED,
+            load_answering_adapter,
+            promoted_version,
+        )
 
         inputs = pipeline.inputs()
         answers = any(
@@ -77,6 +82,9 @@ class PromotionHooks:
         if version is None and "tokenized_questions" in inputs and _latest_was_trained_on(catalog):
             version = catalog.versions([ADAPTER]).get(ADAPTER)
             why = "the latest, trained on these questions"
+        elif version is None and promoted_version(catalog) == AS_SHIPPED:
+            version = catalog.versions([ADAPTER]).get(ADAPTER)
+            why = "the latest; the promoted one, which ships with the base, only answers questions"
         chosen = load_answering_adapter(catalog, version, why)
         if kedro_private.is_versioned(catalog[ADAPTER]):
             catalog.pin(ADAPTER, chosen.version)
@@ -110,7 +118,13 @@ def _latest_was_trained_on(catalog: "AtomicCatalog") -> bool:
 
 def _promote_if_better(catalog: "AtomicCatalog", adapter: "Adapter", version: str) -> None:
     """Promote a new version if none is promoted or if it is better on the same dev questions."""
-    from flan_qa_pipeline.datasets.promotion import PROMOTED, load_promoted, promoted_version
+    from flan_qa_pipeline.datasets.promotion import (
+        AS_SHIPPED,
+        PROMOTED,
+        load_promoted,
+        promoted_version,
+        ships,
+    )
     from flan_qa_pipeline.evaluation.adapter_scores import dev_score
 
     new = dev_score(adapter.provenance, adapter.training)
@@ -120,11 +134,16 @@ def _promote_if_better(catalog: "AtomicCatalog", adapter: "Adapter", version: st
         return
     try:
         promoted = promoted_version(catalog)
+        if promoted == AS_SHIPPED:
+            logger.info("Not promoted: the adapter that ships stays; %s.", by_hand)
+            return
         before = load_promoted(catalog, promoted) if promoted else None
     except InputError as error:
         logger.warning("Not promoted: %s (%s.)", error, by_hand)
         return
     why = "none was promoted before"
+    if ships(catalog):
+        why = "`kedro promote shipped` brings back the adapter that ships with the base"
     if before is not None:
         old = dev_score(before.provenance, before.training)
         if reason := _against(new, old):
