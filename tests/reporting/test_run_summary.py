@@ -94,3 +94,4 @@ def test_a_line_scores_the_threshold_of_train_articles():
     answerable = table.assign(**{"NoAns F1": None})
     assert tuned(answerable, "fine-tuned").endswith("F1 62.63 (HasAns 65.19)")
     assert tuned(table.query("decision == 'greedy'"), "fine-tuned") is None
+    assert tuned(table.assign(F1=[63.0, 62.627]), "fine-tuned") is None

@@ -16,6 +16,7 @@ from numpy.typing import ArrayLike
 
 from flan_qa_pipeline.evaluation.scoring import per_question_scores
 
+GREEDY = "greedy"  # the decision without a threshold
 ON_TRAIN_ARTICLES = "train articles"  # the decision whose threshold they choose
 
 
@@ -201,7 +202,7 @@ def abstention_rows(answers: Candidates, calibration: Candidates | None) -> list
         A row for each way: its threshold, abstentions, and scores in percent.
     """
     greedy_abstains = ~answers.greedy_answered
-    rows = [_row(answers, "greedy", None, answers.greedy_scores, greedy_abstains)]
+    rows = [_row(answers, GREEDY, None, answers.greedy_scores, greedy_abstains)]
     ways = [(ON_TRAIN_ARTICLES, calibration.best("F1"))] if calibration else []
     ways += [(f"best {metric} on validation", answers.best(metric)) for metric in answers.scores]
     return rows + [_row(answers, name, limit, *answers.after(limit)) for name, limit in ways]

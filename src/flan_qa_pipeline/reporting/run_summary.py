@@ -10,7 +10,7 @@ from rich.console import Console
 from rich.table import Table
 
 from flan_qa_pipeline.evaluation.breakdown import METRICS
-from flan_qa_pipeline.evaluation.no_answer_threshold import tuned_rows
+from flan_qa_pipeline.evaluation.no_answer_threshold import GREEDY, tuned_rows
 from flan_qa_pipeline.reporting.runs import SUBSETS, SavedRun, differing_parameters
 from flan_qa_pipeline.reporting.tables import readable_scores
 
@@ -144,14 +144,17 @@ def describe_saved(whole: Iterable[str], places: Iterable[str], version: str | N
 
 
 def tuned(table: pd.DataFrame, label: str) -> str | None:
-    """Give a model's F1 with the no-answer threshold chosen on train articles; None without one.
+    """Give a model's F1 with the no-answer threshold chosen on train articles.
+
+    None without a threshold, or if greedy abstaining has the higher F1.
 
     Args:
         table: decisions about when to abstain, as `abstention_rows` makes them, and their model.
         label: the model.
     """
     chosen = tuned_rows(table, label)
-    if chosen.empty:
+    greedy = table[(table["model"] == label) & (table["decision"] == GREEDY)]["F1"]
+    if chosen.empty or (chosen["F1"].iloc[0] < greedy).any():
         return None
     row = chosen.iloc[0]
     subsets = [
