@@ -9,8 +9,9 @@ Rows: the whole node of training; its steps alone, without evaluations, logs and
 with the capture of CUDA graphs; the node of evaluation, the first and the second time. `ratio`
 compares with one process. The row of SQuAD 2.0's whole training file is calculated: the node as
 measured, and as many more or fewer steps as an epoch of the file needs. Each of them takes the
-median of what a step took between two logs of the second half. (Results of before November 28,
-2026 have the mean of the second half without captures, those of before November 27 of the whole.)
+median of what a step took between two logs of the second half. Results from before November 28,
+2026 give the mean of the second half without captures. Results from before November 27 spread the
+extra time of the first steps over the file.
 By Amdahl's law the ratio of n processes is 1 / (s + (1 - s) / n); `share that does not scale` is s.
 An all-reduce of as many bytes as the gradients, and one of 256 MiB, are timed
 alone; `bus GB/s` is of the large one, 2 (n - 1) / n times its bytes by its time, as NCCL's tests

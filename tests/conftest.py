@@ -143,6 +143,19 @@ def make_project(root, corpus):
         path.write_text(json.dumps({"version": "v2.0", "data": articles}), encoding="utf-8")
 
 
+@pytest.fixture(scope="module")
+def project(tmp_path_factory, corpus):
+    """A copy of the project whose data is a small corpus; runs happen inside it."""
+    from kedro.framework.startup import bootstrap_project  # its import sets up logging
+
+    root = tmp_path_factory.mktemp("project")
+    make_project(root, corpus)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.chdir(root)
+        bootstrap_project(root)
+        yield root
+
+
 def read_shipped_conf():
     """Read all parameters files as Kedro does, globals filled in."""
     names = yaml.safe_load((CONF / "globals.yml").read_text(encoding="utf-8"))

@@ -6,7 +6,6 @@ import os
 import pandas as pd
 import pytest
 from click.testing import CliRunner
-from conftest import make_project
 from datasets import Dataset
 from kedro.framework.session import KedroSession
 from kedro.framework.startup import bootstrap_project
@@ -14,15 +13,6 @@ from kedro.framework.startup import bootstrap_project
 from flan_qa_pipeline.cli import check_data
 from flan_qa_pipeline.data.squad import flatten
 from flan_qa_pipeline.errors import InputError
-
-
-@pytest.fixture(scope="module")
-def project(tmp_path_factory, corpus):
-    root = tmp_path_factory.mktemp("project")
-    make_project(root, corpus)
-    with pytest.MonkeyPatch.context() as patch:
-        patch.chdir(root)
-        yield root
 
 
 @pytest.fixture(scope="module")

@@ -157,7 +157,7 @@ class HubFiles(ABC):
         sizes = {file.rfilename: file.size or 0 for file in siblings}
         self.require(list(sizes))
         found = replace(self, revision=revision.resolved)
-        names = found._to_fetch(list(sizes))
+        names = found.to_fetch(list(sizes))
         size = sum(sizes[name] for name in names)
         found._require_room(size)
         if names:
@@ -165,10 +165,15 @@ class HubFiles(ABC):
             logger.info("Fetch %s: %d files, %s, to %s.", found, len(names), _bytes(size), where)
         return found
 
-    def _to_fetch(self, held: Sequence[str]) -> list[str]:
+    def needed(self, held: Sequence[str]) -> list[str]:
+        """Select the files to fetch from the names of all files of the repository."""
+        return list(filter_repo_objects(held, allow_patterns=list(self.patterns)))
+
+    def to_fetch(self, held: Sequence[str]) -> list[str]:
+        """Select the needed files that the cache lacks."""
         return [
             name
-            for name in filter_repo_objects(held, allow_patterns=list(self.patterns))
+            for name in self.needed(held)
             if not isinstance(
                 try_to_load_from_cache(
                     self.repo_id, name, revision=self.revision, repo_type=self.repo_type
@@ -290,7 +295,7 @@ class DataFiles(HubFiles):
         return [self.path, f"{self.path}/*.parquet"] if self.path else ["*.parquet"]
 
     def require(self, held: Sequence[str]) -> None:
-        if not list(filter_repo_objects(held, allow_patterns=list(self.patterns))):
+        if not self.needed(held):
             inside = [name for name in held if name.startswith(f"{self.path}/")]
             lacks = f"Parquet file in {self.path}" if inside else self.path or "Parquet file"
             shown = sorted(name for name in inside or held if not name.startswith("."))
@@ -302,7 +307,7 @@ class DataFiles(HubFiles):
     def is_whole(self, folder: Path) -> bool:
         """Return whether the cache knows the repository's files and has all that are needed.
 
-        A folder may lack files that another program did not need, and does not tell.
+        A folder does not show whether another program left files out.
         """
         try:
             tree = get_cached_repo_tree(
@@ -311,8 +316,7 @@ class DataFiles(HubFiles):
         except CachedRepoTreeNotFoundError:
             return (folder / self.path).is_file()
         held = [entry.path for entry in tree]
-        needed = list(filter_repo_objects(held, allow_patterns=list(self.patterns)))
-        return bool(needed) and all((folder / name).is_file() for name in needed)
+        return bool(self.needed(held)) and not self.to_fetch(held)
 
 
 @dataclass(frozen=True)

@@ -1,21 +1,8 @@
-"""A copy of the project with a tiny base model, and one full run in it."""
+"""Runs of a few steps on a tiny base model, and one full run in a copy of the project."""
 
 import pytest
-from conftest import make_project
-from kedro.framework.startup import bootstrap_project
 
 from pipelines.kedro_project import run
-
-
-@pytest.fixture(scope="module")
-def project(tmp_path_factory, corpus):
-    """A copy of the project whose data is a small corpus; runs happen inside it."""
-    root = tmp_path_factory.mktemp("project")
-    make_project(root, corpus)
-    with pytest.MonkeyPatch.context() as patch:
-        patch.chdir(root)
-        bootstrap_project(root)
-        yield root
 
 
 @pytest.fixture(scope="module")

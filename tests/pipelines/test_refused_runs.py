@@ -317,7 +317,7 @@ def test_a_bad_file_is_told_once_on_the_command_line(
 
 
 def test_other_errors_keep_what_kedro_says_of_them(project, full_run, tiny_run, caplog):
-    """A drive that is full is no bad input: the node and the way to resume are told."""
+    """A full drive is not a bad input: Kedro's log names the node and the way to resume."""
     from flan_qa_pipeline.pipelines.data_engineering import nodes
 
     def fail(*args):

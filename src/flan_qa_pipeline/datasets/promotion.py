@@ -26,7 +26,7 @@ ADAPTER = "adapter"
 PROMOTED = "promoted_adapter"
 SHIPPED = "starter_adapter"
 SHIPPED_CARD = "starter_adapter_card"
-AS_SHIPPED = "shipped"  # promoted in place of a version: the adapter that ships with the base
+AS_SHIPPED = "shipped"  # names the adapter that ships with the base, where a version may stand
 REMEDY = "promote a saved version with `kedro promote <version>`"
 
 
@@ -93,7 +93,7 @@ def promoted_version(catalog: Any) -> str | None:
     Raises:
         InputError: the file is damaged.
     """
-    if PROMOTED not in catalog or not catalog.exists(PROMOTED):
+    if not _holds(catalog, PROMOTED):
         return None
     version: str = load(catalog[PROMOTED])
     return version
@@ -123,7 +123,11 @@ def answers_as_shipped(catalog: Any) -> bool:
 
 def ships(catalog: Any) -> bool:
     """Return whether an adapter ships with the base."""
-    return SHIPPED in catalog and catalog.exists(SHIPPED)
+    return _holds(catalog, SHIPPED)
+
+
+def _holds(catalog: Any, name: str) -> bool:
+    return name in catalog and catalog.exists(name)
 
 
 def load_shipped(catalog: Any, model: ModelParameters | None) -> Adapter:
@@ -145,7 +149,7 @@ def load_shipped(catalog: Any, model: ModelParameters | None) -> Adapter:
 
 
 def _f1_in_card(catalog: Any) -> tuple[float, str] | None:
-    if SHIPPED_CARD not in catalog or not catalog.exists(SHIPPED_CARD):
+    if not _holds(catalog, SHIPPED_CARD):
         return None
     return overall_f1(load(catalog[SHIPPED_CARD]))
 
@@ -172,16 +176,16 @@ def load_answering_adapter(
     """
     in_card = None
     promoted = promoted_version(catalog) if version is None else None
-    if version is not None and version != AS_SHIPPED:
-        adapter = load_version(catalog, ADAPTER, version)
-    elif promoted is not None and promoted != AS_SHIPPED:
-        adapter, version, why = load_promoted(catalog, promoted), promoted, "promoted"
-    elif version == AS_SHIPPED or answers_as_shipped(catalog):
+    wanted = version or promoted
+    if wanted == AS_SHIPPED or (wanted is None and answers_as_shipped(catalog)):
         adapter = load_shipped(catalog, model)
-        chosen = AS_SHIPPED in (version, promoted)
-        why = f"ships with the base; {'promoted' if chosen else 'none was trained here'}"
+        why = f"ships with the base; {'promoted' if wanted else 'none was trained here'}"
         version = str(adapter.training.get("run", {}).get("run_id", "without a version"))
         in_card = _f1_in_card(catalog)
+    elif version is not None:
+        adapter = load_version(catalog, ADAPTER, version)
+    elif promoted is not None:
+        adapter, version, why = load_promoted(catalog, promoted), promoted, "promoted"
     else:
         adapter, why = load_version(catalog, ADAPTER, None), "the latest; none is promoted"
         version = catalog[ADAPTER].resolve_load_version() or "without versions"

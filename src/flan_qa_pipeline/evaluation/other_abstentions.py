@@ -1,7 +1,7 @@
 """Phrases by which a model seems to abstain in other words than the prompt asks for.
 
-A base that was pretrained with an abstention of its own, such as FLAN-T5 with "unanswerable", may
-say that under any prompt. SQuAD 2.0's metric counts it as a wrong answer.
+A base may abstain as its pretraining taught it, whatever the prompt: FLAN-T5 learned to say
+"unanswerable". SQuAD 2.0's metric counts such an answer as wrong.
 """
 
 from typing import NamedTuple

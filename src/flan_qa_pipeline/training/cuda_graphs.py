@@ -22,6 +22,8 @@ from flan_qa_pipeline.training.arguments import uses_dora
 
 logger = logging.getLogger(__name__)
 
+Captured = tuple[torch.cuda.CUDAGraph, dict[str, torch.Tensor], torch.Tensor]
+
 
 def captures_graphs(model: PeftModel, training: TrainingParameters, fsdp: bool) -> bool:
     """Return whether steps are captured as CUDA graphs, and log why or why not.
@@ -96,10 +98,7 @@ class GraphedPasses:
 
     def clear(self) -> None:
         """Free the memory of all graphs; the next batch of each shape is captured again."""
-        self._captured: dict[
-            tuple[torch.Size, ...],
-            tuple[torch.cuda.CUDAGraph, dict[str, torch.Tensor], torch.Tensor],
-        ] = {}
+        self._captured: dict[tuple[torch.Size, ...], Captured] = {}
         self._pool = torch.cuda.graph_pool_handle()
 
     def __call__(self, batch: dict[str, torch.Tensor]) -> torch.Tensor:
@@ -119,9 +118,7 @@ class GraphedPasses:
         graph.replay()
         return loss.clone()
 
-    def _capture_or_free(
-        self, batch: dict[str, torch.Tensor]
-    ) -> tuple[torch.cuda.CUDAGraph, dict[str, torch.Tensor], torch.Tensor]:
+    def _capture_or_free(self, batch: dict[str, torch.Tensor]) -> Captured:
         """Capture a batch; free torch's cached memory and try again if the memory runs out.
 
         torch frees none of it during a capture.
@@ -133,14 +130,12 @@ class GraphedPasses:
         clear_device_cache()
         return self._capture(batch)
 
-    def _capture(
-        self, batch: dict[str, torch.Tensor]
-    ) -> tuple[torch.cuda.CUDAGraph, dict[str, torch.Tensor], torch.Tensor]:
+    def _capture(self, batch: dict[str, torch.Tensor]) -> Captured:
         """Record what a batch launches, without computing it.
 
         The CPU records while the GPU computes earlier steps; `torch.cuda.graph` would wait for
-        them. The streams wait for each other instead, since torch sets the random state of graphs
-        back when a capture begins. Other threads may use the GPU during the capture, as Kedro's
+        them. The streams wait for each other instead, since torch resets the random state of all
+        graphs when a capture begins. Other threads may use the GPU during the capture, as Kedro's
         ThreadRunner does.
 
         Returns:

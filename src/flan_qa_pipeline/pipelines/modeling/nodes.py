@@ -90,6 +90,8 @@ def fingerprint_inputs(
 ) -> dict[str, Any]:
     """Hash the data that a training reads, split by split, and the weights that it starts from.
 
+    Windows and weights are hashed side by side.
+
     Raises:
         InputError: the tokenized questions were not made of `questions`.
     """
