@@ -3,6 +3,7 @@
 import json
 import re
 import shutil
+from functools import cache
 from pathlib import Path
 
 import pandas as pd
@@ -24,6 +25,7 @@ from flan_qa_pipeline.models.quantization import dequantize
 from flan_qa_pipeline.pipelines.pretrain import nodes
 from flan_qa_pipeline.pipelines.pretrain.nodes import hold_out_articles
 from flan_qa_pipeline.pretraining import question_generation
+from flan_qa_pipeline.pretraining.encoding import train_sentencepiece
 
 
 @pytest.fixture(scope="module")
@@ -36,6 +38,15 @@ def project(tmp_path_factory):
         patch.chdir(root)
         bootstrap_project(root)
         yield root
+
+
+@pytest.fixture(scope="module", autouse=True)
+def tokenizer_once():
+    """Train one tokenizer for all runs on the same text, which takes a minute on some machines."""
+    train = cache(train_sentencepiece)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(nodes, "train_sentencepiece", lambda lines, size: train(tuple(lines), size))
+        yield
 
 
 @pytest.fixture

@@ -8,6 +8,8 @@ https://docs.pytorch.org/docs/stable/notes/cuda.html#whole-network-capture
 """
 
 import logging
+from collections.abc import Iterator
+from contextlib import contextmanager
 from functools import cache
 
 import torch
@@ -134,31 +136,39 @@ class GraphedPasses:
         """Record what a batch launches, without computing it.
 
         The CPU records while the GPU computes earlier steps; `torch.cuda.graph` would wait for
-        them. The streams wait for each other instead, since torch resets the random state of all
-        graphs when a capture begins. Other threads may use the GPU during the capture, as Kedro's
-        ThreadRunner does.
+        them. Other threads may use the GPU during the capture, as Kedro's ThreadRunner does.
 
         Returns:
             The graph, the tensors that it reads its inputs from, and the one it writes the loss to.
         """
         inputs = {name: part.clone() for name, part in batch.items()}
         graph = torch.cuda.CUDAGraph()
-        current = torch.cuda.current_stream(self._stream.device)
-        self._stream.wait_stream(current)
-        try:
-            with torch.cuda.stream(self._stream):
-                graph.capture_begin(pool=self._pool, capture_error_mode="thread_local")
-                try:
-                    loss = self._model(**inputs).loss * self._scale
-                    loss.backward()
-                finally:
-                    graph.capture_end()
-        finally:
-            current.wait_stream(self._stream)
+        with self._on_capture_stream():
+            graph.capture_begin(pool=self._pool, capture_error_mode="thread_local")
+            try:
+                loss = self._model(**inputs).loss * self._scale
+                loss.backward()
+            finally:
+                graph.capture_end()
         return graph, inputs, loss.detach()
 
     def _warm_up(self, batch: dict[str, torch.Tensor]) -> None:
         """Let libraries allocate what a capture must not, and leave the random state as it is."""
         few = {name: part[:2] if part.ndim else part for name, part in batch.items()}
-        with torch.random.fork_rng([self._gradients.whole.device]):
+        with torch.random.fork_rng([self._gradients.whole.device]), self._on_capture_stream():
             torch.autograd.grad(self._model(**few).loss, self._gradients.weights)
+
+    @contextmanager
+    def _on_capture_stream(self) -> Iterator[None]:
+        """Launch on the captures' stream, which waits for earlier work and is waited for.
+
+        A capture must wait for earlier replays, since torch resets the random state of all graphs
+        when a capture begins. Autograd warns of weights that meet it on two streams.
+        """
+        current = torch.cuda.current_stream(self._stream.device)
+        self._stream.wait_stream(current)
+        try:
+            with torch.cuda.stream(self._stream):
+                yield
+        finally:
+            current.wait_stream(self._stream)
