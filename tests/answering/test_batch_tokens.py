@@ -9,7 +9,11 @@ from torch.profiler import ProfilerActivity, profile
 from transformers import T5Config, set_seed
 
 from flan_qa_pipeline.answering import batch_tokens as module
-from flan_qa_pipeline.answering.batch_tokens import bytes_per_token, resolve_batch_tokens
+from flan_qa_pipeline.answering.batch_tokens import (
+    batches_at_once,
+    bytes_per_token,
+    resolve_batch_tokens,
+)
 from flan_qa_pipeline.answering.generation import generate_answers
 from flan_qa_pipeline.models.device import MIB
 from flan_qa_pipeline.models.t5 import QuantizableT5
@@ -33,17 +37,28 @@ def model_of(attention="sdpa", device="meta", **shape):
 
 
 @pytest.mark.parametrize(
-    ("free", "chosen"), [(144, 262144), (80, 131072), (43, 65536), (19, 32768), (0.01, 1024)]
+    ("free", "chosen", "at_once"),
+    [(144, 262144, 2), (80, 262144, 1), (43, 131072, 1), (19, 65536, 1), (0, 1024, 1)],
 )
-def test_auto_fills_the_free_memory_of_a_gpu(monkeypatch, caplog, free, chosen):
+def test_auto_fills_the_free_memory_of_a_gpu(monkeypatch, caplog, free, chosen, at_once):
     model = model_of(vocab_size=32128, **XL).bfloat16()
     monkeypatch.setattr(type(model), "device", torch.device("cuda"))
     monkeypatch.setattr(module, "free_memory", lambda device: int(free * GIB))
     with caplog.at_level(logging.INFO, logger="flan_qa_pipeline"):
         assert resolve_batch_tokens("auto", model) == chosen
     [line] = caplog.messages
-    assert line.startswith(f"generation.batch_tokens auto: {chosen} (")
-    assert f"{int(free * GIB / MIB)} MiB free" in line
+    assert line.startswith(f"generation.batch_tokens auto: {chosen}, {at_once} at once (")
+    assert f"of {int(0.85 * free * GIB / MIB)} that may be used" in line
+
+
+def test_two_batches_are_answered_at_once_where_both_fit(monkeypatch):
+    model = model_of(vocab_size=32128, **XL).bfloat16()
+    monkeypatch.setattr(type(model), "device", torch.device("cuda"))
+    monkeypatch.setattr(module, "free_memory", lambda device: 43 * GIB)
+    assert batches_at_once(model, 65536) == 2
+    assert batches_at_once(model, 131072) == 1
+    monkeypatch.setattr(type(model), "device", torch.device("cpu"))
+    assert batches_at_once(model, 1024) == 1
 
 
 def test_a_number_stays_and_a_cpu_has_one_of_its_own(monkeypatch):

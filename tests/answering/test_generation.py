@@ -104,7 +104,7 @@ def log_probability(model, ids, tokens):
 def two_at_a_time(monkeypatch):
     """Answer as on a GPU; a CPU has threads without streams."""
     module = flan_qa_pipeline.answering.generation
-    monkeypatch.setattr(module, "batches_at_once", lambda model: 2)
+    monkeypatch.setattr(module, "batches_at_once", lambda model, batch_tokens: 2)
     if DEVICE.type == "cpu":
         stream = SimpleNamespace(wait_stream=lambda other: None)
         monkeypatch.setattr(module, "_streams", lambda device, count: [stream] * count)

@@ -11,7 +11,7 @@ import pytest
 import yaml
 from conftest import REPOSITORY, copy_project
 from datasets import Dataset, load_from_disk
-from english import read_english, short_pretraining, write_english
+from english import read_english, read_short_english, short_pretraining, write_english
 from kedro.framework.session import KedroSession
 from kedro.framework.startup import bootstrap_project
 from safetensors.torch import load_file
@@ -421,8 +421,8 @@ def test_folders_on_the_hub_that_cannot_be_read_are_named(project, options, hub)
 def test_a_stage_that_wants_further_questions_trains_on_them(project, options):
     folder = Path("data/01_raw/further")
     folder.mkdir()
-    content = {"version": "v2.0", "data": read_english(33)[30:]}
-    (folder / "a.json").write_text(json.dumps(content))
+    articles = read_english(33)[30:] + read_short_english(36)[33:]  # for long and short batches
+    (folder / "a.json").write_text(json.dumps({"version": "v2.0", "data": articles}))
     options["pretrain"]["question_folder"] = str(folder)
     for stage in options["pretrain"]["base"]["stages"]:
         stage["mixture"] |= dict.fromkeys(("cloze", "answerable", "unanswerable", "asking"), 0.0)

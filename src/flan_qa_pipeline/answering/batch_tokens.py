@@ -16,15 +16,25 @@ logger = logging.getLogger(__name__)
 
 ON_A_CPU = 8192  # more are no faster there
 FEWEST, MOST = 1024, 262144  # on a GPU; more are no faster there
-AT_ONCE = 2  # batches on a GPU
+AT_ONCE = 2  # batches on a GPU with room for them
 SHARE, SHARE_OF_SHARDED = 0.85, 0.5  # of the free memory; FSDP gathers weights in the rest
 LENGTHS = (64, 512)  # of inputs: the shorter, the more logits; the longer, the more scores
 FORCED_TOKENS = 4  # decoded at once for each input: the start, and an abstention of a few tokens
 
 
-def batches_at_once(model: PreTrainedModel | PeftModel) -> int:
-    """Return how many batches are answered at a time: one on a CPU or by a sharded model."""
-    return AT_ONCE if model.device.type == "cuda" and not model_has_dtensor(model) else 1
+def batches_at_once(model: PreTrainedModel | PeftModel, batch_tokens: int) -> int:
+    """Return how many batches are answered at a time: two on a GPU that has room for them.
+
+    Where memory is the limit, one batch is answered in less time than two halves of it side by
+    side, most of all from packed weights, which every pass unpacks. A CPU and a sharded model
+    answer one at a time.
+
+    Args:
+        batch_tokens: the most input tokens in a batch, padding included.
+    """
+    if model.device.type == "cpu" or model_has_dtensor(model):
+        return 1
+    return AT_ONCE if AT_ONCE * batch_tokens * bytes_per_token(model) <= _room(model) else 1
 
 
 def resolve_batch_tokens(
@@ -32,30 +42,35 @@ def resolve_batch_tokens(
 ) -> int:
     """Turn a `batch_tokens` parameter into a number of tokens; log what `auto` comes to.
 
-    `auto` is 8,192 on a CPU. On a GPU it is the largest power of two up to 262,144 for which the
-    batches answered at once take at most 85% of the free memory of every process's GPU, or half of
-    it if the weights are sharded. All processes must call this.
+    `auto` is 8,192 on a CPU. On a GPU it is the largest power of two up to 262,144 for which a
+    batch takes at most 85% of the free memory of every process's GPU, or half of it if the weights
+    are sharded. All processes must call this.
     """
     if batch_tokens != "auto":
         return batch_tokens
     if model.device.type == "cpu":
         return ON_A_CPU
-    share = SHARE_OF_SHARDED if model_has_dtensor(model) else SHARE
-    per_token = bytes_per_token(model) * batches_at_once(model)
-    free = min(gather_json(free_memory(model.device)))
-    if share * free < MOST * per_token:
+    per_token = bytes_per_token(model)
+    room = min(gather_json(_room(model)))
+    if room < AT_ONCE * MOST * per_token:
         clear_device_cache()  # torch keeps freed memory for the stream that used it
-        free = min(gather_json(free_memory(model.device)))
-    fitting = int(share * free / per_token)
-    chosen = min(MOST, max(FEWEST, 1 << fitting.bit_length() - 1))
+    fitting = max(FEWEST, min(MOST, room // per_token))
+    chosen = 1 << fitting.bit_length() - 1
+    at_once = batches_at_once(model, chosen)
     logger.info(
-        "generation.batch_tokens auto: %d (%d MiB for %d at once, %d MiB free).",
+        "generation.batch_tokens auto: %d, %d at once (%d MiB, of %d that may be used).",
         chosen,
-        chosen * per_token / MIB,
-        batches_at_once(model),
-        free / MIB,
+        at_once,
+        at_once * chosen * per_token / MIB,
+        room / MIB,
     )
     return chosen
+
+
+def _room(model: PreTrainedModel | PeftModel) -> int:
+    """Return the bytes of a GPU that answering may take."""
+    share = SHARE_OF_SHARDED if model_has_dtensor(model) else SHARE
+    return int(share * free_memory(model.device))
 
 
 def bytes_per_token(model: PreTrainedModel | PeftModel) -> int:

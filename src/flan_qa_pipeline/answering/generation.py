@@ -82,8 +82,8 @@ def generate_answers(
     """Decode every input greedily.
 
     Batches go from the longest inputs to the shortest. Each then has little padding, and a batch
-    that does not fit in memory fails first; it is answered in halves. A GPU answers two batches at
-    a time: it computes one while the CPU launches or reads the other.
+    that does not fit in memory fails first; it is answered in halves. A GPU with enough memory
+    answers two batches at a time: it computes one while the CPU launches or reads the other.
 
     The batches are dealt to several processes, and each returns all answers. The batches do not
     depend on the number of processes, so neither do the answers. The processes of a sharded model
@@ -118,7 +118,8 @@ def generate_answers(
         ) as progress,
     ):
         filled = [answerer.fill_up([input_ids[i] for i in rows], len(batches[0])) for rows in own]
-        with closing(answerer.answer_all(filled)) as found:
+        at_once = batches_at_once(model, batch_tokens) if len(own) > 1 else 1
+        with closing(answerer.answer_all(filled, at_once)) as found:
             for number, generated in found:
                 rows = own[number]
                 answers |= zip(rows, generated[: len(rows)], strict=True)
@@ -222,16 +223,15 @@ class _BatchAnswerer:
         return fill_up(rows, batch_size) if self._model.device.type == "cpu" else rows
 
     def answer_all(
-        self, batches: list[list[Sequence[int]]]
+        self, batches: list[list[Sequence[int]]], at_once: int
     ) -> Generator[tuple[int, list[GeneratedAnswer]], None, None]:
         """Yield the number and the answers of each batch.
 
-        Several batches are answered at once, each in a thread and on a stream of the GPU. A batch
-        that does not fit beside another is answered alone in the end.
+        Batches answered at once have a thread and a stream of the GPU each. A batch that does not
+        fit beside another is answered alone in the end.
         """
-        device, at_once = self._model.device, batches_at_once(self._model)
-        alone = list(range(len(batches)))
-        if at_once > 1 and len(batches) > 1:
+        device, alone = self._model.device, list(range(len(batches)))
+        if at_once > 1:
             streams = _streams(device, at_once)
             for stream in streams:
                 stream.wait_stream(torch.cuda.current_stream(device))

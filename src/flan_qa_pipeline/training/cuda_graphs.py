@@ -101,7 +101,6 @@ class GraphedPasses:
     def clear(self) -> None:
         """Free the memory of all graphs; the next batch of each shape is captured again."""
         self._captured: dict[tuple[torch.Size, ...], Captured] = {}
-        self._pool = torch.cuda.graph_pool_handle()
 
     def __call__(self, batch: dict[str, torch.Tensor]) -> torch.Tensor:
         """Add the gradients of a batch's loss to `.grad`, and return the loss, a scalar.
@@ -141,6 +140,8 @@ class GraphedPasses:
         Returns:
             The graph, the tensors that it reads its inputs from, and the one it writes the loss to.
         """
+        if not self._captured:
+            self._pool = torch.cuda.graph_pool_handle()  # a pool ends with its last graph
         inputs = {name: part.clone() for name, part in batch.items()}
         graph = torch.cuda.CUDAGraph()
         with self._on_capture_stream():
