@@ -121,6 +121,13 @@ def resized(raw):
     }
 
 
+def write_files(root, files):
+    """Write texts to files under a folder, by their relative paths."""
+    for path, text in files.items():
+        (root / path).parent.mkdir(parents=True, exist_ok=True)
+        (root / path).write_text(text, encoding="utf-8")
+
+
 def copy_project(root):
     """Copy what makes this a Kedro project, without data, at the sizes of the tests."""
     for name in ("conf", "src"):

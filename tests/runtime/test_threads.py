@@ -7,7 +7,7 @@ import sys
 
 import pytest
 import torch
-from conftest import REPOSITORY
+from conftest import REPOSITORY, write_files
 from kedro.pipeline import Pipeline, node
 
 from flan_qa_pipeline.runtime import threads
@@ -18,63 +18,17 @@ from flan_qa_pipeline.runtime.threads import (
     ON_FREE_CORES,
     WAITING,
     chosen,
-    cpu_quotas,
     others_compute,
 )
 
-V2, V1 = "0::/docker/abc\n", "12:cpuset:/docker/abc\n4:cpu,cpuacct:/docker/abc\n"
-
-
-def write(root, files):
-    for path, text in files.items():
-        (root / path).parent.mkdir(parents=True, exist_ok=True)
-        (root / path).write_text(text, encoding="utf-8")
-
-
-def v1(folder, quota, period="100000"):
-    return {
-        f"sys/fs/cgroup/{folder}/cpu.cfs_quota_us": f"{quota}\n",
-        f"sys/fs/cgroup/{folder}/cpu.cfs_period_us": f"{period}\n",
-    }
-
-
-@pytest.mark.parametrize(
-    ("groups", "files", "quotas"),
-    [
-        (V2, {"sys/fs/cgroup/docker/abc/cpu.max": "200000 100000\n"}, [2]),
-        (V2, {"sys/fs/cgroup/docker/abc/cpu.max": "max 100000\n"}, []),
-        (V2, {"sys/fs/cgroup/cpu.max": "150000 100000\n"}, [1.5]),  # seen from inside
-        ("0::/\n", {"sys/fs/cgroup/unified/cpu.max": "50000 100000\n"}, [0.5]),
-        (
-            V2,
-            {
-                "sys/fs/cgroup/docker/abc/cpu.max": "800000 100000\n",
-                "sys/fs/cgroup/docker/cpu.max": "300000 100000\n",
-            },
-            [8, 3],
-        ),
-        (V1, v1("cpu,cpuacct/docker/abc", 200000), [2]),
-        (V1, v1("cpu,cpuacct/docker/abc", -1), []),
-        (V1, v1("cpu", 400000), [4]),
-        (V1, v1("cpu", 400000, "0"), []),
-        (V1, v1("cpu", "broken"), []),
-        (V1 + "0::/\n", v1("cpu,cpuacct/docker/abc", 300000), [3]),
-        ("", {}, []),
-        ("no line of a control group\n", {}, []),
-    ],
-)
-def test_quotas_are_read_from_both_kinds_of_control_groups(tmp_path, groups, files, quotas):
-    write(tmp_path, {"proc/self/cgroup": groups} | files)
-    assert list(cpu_quotas(tmp_path)) == quotas
-
 
 def test_the_smallest_limit_counts(tmp_path, monkeypatch):
-    write(tmp_path, {"proc/self/cgroup": "0::/\n"})
+    write_files(tmp_path, {"proc/self/cgroup": "0::/\n"})
     affinity = os.sched_getaffinity(0)
     assert threads.available_cores(tmp_path) == len(affinity)
     monkeypatch.setattr(os, "sched_getaffinity", lambda pid: set(range(64)))
     for limit, cores in (("250000 100000", 2), ("20000 100000", 1), ("9900000 100000", 64)):
-        write(tmp_path, {"sys/fs/cgroup/cpu.max": limit})
+        write_files(tmp_path, {"sys/fs/cgroup/cpu.max": limit})
         assert threads.available_cores(tmp_path) == cores
 
 
@@ -106,7 +60,7 @@ def test_a_users_way_of_waiting_stays(name):
 )
 def test_threads_sleep_sooner_where_others_compute(tmp_path, monkeypatch, running, usable, answer):
     monkeypatch.setattr(os, "cpu_count", lambda: 2 if running < 3 else 64)
-    write(tmp_path, {"proc/loadavg": f"0.50 1.20 3.00 {running}/345 6789\n"})
+    write_files(tmp_path, {"proc/loadavg": f"0.50 1.20 3.00 {running}/345 6789\n"})
     assert others_compute(usable, tmp_path) is answer
 
 
@@ -116,7 +70,7 @@ def test_without_a_count_of_running_processes_cores_pass_for_free(tmp_path):
 
 def test_one_busy_moment_is_not_a_busy_machine(monkeypatch):
     lines = iter(["9 9 9 7/300 1", *["9 9 9 1/300 1"] * 9])
-    monkeypatch.setattr(threads, "_read", lambda path: next(lines))
+    monkeypatch.setattr(threads, "read", lambda path: next(lines))
     monkeypatch.setattr(os, "cpu_count", lambda: 2)
     assert others_compute(2) is False
 

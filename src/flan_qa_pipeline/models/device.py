@@ -11,6 +11,7 @@ from pathlib import Path
 import torch
 from accelerate.utils import get_max_memory
 
+from flan_qa_pipeline import control_groups
 from flan_qa_pipeline.errors import InputError
 
 
@@ -78,11 +79,15 @@ def device_name() -> str:
 
 
 def free_memory(device: torch.device) -> int:
-    """Bytes that this process may still allocate: on the GPU, or its share of main memory."""
+    """Bytes that this process may still allocate: on the GPU, or its share of main memory.
+
+    A container's limit counts as main memory does.
+    """
     if device.type == "cuda":
         unused = torch.cuda.memory_reserved(device) - torch.cuda.memory_allocated(device)
         return torch.cuda.mem_get_info(device)[0] + unused
-    return get_max_memory()["cpu"] // int(os.environ.get("LOCAL_WORLD_SIZE", 1))
+    available = min([get_max_memory()["cpu"], *control_groups.free_bytes()])
+    return available // int(os.environ.get("LOCAL_WORLD_SIZE", 1))
 
 
 MIB = 2**20

@@ -4,15 +4,17 @@ torch computes with OpenMP, which reads its environment once, when it is loaded.
 while they wait for each other. On a core that another process uses, too, spinning spends the time
 that the next piece of work needs, so each step takes many times its share.
 
-This module imports only the standard library.
+This module imports nothing that imports torch.
 """
 
 import math
 import os
 import sys
 import time
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Mapping
 from pathlib import Path
+
+from flan_qa_pipeline.control_groups import ROOT, cpu_quotas, read
 
 NUMBER = "OMP_NUM_THREADS"
 CHOSEN = "FLAN_QA_PIPELINE_THREADS"  # the number, if this module chose it; its processes inherit it
@@ -22,8 +24,6 @@ CHOSEN = "FLAN_QA_PIPELINE_THREADS"  # the number, if this module chose it; its 
 WAITING = {"OMP_WAIT_POLICY": "PASSIVE", "GOMP_SPINCOUNT": "1000", "KMP_BLOCKTIME": "0"}
 ON_FREE_CORES = WAITING | {"GOMP_SPINCOUNT": "30000"}
 SAMPLES, PAUSE = 5, 0.004  # of the running processes; the pause is in seconds
-
-ROOT = Path("/")
 
 
 def choose() -> None:
@@ -79,7 +79,7 @@ def others_compute(usable: int, root: Path = ROOT) -> bool:
     running = []
     for sample in range(SAMPLES):
         time.sleep(PAUSE if sample else 0)
-        fields = _read(root / "proc/loadavg").split()  # the fourth is running/all
+        fields = read(root / "proc/loadavg").split()  # the fourth is running/all
         if len(fields) < 4:
             return False
         running.append(int(fields[3].partition("/")[0]))
@@ -100,46 +100,7 @@ def cores_of_affinity() -> int:
     return os.cpu_count() or 1
 
 
-def cpu_quotas(root: Path = ROOT) -> Iterator[float]:
-    """Yield the quotas of CPU time, in cores, of this process's control groups and their parents.
-
-    Args:
-        root: the folder that holds `proc` and `sys`.
-    """
-    mounts = root / "sys/fs/cgroup"
-    for line in _read(root / "proc/self/cgroup").splitlines():
-        number, _, rest = line.partition(":")
-        controllers, _, group = rest.partition(":")
-        if number == "0" and not controllers:
-            for folder in _with_parents([mounts, mounts / "unified"], group):
-                yield from _quota(*_read(folder / "cpu.max").split())
-        elif "cpu" in controllers.split(","):
-            for folder in _with_parents([mounts / controllers, mounts / "cpu"], group):
-                limits = (_read(folder / f"cpu.cfs_{name}_us") for name in ("quota", "period"))
-                yield from _quota(*(limit.strip() for limit in limits))
-
-
 def describe() -> str:
     """Say which number of threads and which way of waiting are set."""
     chosen = [f"{name}={os.environ[name]}" for name in (NUMBER, *WAITING) if name in os.environ]
     return ", ".join(chosen) or "nothing is set"
-
-
-def _with_parents(mounts: list[Path], group: str) -> Iterator[Path]:
-    """Yield a group's folder and those above it; a container sees its own group as the mount."""
-    parts = Path(group.lstrip("/")).parts
-    for mount in dict.fromkeys(mounts):
-        for length in range(len(parts), -1, -1):
-            yield mount.joinpath(*parts[:length])
-
-
-def _quota(limit: str = "", period: str = "") -> Iterator[float]:
-    if limit.isdigit() and period.isdigit() and int(period):  # not "max" or -1
-        yield int(limit) / int(period)
-
-
-def _read(path: Path) -> str:
-    try:
-        return path.read_text(encoding="utf-8")
-    except OSError:
-        return ""
