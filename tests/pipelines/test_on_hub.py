@@ -12,6 +12,7 @@ from conftest import copy_project
 from hub_server import BASE, COMMIT, SQUAD, SQUAD_COMMIT, read_repository, running_hub
 from kedro.framework.session import KedroSession
 from kedro.framework.startup import bootstrap_project
+from peft import AutoPeftModelForSeq2SeqLM
 
 import flan_qa_pipeline.cli
 from flan_qa_pipeline.data.squad import flatten
@@ -142,7 +143,17 @@ def test_hub_id_and_commits_are_recorded(first_run):
     assert recorded["model"]["revision"] == COMMIT
     assert f"@{SQUAD_COMMIT}/" in recorded["data"]["train_file"]
     config = json.loads((adapter / "adapter_config.json").read_text())
-    assert config["base_model_name_or_path"] == BASE
+    assert (config["base_model_name_or_path"], config["revision"]) == (BASE, COMMIT)
+
+
+def test_pefts_automatic_class_loads_the_base_at_its_commit(hub, first_run):
+    _, adapter = first_run
+    asked = len(hub.requests)
+    model = AutoPeftModelForSeq2SeqLM.from_pretrained(adapter)
+    assert model.peft_config["default"].revision == COMMIT
+    # transformers looks for an adapter in the base's main branch, whatever the revision
+    of_base = [request for request in hub.requests[asked:] if BASE in request]
+    assert all(COMMIT in r or r.endswith("main/adapter_config.json") for r in of_base)
 
 
 def test_a_branch_is_recorded_as_its_commit(hub, project, first_run, caplog):

@@ -38,7 +38,13 @@ TRAINING = "training.json"
 WEIGHT_DTYPES = {torch.float32, torch.float16, torch.bfloat16}
 RESTORE = "restore the adapter's folder, load another version, or train again"
 # keys of a saved configuration that are no parameter of LoRA, and the targets, checked apart
-FREE = {"base_model_name_or_path", "inference_mode", "peft_version", "target_modules"}
+FREE = {
+    "base_model_name_or_path",
+    "inference_mode",
+    "peft_version",
+    "revision",
+    "target_modules",
+}
 
 
 @dataclass(frozen=True)
@@ -222,6 +228,9 @@ def extract_adapter(
 ) -> Adapter:
     """Copy the adapter off a trained model.
 
+    peft's configuration gets the commit of a base on the hub, where peft's automatic classes look
+    for it.
+
     Args:
         model: the trained model.
         tokenizer: the base's tokenizer.
@@ -231,7 +240,8 @@ def extract_adapter(
     Raises:
         InputError: the adapter's weights are not finite.
     """
-    config, weights = model.peft_config["default"], adapter_weights(model)
+    config, weights = copy(model.peft_config["default"]), adapter_weights(model)
+    config.revision = provenance["model"]["revision"]
     if name := not_finite(weights):
         raise InputError(
             f"The training diverged in its last step: {name} holds NaN or infinity; lower "
