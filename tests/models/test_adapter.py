@@ -105,6 +105,18 @@ def test_reloaded_adapter_answers_like_the_trained_model(
     assert answers(again, loaded.tokenizer, windows) == answers(again, tokenizer, windows)
 
 
+def test_a_base_quantized_from_another_dtype_is_warned_of(trained, float32, provenance, caplog):
+    _, adapter = trained
+    assert adapter.training["quantized_from"] == "torch.float32"
+    attach_adapter(load_base_model(float32), adapter, provenance)
+    assert not caplog.messages
+    bfloat16 = float32.model_copy(update={"compute_dtype": "bfloat16"})
+    attach_adapter(load_base_model(bfloat16), adapter, provenance)
+    [line] = caplog.messages
+    assert "quantized from float32; this base was quantized from bfloat16" in line
+    assert line.endswith("model.compute_dtype=float32 gives the same.")
+
+
 def test_versions_are_kept_and_can_be_pinned(trained, dataset):
     _, adapter = trained
     assert not dataset().exists()

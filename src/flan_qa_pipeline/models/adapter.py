@@ -308,7 +308,21 @@ def attach_adapter(
             )
     set_peft_model_state_dict(model, adapter.state_dict)
     fuse(model)
+    _warn_of_other_codes(adapter, base)
     return model.eval()
+
+
+def _warn_of_other_codes(adapter: Adapter, base: PreTrainedModel) -> None:
+    """Warn if the base's 4-bit weights were rounded from another dtype than in training."""
+    trained, here = adapter.training.get("quantized_from"), base.quantized_from
+    if trained and here and trained != str(here):
+        logger.warning(
+            "The adapter was trained on a base that was quantized from %s; this base was quantized "
+            "from %s, so some of its 4-bit weights differ. model.compute_dtype=%s gives the same.",
+            trained.removeprefix("torch."),
+            str(here).removeprefix("torch."),
+            trained.removeprefix("torch."),
+        )
 
 
 def base_of(model: PreTrainedModel | PeftModel) -> PreTrainedModel:

@@ -207,6 +207,7 @@ def load_base_model(model: ModelParameters, *, to_shard: bool = False) -> PreTra
         output_loading_info=True,
     )
     base.name_or_path = model.name
+    base.quantized_from = dtype if quantization else None
     _require_complete(base, loading["missing_keys"])
     adopt(base, dtype)
     forbid_repacking(base)

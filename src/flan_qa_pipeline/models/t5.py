@@ -274,6 +274,8 @@ class QuantizableT5(UntiedT5):
     """
 
     keeps_activations = False
+    quantized_from: torch.dtype | None = None
+    """The dtype of the weights before they were quantized at load; None if they were not."""
 
     def __init__(self, config: T5Config):
         config = deepcopy(config)

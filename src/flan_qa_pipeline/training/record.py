@@ -23,13 +23,13 @@ def training_record(
         run: the run's parameters, versions and inputs.
     """
     peft_model = trainer.model
+    base = peft_model.get_base_model()
     trainable, total = peft_model.get_nb_trainable_parameters()
     return {
         "trainable_parameters": trainable,
         "total_parameters": total,
-        "base_weights": base_weights(
-            peft_model.get_base_model(), model.skip_modules, double_quant=model.double_quant
-        ),
+        "base_weights": base_weights(base, model.skip_modules, double_quant=model.double_quant),
+        "quantized_from": str(base.quantized_from) if base.quantized_from else None,
         "weights_bytes": peft_model.get_memory_footprint(),
         "attention": resolve_attention(model.attn_implementation),
         "batch_size": trainer.args.per_device_train_batch_size,
