@@ -147,6 +147,16 @@ def saved_digests(folder: Path) -> dict[str, str]:
         raise InputError(f"{path} is damaged; restore the folder, or save it again.") from error
 
 
+def weight_digests(folder: Path) -> dict[str, str]:
+    """Map the files of weights that were saved in a folder to their digests.
+
+    Raises:
+        InputError: the file of digests is damaged.
+    """
+    digests = saved_digests(folder)
+    return {name: digest for name, digest in digests.items() if name.endswith(WEIGHTS)}
+
+
 def is_as_saved(folder: Path, name: str) -> bool:
     """Return whether a folder holds a file with the digest that was saved."""
     path = folder / name

@@ -7,6 +7,7 @@ import math
 import os
 import re
 import shutil
+from hashlib import sha256
 from pathlib import Path
 
 import pytest
@@ -24,7 +25,7 @@ from flan_qa_pipeline.answering.generation import generate_answers
 from flan_qa_pipeline.datasets.adapter import AdapterDataset
 from flan_qa_pipeline.datasets.reading import load
 from flan_qa_pipeline.errors import InputError
-from flan_qa_pipeline.files import DIGESTS
+from flan_qa_pipeline.files import DIGESTS, save_digests
 from flan_qa_pipeline.models.adapter import (
     attach_adapter,
     load_adapter,
@@ -106,6 +107,7 @@ def test_reloaded_adapter_answers_like_the_trained_model(
 
 
 def test_a_base_quantized_from_another_dtype_is_warned_of(trained, float32, provenance, caplog):
+    caplog.set_level(logging.WARNING, logger="flan_qa_pipeline")
     _, adapter = trained
     assert adapter.training["quantized_from"] == "torch.float32"
     attach_adapter(load_base_model(float32), adapter, provenance)
@@ -115,6 +117,24 @@ def test_a_base_quantized_from_another_dtype_is_warned_of(trained, float32, prov
     [line] = caplog.messages
     assert "quantized from float32; this base was quantized from bfloat16" in line
     assert line.endswith("model.compute_dtype=float32 gives the same.")
+
+
+def test_an_adapter_knows_the_weights_in_the_folder_of_its_base(train, training, float32, tmp_path):
+    folder = tmp_path / "base"
+    shutil.copytree(float32.name, folder)
+    save_digests(folder, ["config.json", "model.safetensors"])
+    model = float32.model_copy(update={"name": str(folder)})
+    _, adapter = train(training.model_copy(update={"max_steps": 1}), model)
+    digest = sha256((folder / "model.safetensors").read_bytes()).hexdigest()
+    assert adapter.training["base_digests"] == {"model.safetensors": digest}
+    attach_adapter(load_base_model(model), adapter, adapter.provenance)
+    weights = load_file(folder / "model.safetensors")
+    save_file({name: 2 * weight for name, weight in weights.items()}, folder / "model.safetensors")
+    save_digests(folder, ["config.json", "model.safetensors"])
+    with pytest.raises(InputError, match=f"{folder} holds other weights than those .* train again"):
+        attach_adapter(load_base_model(model), adapter, adapter.provenance)
+    (folder / DIGESTS).unlink()
+    attach_adapter(load_base_model(model), adapter, adapter.provenance)
 
 
 def test_versions_are_kept_and_can_be_pinned(trained, dataset):

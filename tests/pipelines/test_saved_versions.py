@@ -1,5 +1,6 @@
 """Runs that read what earlier runs saved."""
 
+import dataclasses
 import io
 import json
 import re
@@ -14,7 +15,9 @@ from kedro.runner import ParallelRunner, ThreadRunner
 
 import flan_qa_pipeline.cli
 from flan_qa_pipeline.data.fingerprints import fingerprint_splits
+from flan_qa_pipeline.datasets.adapter import AdapterDataset
 from flan_qa_pipeline.errors import InputError
+from flan_qa_pipeline.files import DIGESTS, save_digests
 from flan_qa_pipeline.pipelines import modeling, reporting
 from pipelines.kedro_project import SELECT, VERSIONED, load, read, run, versions
 
@@ -206,6 +209,26 @@ def test_windows_of_other_choices_are_refused_before_the_base_is_loaded(
     assert versions(project)["finetuned_predictions"] == before["finetuned_predictions"]
     monkeypatch.undo()
     run(project, tiny_run, "data_engineering")
+
+
+def test_other_weights_in_the_folder_of_the_base_are_refused_before_it_is_loaded(
+    project, full_run, tiny_run, tiny_base, monkeypatch
+):
+    load = AdapterDataset.load
+
+    def trained_on_others(dataset):
+        adapter = load(dataset)
+        digests = {"model.safetensors": "0" * 64}
+        return dataclasses.replace(adapter, training=adapter.training | {"base_digests": digests})
+
+    monkeypatch.setattr(AdapterDataset, "load", trained_on_others)
+    monkeypatch.setattr(reporting.nodes, "load_base_model", no_base)
+    save_digests(tiny_base, ["model.safetensors"])
+    try:
+        with pytest.raises(InputError, match=f"{tiny_base} holds other weights"):
+            run(project, tiny_run, "evaluate")
+    finally:
+        (tiny_base / DIGESTS).unlink()
 
 
 def test_other_questions_than_those_tokenized_are_not_trained_on(project, full_run, tiny_run):

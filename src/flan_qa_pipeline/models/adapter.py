@@ -23,7 +23,14 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from flan_qa_pipeline.config.parameters import LoraParameters, ModelParameters, PromptParameters
 from flan_qa_pipeline.errors import InputError, in_one_line
-from flan_qa_pipeline.files import CARD, DIGESTS, refuse_pickles, require_undamaged, save_digests
+from flan_qa_pipeline.files import (
+    CARD,
+    DIGESTS,
+    refuse_pickles,
+    require_undamaged,
+    save_digests,
+    weight_digests,
+)
 from flan_qa_pipeline.models.fused_lora import fuse
 from flan_qa_pipeline.models.loading import read_tokenizer, require_vocabulary
 from flan_qa_pipeline.models.sharded_tensors import sharded_like, whole
@@ -269,6 +276,26 @@ def require_trained_with(adapter: Adapter, provenance: dict[str, Any]) -> None:
         )
 
 
+def require_same_weights(adapter: Adapter, base: str) -> None:
+    """Check that a folder still holds the weights that an adapter was trained on.
+
+    A folder without digests, or an adapter that was trained on such a folder, is not checked. A
+    base on the hub has a commit instead.
+
+    Args:
+        base: the folder, or a hub id.
+
+    Raises:
+        InputError: the folder holds other weights.
+    """
+    trained, here = adapter.training.get("base_digests"), weight_digests(Path(base))
+    if trained and here and trained != here:
+        raise InputError(
+            f"{base} holds other weights than those that the adapter was trained on; restore them, "
+            "pin another version with --load-versions=adapter:…, or train again."
+        )
+
+
 def require_trained_on(adapter: Adapter, model: ModelParameters) -> None:
     """Check that an adapter was trained on this base.
 
@@ -289,10 +316,11 @@ def attach_adapter(
         provenance: the parameters of this run (see `provenance_of`).
 
     Raises:
-        InputError: `provenance` differs from the adapter's, the base has too few embeddings, or the
-            adapter's tensors do not fit the base; names the first.
+        InputError: `provenance` differs from the adapter's, the base has other weights or too few
+            embeddings, or the adapter's tensors do not fit the base; names the first.
     """
     require_trained_with(adapter, provenance)
+    require_same_weights(adapter, base.name_or_path)
     require_vocabulary(adapter.tokenizer, base.config.vocab_size, base.name_or_path)
     config = copy(adapter.config)
     config.base_model_name_or_path = base.name_or_path

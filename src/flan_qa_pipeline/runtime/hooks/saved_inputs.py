@@ -34,7 +34,11 @@ class SavedInputHooks:
         from flan_qa_pipeline.data.splits import describe_splits
         from flan_qa_pipeline.data.tokenized import made_with, require_made_with
         from flan_qa_pipeline.datasets.reading import load
-        from flan_qa_pipeline.models.adapter import provenance_of, require_trained_with
+        from flan_qa_pipeline.models.adapter import (
+            provenance_of,
+            require_same_weights,
+            require_trained_with,
+        )
         from flan_qa_pipeline.models.loading import load_tokenizer
 
         if not PartialState().is_main_process:
@@ -53,6 +57,7 @@ class SavedInputHooks:
         if {"adapter", "params:model", "params:prompt"} <= inputs:
             adapter = load(catalog["adapter"])
             require_trained_with(adapter, provenance_of(given.model, given.prompt))
+            require_same_weights(adapter, given.model.name)
         self._warn_of_unused(run_params["runtime_params"] or {}, inputs, catalog)
 
     def _warn_of_unused(
