@@ -8,10 +8,15 @@ from datasets import Dataset
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from flan_qa_pipeline.data.squad import check, flatten, split_titles
+from flan_qa_pipeline.data.squad import (
+    CHECKED_QUESTION_FEATURES,
+    check,
+    flatten,
+    split_titles,
+)
 from flan_qa_pipeline.data.texts import has_text, normalized
 from flan_qa_pipeline.errors import InputError
-from flan_qa_pipeline.pipelines.data_engineering.nodes import QUESTION_FEATURES, flatten_questions
+from flan_qa_pipeline.pipelines.data_engineering.nodes import flatten_questions
 
 CONTEXT = "Ada wrote notes in 1843. Ada lived in London."
 RAW = {
@@ -88,7 +93,7 @@ def test_flatten_gives_one_flat_record_per_question():
 def test_json_and_squad_v2_shaped_dataset_give_the_same_questions():
     from_json = flatten_questions(RAW, "a.json", "error")[0]
     rows = from_json.remove_columns("is_impossible")
-    assert from_json.features == QUESTION_FEATURES
+    assert from_json.features == CHECKED_QUESTION_FEATURES
     assert list(flatten_questions(rows, "squad_v2", "error")[0]) == list(from_json)
 
 

@@ -12,6 +12,7 @@ from transformers import AutoTokenizer
 
 from flan_qa_pipeline.data.fingerprints import fingerprint_splits
 from flan_qa_pipeline.data.splits import near_duplicates
+from flan_qa_pipeline.data.squad import CHECKED_QUESTION_FEATURES
 from flan_qa_pipeline.data.tokenized import (
     digest_of,
     made_with,
@@ -22,7 +23,6 @@ from flan_qa_pipeline.data.windows import split_template
 from flan_qa_pipeline.errors import InputError
 from flan_qa_pipeline.pipelines.data_engineering import nodes
 from flan_qa_pipeline.pipelines.data_engineering.nodes import (
-    QUESTION_FEATURES,
     apply_unanswerable_policy,
     flatten_questions,
     reject_long_questions,
@@ -94,7 +94,7 @@ def question(id_, context, text=None, title="t"):
 
 
 def as_splits(*records):
-    rows = Dataset.from_list(list(records), features=QUESTION_FEATURES)
+    rows = Dataset.from_list(list(records), features=CHECKED_QUESTION_FEATURES)
     return DatasetDict(train=rows, validation=rows)
 
 
@@ -528,7 +528,7 @@ def test_answers_that_the_tokenizer_cannot_spell_are_counted(tokenize, caplog):
                     }
                     for i, answer in enumerate(answers)
                 ],
-                features=QUESTION_FEATURES,
+                features=CHECKED_QUESTION_FEATURES,
             )
         )
 
@@ -570,7 +570,7 @@ def test_a_question_that_is_too_long_is_listed_or_named_with_its_file(parameters
     records = [question(f"q{i}", "A context that is short.", "short") for i in range(2500)]
     for i in (0, 1500):
         records[i]["question"] = "Why " * 400 + "?"
-    rows = Dataset.from_list(records, features=QUESTION_FEATURES)
+    rows = Dataset.from_list(records, features=CHECKED_QUESTION_FEATURES)
     none = pd.DataFrame(columns=["source", "place", "id", "problem"])
     arguments = (parameters.model, parameters.prompt, parameters.tokenization)
     kept, rejected = reject_long_questions(rows, none, "a.json", "skip", *arguments)

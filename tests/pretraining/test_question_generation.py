@@ -8,11 +8,11 @@ import pytest
 import torch
 from datasets import Dataset, DatasetDict
 
+from flan_qa_pipeline.data.arrow_files import rows_on_disk
 from flan_qa_pipeline.pipelines.pretrain.nodes import (
+    ENCODED_QUESTION_FEATURES,
     GENERATED_FEATURES,
-    QUESTION_FEATURES,
     TEXT_FEATURES,
-    as_table,
 )
 from flan_qa_pipeline.pretraining import question_generation
 from flan_qa_pipeline.pretraining.altered_questions import contains
@@ -80,9 +80,11 @@ def test_neighbours_follow_or_at_the_end_come_before():
 def test_a_generated_question_may_find_its_neighbours_instead(generated, tasks):
     none = DatasetDict(
         paragraphs=Dataset.from_dict({n: [] for n in TEXT_FEATURES}, TEXT_FEATURES),
-        train=Dataset.from_dict({n: [] for n in QUESTION_FEATURES}, QUESTION_FEATURES),
+        train=Dataset.from_dict(
+            {n: [] for n in ENCODED_QUESTION_FEATURES}, ENCODED_QUESTION_FEATURES
+        ),
     )
-    made = as_table(generated, GENERATED_FEATURES)
+    made = rows_on_disk(generated, GENERATED_FEATURES)
     questions = EncodedQuestions.of(none, tasks, made)
     contexts = [row[name] for row in generated for name in ("context", "other") if row[name]]
     assert [ids.tolist() for ids in questions.contexts] == contexts
@@ -124,10 +126,12 @@ def test_generation_repeats_itself(generated, tasks, tokenizer, text, pretrain):
 def test_generated_questions_are_trained_on(generated, tasks, tokenizer, text, pretrain, tmp_path):
     none = DatasetDict(
         paragraphs=Dataset.from_dict({n: [] for n in TEXT_FEATURES}, TEXT_FEATURES),
-        train=Dataset.from_dict({n: [] for n in QUESTION_FEATURES}, QUESTION_FEATURES),
+        train=Dataset.from_dict(
+            {n: [] for n in ENCODED_QUESTION_FEATURES}, ENCODED_QUESTION_FEATURES
+        ),
     )
     pd.DataFrame(generated).to_parquet(tmp_path / "generated.parquet")  # as the catalog keeps them
-    made = as_table(
+    made = rows_on_disk(
         pd.read_parquet(tmp_path / "generated.parquet").to_dict("records"), GENERATED_FEATURES
     )
     questions = EncodedQuestions.of(none, tasks, made)

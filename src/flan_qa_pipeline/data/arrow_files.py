@@ -6,7 +6,7 @@ from errno import ENOSPC
 from typing import Any
 
 import pyarrow as pa
-from datasets import Dataset, DatasetInfo
+from datasets import Dataset, DatasetInfo, Features
 
 from flan_qa_pipeline.errors import InputError
 
@@ -43,6 +43,19 @@ def on_disk(batches: Iterable[Mapping[str, list[Any]]], info: DatasetInfo) -> Da
                 "free space, or set TMPDIR to a larger folder."
             ) from error
         return Dataset.from_file(file.name, info=info)
+
+
+def rows_on_disk(rows: Iterable[Mapping[Any, Any]], features: Features) -> Dataset:
+    """Write rows to a temporary file; return a dataset that reads it, as `on_disk` does.
+
+    Args:
+        rows: columns mapped to the values of one row.
+        features: the columns and their types.
+
+    Raises:
+        InputError: there is no room for the file.
+    """
+    return on_disk(in_batches(rows, features), DatasetInfo(features=features))
 
 
 def in_batches(

@@ -14,7 +14,7 @@ from hashlib import blake2b
 from pathlib import PurePosixPath
 from typing import Annotated, Any
 
-from datasets import Dataset
+from datasets import Dataset, Features, List, Value
 from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, ValidationError
 
 from flan_qa_pipeline.data.readers import Columns, Row, SquadJSON, dataset_rows
@@ -27,6 +27,17 @@ logger = logging.getLogger(__name__)
 SHOWN = 100  # characters of an id in a message
 REQUIRED = ("context", "question", "answers")
 OPTIONAL = ("id", "title", "answer_start", "is_impossible")
+
+CHECKED_QUESTION_FEATURES = Features(
+    {
+        "id": Value("string"),
+        "title": Value("string"),
+        "context": Value("string"),
+        "question": Value("string"),
+        "answers": {"text": List(Value("string")), "answer_start": List(Value("int32"))},
+        "is_impossible": Value("bool"),
+    }
+)
 
 
 class _Record(BaseModel):

@@ -19,7 +19,7 @@ from flan_qa_pipeline.config.parameters import (
     PromptParameters,
     TokenizationParameters,
 )
-from flan_qa_pipeline.data.arrow_files import in_batches, on_disk
+from flan_qa_pipeline.data.arrow_files import on_disk, rows_on_disk
 from flan_qa_pipeline.data.fingerprints import fingerprint_splits
 from flan_qa_pipeline.data.row_files import RowFiles
 from flan_qa_pipeline.data.splits import (
@@ -33,7 +33,12 @@ from flan_qa_pipeline.data.splits import (
     shared_values,
     thin_out,
 )
-from flan_qa_pipeline.data.squad import Rejection, check, read_records
+from flan_qa_pipeline.data.squad import (
+    CHECKED_QUESTION_FEATURES,
+    Rejection,
+    check,
+    read_records,
+)
 from flan_qa_pipeline.data.tokenized import describe, made_with
 from flan_qa_pipeline.data.windows import question_problems, window_columns
 from flan_qa_pipeline.errors import InputError
@@ -45,16 +50,6 @@ ROWS = 1000  # in memory at a time
 FROM_TRAINING_ARTICLES = ("train", "dev", "calibration")
 LATE_BAR = {"delay": 2, "leave": False}  # a step under 2 s shows no progress bar
 
-QUESTION_FEATURES = Features(
-    {
-        "id": Value("string"),
-        "title": Value("string"),
-        "context": Value("string"),
-        "question": Value("string"),
-        "answers": {"text": List(Value("string")), "answer_start": List(Value("int32"))},
-        "is_impossible": Value("bool"),
-    }
-)
 WINDOW_FEATURES = Features(
     {
         "id": Value("string"),
@@ -95,9 +90,7 @@ def flatten_questions(
     skipped = rejected if on_invalid == "skip" else None
     records = check(read_records(raw, source, named, skipped), source, skipped)
     shown = tqdm(records, desc="Check questions", unit="question", **LATE_BAR)
-    questions = on_disk(
-        in_batches(shown, QUESTION_FEATURES), DatasetInfo(features=QUESTION_FEATURES)
-    )
+    questions = rows_on_disk(shown, CHECKED_QUESTION_FEATURES)
     return questions, rejection_table(rejected, source)
 
 

@@ -1,7 +1,6 @@
 """An English base model, pretrained from scratch on text and annotated questions."""
 
 import logging
-from collections.abc import Iterable
 from itertools import chain
 from pathlib import Path
 from typing import Any, Literal
@@ -13,7 +12,6 @@ from accelerate.utils import set_seed
 from datasets import (
     Dataset,
     DatasetDict,
-    DatasetInfo,
     Features,
     List,
     Value,
@@ -27,7 +25,7 @@ from flan_qa_pipeline.config.parameters import (
     PhaseParameters,
     PretrainParameters,
 )
-from flan_qa_pipeline.data.arrow_files import in_batches, on_disk
+from flan_qa_pipeline.data.arrow_files import rows_on_disk
 from flan_qa_pipeline.data.fingerprints import (
     fingerprint_json,
     fingerprint_rows,
@@ -36,13 +34,11 @@ from flan_qa_pipeline.data.fingerprints import (
 )
 from flan_qa_pipeline.data.row_files import RowFiles
 from flan_qa_pipeline.data.splits import column_values, distinct_values, hold_out
+from flan_qa_pipeline.data.squad import CHECKED_QUESTION_FEATURES
 from flan_qa_pipeline.data.texts import normalized
 from flan_qa_pipeline.errors import InputError
 from flan_qa_pipeline.models.loading import as_transformers_t5
 from flan_qa_pipeline.models.quantization import dequantize
-from flan_qa_pipeline.pipelines.data_engineering.nodes import (
-    QUESTION_FEATURES as CHECKED_FEATURES,
-)
 from flan_qa_pipeline.pipelines.data_engineering.nodes import (
     flatten_questions,
     rejection_table,
@@ -71,7 +67,7 @@ logger = logging.getLogger(__name__)
 IDS = List(Value("int32"))
 TEXT_FEATURES = Features({"article": Value("int32"), "ids": IDS})
 SPAN_FEATURES = {"ids": IDS, "answer": IDS, "start": Value("int32"), "end": Value("int32")}
-QUESTION_FEATURES = Features(
+ENCODED_QUESTION_FEATURES = Features(
     {"paragraph": Value("int32"), **SPAN_FEATURES, "gold": List(Value("string"))}
 )
 GENERATED_FEATURES = Features({"context": IDS, "other": IDS, **SPAN_FEATURES})
@@ -107,7 +103,7 @@ def check_question_sets(
     columns: Any = None,
 ) -> tuple[Dataset, pd.DataFrame]:
     """Check every file of the question folder as the training file is checked, and join them."""
-    questions, rejected = [as_table([], CHECKED_FEATURES)], [rejection_table([], "")]
+    questions, rejected = [rows_on_disk([], CHECKED_QUESTION_FEATURES)], [rejection_table([], "")]
     for name, files in sets.items():
         checked, invalid = flatten_questions(files, f"{folder}/{name}", on_invalid, columns)
         logger.info("%s/%s has %d valid questions.", folder, name, len(checked))
@@ -149,7 +145,7 @@ def encode_text(
             else:
                 yield title, paragraphs
 
-    rows = as_table(encode_paragraphs(kept(), tokenizer), TEXT_FEATURES)
+    rows = rows_on_disk(encode_paragraphs(kept(), tokenizer), TEXT_FEATURES)
     logger.info(
         "The text has %d paragraphs; %d articles with the title of a held-out one were left out.",
         len(rows),
@@ -187,11 +183,11 @@ def encode_splits(
 
     def encoded(*names: str) -> Dataset:
         rows = (row for n in names for row in encode_questions(sources[n], tokenizer, numbers))
-        return as_table(rows, QUESTION_FEATURES)
+        return rows_on_disk(rows, ENCODED_QUESTION_FEATURES)
 
     extra = {"extra": encoded("extra")} if "extra" in sources else {}
     return DatasetDict(
-        paragraphs=as_table(paragraphs, TEXT_FEATURES),
+        paragraphs=rows_on_disk(paragraphs, TEXT_FEATURES),
         train=encoded("train"),
         held_out=encoded("dev", "calibration"),
         **extra,
@@ -273,7 +269,9 @@ def pretrain_base(
 
     A packed reader is unpacked first. The tokenizer is returned to be saved beside the weights.
     """
-    made = as_table(generated.to_dict("records"), GENERATED_FEATURES) if len(generated) else None
+    made = (
+        rows_on_disk(generated.to_dict("records"), GENERATED_FEATURES) if len(generated) else None
+    )
     if getattr(reader, "is_quantized", False):
         reader.config.dropout_rate = pretrain.dropout  # the shipped configuration turns it off
         reader = as_transformers_t5(dequantize(reader))
@@ -430,7 +428,3 @@ def _tasks(tokenizer: PreTrainedTokenizerBase, pretrain: PretrainParameters) -> 
 def _sentinels(tokenizer: PreTrainedTokenizerBase) -> list[int]:
     ids: list[int] = tokenizer.convert_tokens_to_ids([f"<extra_id_{i}>" for i in range(SENTINELS)])
     return ids
-
-
-def as_table(rows: Iterable[Any], features: Features) -> Dataset:
-    return on_disk(in_batches(rows, features), DatasetInfo(features=features))
