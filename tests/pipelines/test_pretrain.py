@@ -24,7 +24,7 @@ from flan_qa_pipeline.models.loading import load_base_model, load_transformers_t
 from flan_qa_pipeline.models.quantization import dequantize
 from flan_qa_pipeline.pipelines.pretrain import nodes
 from flan_qa_pipeline.pipelines.pretrain.nodes import hold_out_articles
-from flan_qa_pipeline.pretraining import question_generation
+from flan_qa_pipeline.pretraining import greedy_answers, phases, question_generation
 from flan_qa_pipeline.pretraining.encoding import train_sentencepiece
 
 
@@ -74,7 +74,7 @@ def test_pretrain_makes_bases_that_plain_transformers_reads(
         raise Ended
 
     with monkeypatch.context() as patch, pytest.raises(Ended):
-        patch.setattr("flan_qa_pipeline.pipelines.pretrain.nodes.score_answers", end)
+        patch.setattr(greedy_answers, "score_answers", end)
         run(options)
     assert "tied weights" not in transformers_log.text
     base = AutoModelForSeq2SeqLM.from_pretrained("data/06_models/pretrained_base")
@@ -198,7 +198,7 @@ def test_later_decays_go_on_from_the_saved_base(project, options, monkeypatch):
         return starts[-1]
 
     monkeypatch.setattr(question_generation, "write", asking)
-    monkeypatch.setattr(nodes, "fingerprint_weights", noting)
+    monkeypatch.setattr(phases, "fingerprint_weights", noting)
     run(options, **decay("second_decay"))
 
     assert set(made_by) == {fingerprint_weights(first)}
@@ -242,7 +242,7 @@ def test_the_sixth_decay_goes_on_from_the_packed_base_that_ships(project, option
         starts.append(fingerprint_weights(module))
         return starts[-1]
 
-    monkeypatch.setattr(nodes, "fingerprint_weights", noting)
+    monkeypatch.setattr(phases, "fingerprint_weights", noting)
     folder = Path("data/06_models/starter_t5")
     shutil.copytree(REPOSITORY / folder, folder, dirs_exist_ok=True)
     before = {path: path.read_bytes() for path in folder.iterdir()}

@@ -1,12 +1,17 @@
 """English at a small size, encoded once for all tests of pretraining."""
 
 import pytest
-from datasets import Dataset, DatasetDict
+from datasets import Dataset
 from english import read_english, small, train_small_tokenizer
 
 from flan_qa_pipeline.data.squad import flatten
-from flan_qa_pipeline.pipelines.pretrain.nodes import TEXT_FEATURES, encode_splits
-from flan_qa_pipeline.pretraining.encoding import EncodedQuestions, EncodedText, encode_paragraphs
+from flan_qa_pipeline.pretraining.encoding import (
+    TEXT_FEATURES,
+    EncodedQuestions,
+    EncodedText,
+    encode_by_article,
+    encode_paragraphs,
+)
 from flan_qa_pipeline.pretraining.reading_tasks import ReadingTasks
 
 
@@ -33,10 +38,8 @@ def tasks(tokenizer, pretrain):
 @pytest.fixture(scope="session")
 def splits(articles, tokenizer):
     rows = Dataset.from_list(list(flatten({"version": "v2.0", "data": articles}, "the corpus")))
-    return encode_splits(
-        DatasetDict(train=rows, dev=rows.select([0]), calibration=rows.select([1])),
-        tokenizer,
-        rows.select([]),
+    return encode_by_article(
+        {"train": rows, "dev": rows.select([0]), "calibration": rows.select([1])}, tokenizer
     )
 
 

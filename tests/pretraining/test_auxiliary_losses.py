@@ -9,7 +9,6 @@ from accelerate.utils import set_seed
 
 from flan_qa_pipeline.config.parameters import ReplacedTokensParameters, SpanHeadParameters
 from flan_qa_pipeline.errors import InputError
-from flan_qa_pipeline.pipelines.pretrain.nodes import _restore
 from flan_qa_pipeline.pretraining.batches import BatchSource
 from flan_qa_pipeline.pretraining.encoding import EncodedQuestions
 from flan_qa_pipeline.pretraining.greedy_answers import mark, score_spans
@@ -194,15 +193,16 @@ def test_without_weights_nothing_is_built_and_the_loss_is_the_models(
         model.zero_grad()
 
 
-def test_heads_of_other_sizes_are_refused(model, pretrain, tokenizer, sentinels, objectives):
+def test_heads_of_other_sizes_are_refused(model, pretrain, sentinels, objectives):
     other = pretrain.model_copy(update={"span_head": SpanHeadParameters(weight=0)})
     saved = {name: weight.clone() for name, weight in objectives.weights().items()}
-    again = _restore(saved, model, tokenizer, pretrain)
+    again = Objectives(model, pretrain, sentinels)
+    again.restore(saved)
     assert all(torch.equal(weight, saved[name]) for name, weight in again.weights().items())
     with pytest.raises(
         InputError, match=r"span_head.layers.0.bias has the shape \(32,\), not None"
     ):
-        _restore(saved, model, tokenizer, other)
+        Objectives(model, other, sentinels).restore(saved)
 
 
 def test_generator_detector_and_span_head_learn(source, model, objectives):

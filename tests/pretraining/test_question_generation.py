@@ -9,17 +9,20 @@ import torch
 from datasets import Dataset, DatasetDict
 
 from flan_qa_pipeline.data.arrow_files import rows_on_disk
-from flan_qa_pipeline.pipelines.pretrain.nodes import (
-    ENCODED_QUESTION_FEATURES,
-    GENERATED_FEATURES,
-    TEXT_FEATURES,
-)
 from flan_qa_pipeline.pretraining import question_generation
 from flan_qa_pipeline.pretraining.altered_questions import contains
 from flan_qa_pipeline.pretraining.batches import BatchSource
-from flan_qa_pipeline.pretraining.encoding import EncodedQuestions, EncodedText
+from flan_qa_pipeline.pretraining.encoding import (
+    ENCODED_QUESTION_FEATURES,
+    TEXT_FEATURES,
+    EncodedQuestions,
+    EncodedText,
+)
 from flan_qa_pipeline.pretraining.prompts import encode
-from flan_qa_pipeline.pretraining.question_generation import generate_questions
+from flan_qa_pipeline.pretraining.question_generation import (
+    GENERATED_FEATURES,
+    generate_questions,
+)
 
 
 @pytest.fixture

@@ -5,20 +5,19 @@ import random
 from itertools import chain, zip_longest
 
 import numpy as np
-from datasets import DatasetDict
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from flan_qa_pipeline.data.row_files import files_in
 from flan_qa_pipeline.data.squad import flatten
 from flan_qa_pipeline.pipelines.data_engineering.nodes import flatten_questions
-from flan_qa_pipeline.pipelines.pretrain.nodes import encode_splits
 from flan_qa_pipeline.pretraining.altered_questions import (
     ImpossibleQuestions,
     contains,
     substitute_answer,
 )
-from flan_qa_pipeline.pretraining.encoding import EncodedQuestions, plain_title
+from flan_qa_pipeline.pretraining.encoding import EncodedQuestions, encode_by_article
+from flan_qa_pipeline.pretraining.held_out import plain_title
 from flan_qa_pipeline.pretraining.prompts import Prompt, encode
 from flan_qa_pipeline.pretraining.span_corruption import corrupt_spans, uncorrupted_length
 
@@ -177,8 +176,8 @@ def test_paragraphs_of_an_article_belong_together_though_its_rows_alternate(
     (files,) = files_in(str(tmp_path)).values()
     checked, _ = flatten_questions(files, "rows.jsonl", "error")
     none = checked.select([])
-    splits = DatasetDict(train=checked, dev=none, calibration=none)
-    encoded = encode_splits(splits, tokenizer, none)
+    splits = {"train": checked, "dev": none, "calibration": none}
+    encoded = encode_by_article(splits, tokenizer)
     found = EncodedQuestions.of(encoded, tasks)
 
     contexts = [text_of(tokenizer, ids) for ids in found.contexts]

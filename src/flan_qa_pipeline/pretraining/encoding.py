@@ -11,10 +11,10 @@ from typing import Any
 import numpy as np
 import pandas as pd
 import sentencepiece
-from datasets import Dataset, DatasetDict
+from datasets import Dataset, DatasetDict, Features, List, Value
 from transformers import PreTrainedTokenizerBase, T5Tokenizer
 
-from flan_qa_pipeline.data.texts import normalized
+from flan_qa_pipeline.data.arrow_files import rows_on_disk
 from flan_qa_pipeline.errors import InputError
 from flan_qa_pipeline.pretraining.altered_questions import Question
 from flan_qa_pipeline.pretraining.reading_tasks import LONGEST_ANSWER, ReadingTasks
@@ -24,6 +24,13 @@ LONGEST_LINE = 6000  # bytes, for the tokenizer's training
 ENCODED_AT_ONCE = 4000
 ASCII = "".join(sorted(set(string.printable) - set(string.whitespace)))
 FIELDS = ("title", "text")
+
+IDS = List(Value("int32"))
+TEXT_FEATURES = Features({"article": Value("int32"), "ids": IDS})
+SPAN_FEATURES = {"ids": IDS, "answer": IDS, "start": Value("int32"), "end": Value("int32")}
+ENCODED_QUESTION_FEATURES = Features(
+    {"paragraph": Value("int32"), **SPAN_FEATURES, "gold": List(Value("string"))}
+)
 
 
 def read_articles(partitions: Mapping[str, Any]) -> Iterator[tuple[str, list[str]]]:
@@ -52,11 +59,6 @@ def _rows(frame: pd.DataFrame) -> Iterator[tuple[str, list[str]]]:
         paragraphs = [paragraph for paragraph in text.split("\n") if paragraph.strip()]
         if paragraphs:
             yield title, paragraphs
-
-
-def plain_title(title: str) -> str:
-    """Reduce a title to what is the same in SQuAD and in Wikipedia."""
-    return normalized(title.replace("_", " "))
 
 
 def train_sentencepiece(lines: Iterable[str], vocab_size: int) -> T5Tokenizer:
@@ -103,6 +105,12 @@ def train_sentencepiece(lines: Iterable[str], vocab_size: int) -> T5Tokenizer:
     pieces = [(trained.id_to_piece(i), trained.get_score(i)) for i in range(len(trained))]
     sentinels = [(f"<extra_id_{i}>", 0.0) for i in reversed(range(SENTINELS))]
     return T5Tokenizer(vocab=pieces + sentinels, extra_ids=SENTINELS)
+
+
+def sentinel_ids(tokenizer: PreTrainedTokenizerBase) -> list[int]:
+    """Return the ids of `<extra_id_0>`, `<extra_id_1>`, …"""
+    ids: list[int] = tokenizer.convert_tokens_to_ids([f"<extra_id_{i}>" for i in range(SENTINELS)])
+    return ids
 
 
 def sample_lines(
@@ -174,6 +182,48 @@ def encode_questions(
             "end": span[1],
             "gold": texts,
         }
+
+
+def encode_by_article(
+    splits: Mapping[str, Dataset], tokenizer: PreTrainedTokenizerBase
+) -> DatasetDict:
+    """Encode distinct contexts, article by article, and the questions on them.
+
+    Args:
+        splits: Checked questions: `train`, `dev`, `calibration` and perhaps `extra`, whose articles
+            count apart from those of the other splits.
+        tokenizer: The base model's tokenizer.
+
+    Returns:
+        `paragraphs`, the contexts; the questions of `train`, of `held_out`, which joins `dev` and
+        `calibration`, and of `extra`, where it is given.
+    """
+    articles = _contexts_by_article(splits)
+    contexts = (context for _, paragraphs in articles for context in paragraphs)
+    numbers = {context: number for number, context in enumerate(contexts)}
+
+    def encoded(*names: str) -> Dataset:
+        rows = (row for n in names for row in encode_questions(splits[n], tokenizer, numbers))
+        return rows_on_disk(rows, ENCODED_QUESTION_FEATURES)
+
+    extra = {"extra": encoded("extra")} if "extra" in splits else {}
+    return DatasetDict(
+        paragraphs=rows_on_disk(encode_paragraphs(articles, tokenizer), TEXT_FEATURES),
+        train=encoded("train"),
+        held_out=encoded("dev", "calibration"),
+        **extra,
+    )
+
+
+def _contexts_by_article(splits: Mapping[str, Dataset]) -> list[tuple[str, list[str]]]:
+    seen: set[str] = set()
+    articles: dict[tuple[bool, str], list[str]] = {}
+    for name, split in splits.items():
+        for title, context in zip(split["title"], split["context"], strict=True):
+            if context not in seen:
+                seen.add(context)
+                articles.setdefault((name == "extra", title), []).append(context)
+    return [(title, contexts) for (_, title), contexts in articles.items()]
 
 
 @dataclass(frozen=True)

@@ -1,19 +1,23 @@
 """Answers of a pretrained model and of its span head to annotated questions, and their scores."""
 
+import logging
 from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
 import torch
 from accelerate import PartialState
-from datasets import Dataset
+from datasets import Dataset, DatasetDict
 from transformers import PreTrainedTokenizerBase, T5ForConditionalGeneration
 
+from flan_qa_pipeline.config.parameters import PretrainEvaluationParameters
 from flan_qa_pipeline.evaluation.scoring import score_question
 from flan_qa_pipeline.models.exchange import gather_json
 from flan_qa_pipeline.pretraining.reading_tasks import ReadingTasks
 from flan_qa_pipeline.pretraining.span_corruption import Ids
 from flan_qa_pipeline.pretraining.span_head import SpanHead, best_spans
 from flan_qa_pipeline.pretraining.training_steps import compute_dtype
+
+logger = logging.getLogger(__name__)
 
 END = 1
 Inputs = tuple[list[int], torch.Tensor, torch.Tensor]
@@ -87,6 +91,76 @@ def _batches(rows: Sequence[Ids], batch_size: int, device: torch.device) -> Iter
             ids[place, : len(closed)] = torch.tensor(closed)
             mask[place, : len(closed)] = 1
         yield numbers, ids.to(device), mask.to(device)
+
+
+def score_model_and_head(
+    model: T5ForConditionalGeneration,
+    head: SpanHead | None,
+    tokenizer: PreTrainedTokenizerBase,
+    tasks: ReadingTasks,
+    questions: DatasetDict,
+    evaluation: PretrainEvaluationParameters,
+) -> dict[str, Any]:
+    """Score model and span head on held-out questions, and the model on trained ones; log scores.
+
+    Args:
+        model: On this process' device.
+        head: Likewise; None if it is off.
+        tokenizer: The model's tokenizer.
+        tasks: Holds the prompts and the longest input.
+        questions: Splits of `encode_by_article`.
+        evaluation: How many questions to answer, and how many at a time.
+
+    Returns:
+        What `score_answers` returns for `held_out` and `trained_on`, for `held_out_forced`, where
+        the model must not abstain, and, where there is a head, for `held_out_span_head` and
+        `held_out_span_head_forced`.
+    """
+
+    def scores(split: str, *, forced: bool = False) -> dict[str, Any]:
+        return score_answers(
+            model,
+            tokenizer,
+            tasks,
+            questions[split],
+            questions["paragraphs"],
+            limit=evaluation.questions,
+            batch_size=evaluation.batch_size,
+            forced=forced,
+        )
+
+    def span_scores(*, forced: bool) -> dict[str, Any] | None:
+        if head is None:
+            return None
+        return score_spans(
+            model,
+            head,
+            tokenizer,
+            tasks,
+            questions["held_out"],
+            questions["paragraphs"],
+            limit=evaluation.questions,
+            batch_size=evaluation.batch_size,
+            forced=forced,
+        )
+
+    found = {
+        "held_out": scores("held_out"),
+        "held_out_forced": scores("held_out", forced=True),
+        "held_out_span_head": span_scores(forced=False),
+        "held_out_span_head_forced": span_scores(forced=True),
+        "trained_on": scores("train"),
+    }
+    for name, values in found.items():
+        logger.info("%s: %s", name, _in_words(values))
+    return {name: values for name, values in found.items() if values is not None}
+
+
+def _in_words(scores: dict[str, Any] | None) -> str:
+    if scores is None:
+        return "pretrain.span_head is off"
+    rounded = {k: round(v, 1) if isinstance(v, float) else v for k, v in scores.items()}
+    return ", ".join(f"{name} {value}" for name, value in rounded.items())
 
 
 def score_answers(

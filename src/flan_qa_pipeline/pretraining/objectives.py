@@ -1,17 +1,19 @@
 """The losses of a step: the model's own, and those that train its encoder beside it."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 
 import torch
 from torch import nn
 from transformers import T5ForConditionalGeneration
 
 from flan_qa_pipeline.config.parameters import PretrainParameters
+from flan_qa_pipeline.errors import InputError
 from flan_qa_pipeline.pretraining.batches import Batch
 from flan_qa_pipeline.pretraining.replaced_tokens import ReplacedTokens
 from flan_qa_pipeline.pretraining.span_head import SpanHead
 
 DENOISING = "denoising"
+Heads = dict[str, torch.Tensor]  # weights of the parts by name
 
 
 class Objectives(nn.Module):
@@ -43,22 +45,27 @@ class Objectives(nn.Module):
         self.span_head = SpanHead(model.config.d_model) if span.weight else None
         self._weights = {"replaced_tokens": replaced.weight, "span_head": span.weight}
 
-    def weights(self) -> dict[str, torch.Tensor]:
+    def weights(self) -> Heads:
         """Return the weights of all parts by name."""
         return {name: parameter.detach() for name, parameter in self.named_parameters()}
 
     @torch.no_grad()
-    def restore(self, weights: Mapping[str, torch.Tensor]) -> None:
+    def restore(self, weights: Heads) -> None:
         """Copy what `weights` returned into these parts.
 
         Raises:
-            ValueError: The names or shapes are those of other parts.
+            InputError: The names or shapes are those of other parts.
         """
         mine = self.weights()
         for name in sorted(mine.keys() | weights.keys()):
             shapes = [tuple(w[name].shape) if name in w else None for w in (mine, weights)]
             if shapes[0] != shapes[1]:
-                raise ValueError(f"{name} has the shape {shapes[1]}, not {shapes[0]}")
+                raise InputError(
+                    "The saved heads of the auxiliary losses are not those of "
+                    f"pretrain.replaced_tokens and pretrain.span_head: {name} has the shape "
+                    f"{shapes[1]}, not {shapes[0]}; restore these parameters, or run again with "
+                    "--from-nodes=pretrain_reader, which trains the heads."
+                )
             mine[name].copy_(weights[name])
 
     def trained_by(self, kind: str) -> list[str]:

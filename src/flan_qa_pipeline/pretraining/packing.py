@@ -13,7 +13,8 @@ from typing import Any
 import torch
 from transformers import BitsAndBytesConfig, T5ForConditionalGeneration
 
-from flan_qa_pipeline.models.loading import load_transformers_t5
+from flan_qa_pipeline.models.loading import as_transformers_t5, load_transformers_t5
+from flan_qa_pipeline.models.quantization import dequantize
 
 FLOAT8 = torch.float8_e4m3fn
 EMBEDDINGS, EMBEDDED = "shared", "embed_tokens"
@@ -103,3 +104,17 @@ def pack_nf4(model: T5ForConditionalGeneration) -> T5ForConditionalGeneration:
             quantization_config=quantization,
             device_map={"": "cpu"},
         )
+
+
+def unpack(model: T5ForConditionalGeneration, dropout: float) -> T5ForConditionalGeneration:
+    """Turn a packed model into one that can be trained on.
+
+    Args:
+        model: A packed model, which loses its packed layers.
+        dropout: The share to drop in training; the shipped configuration turns dropout off.
+
+    Returns:
+        The model under transformers' own class, in the dtype that the packed one computes in.
+    """
+    model.config.dropout_rate = dropout
+    return as_transformers_t5(dequantize(model))

@@ -13,13 +13,14 @@ import numpy as np
 import torch
 from accelerate import PartialState
 from accelerate.utils import set_seed
+from datasets import Features
 from transformers import PreTrainedTokenizerBase, T5ForConditionalGeneration
 
 from flan_qa_pipeline.config.parameters import QuestionGenerationParameters
 from flan_qa_pipeline.evaluation.scoring import score_question
 from flan_qa_pipeline.models.exchange import gather_json
 from flan_qa_pipeline.pretraining.batches import draw_paragraphs
-from flan_qa_pipeline.pretraining.encoding import EncodedText
+from flan_qa_pipeline.pretraining.encoding import IDS, SPAN_FEATURES, EncodedText
 from flan_qa_pipeline.pretraining.greedy_answers import write
 from flan_qa_pipeline.pretraining.reading_tasks import ReadingTasks
 from flan_qa_pipeline.pretraining.span_corruption import Ids
@@ -34,6 +35,8 @@ PASSAGE_TOKENS = 300
 OTHER_PARAGRAPHS = 3
 OTHER_TOKENS = (50, 300)
 TRIES = 50  # for each answer
+
+GENERATED_FEATURES = Features({"context": IDS, "other": IDS, **SPAN_FEATURES})
 
 
 class Asked(NamedTuple):

@@ -12,7 +12,7 @@ from typing import NamedTuple
 import numpy as np
 from transformers import PreTrainedTokenizerBase
 
-from flan_qa_pipeline.config.parameters import PretrainPromptParameters
+from flan_qa_pipeline.config.parameters import PretrainParameters, PretrainPromptParameters
 from flan_qa_pipeline.pretraining.altered_questions import (
     ImpossibleQuestions,
     Question,
@@ -84,6 +84,14 @@ class ReadingTasks:
         }
         self._blank = encode(tokenizer, BLANK)
         self.question_mark: int = tokenizer.convert_tokens_to_ids("?")
+
+    @classmethod
+    def of(cls, tokenizer: PreTrainedTokenizerBase, pretrain: PretrainParameters) -> "ReadingTasks":
+        """Make those with the parameters' prompts that fit the batches of long inputs."""
+        longest = pretrain.batches.long
+        return cls(
+            tokenizer, pretrain.prompts, pretrain.asking_prompts, longest.source, longest.target
+        )
 
     def kind(self, ids: np.ndarray, span: Span) -> str:
         """Name the kind of words in a span: year, number, name or other."""
