@@ -46,15 +46,16 @@ def test_quotas_are_read_from_both_kinds_of_control_groups(tmp_path, groups, fil
     assert list(cpu_quotas(tmp_path)) == quotas
 
 
-GROUPS = "0::/docker/abc\n"
-OF_V1 = "4:memory:/docker/abc\n"
+V1_MEMORY = "4:memory:/docker/abc\n"
 
 
-def memory(folder, limit, used, cached=0):
+def memory(folder, limit, used, cached=0, active=0):
     return {
         f"sys/fs/cgroup/{folder}/memory.max": f"{limit}\n",
         f"sys/fs/cgroup/{folder}/memory.current": f"{used}\n",
-        f"sys/fs/cgroup/{folder}/memory.stat": f"anon 7\ninactive_file {cached}\n",
+        f"sys/fs/cgroup/{folder}/memory.stat": (
+            f"anon 7\nactive_file {active}\ninactive_file {cached}\n"
+        ),
     }
 
 
@@ -63,22 +64,24 @@ def memory_v1(folder, limit, used, cached):
     return {
         f"{group}/memory.limit_in_bytes": f"{limit}\n",
         f"{group}/memory.usage_in_bytes": f"{used}\n",
-        f"{group}/memory.stat": f"inactive_file 7\ntotal_inactive_file {cached}\n",
+        f"{group}/memory.stat": (
+            f"inactive_file 7\ntotal_active_file 30\ntotal_inactive_file {cached}\n"
+        ),
     }
 
 
 @pytest.mark.parametrize(
     ("groups", "files", "free"),
     [
-        (GROUPS, memory("docker/abc", 1000, 600), [400]),
-        (GROUPS, memory("docker/abc", 1000, 600, cached=100), [500]),
-        (GROUPS, memory("docker/abc", 1000, 1200), [0]),
-        (GROUPS, memory("docker/abc", "max", 600), []),
-        (GROUPS, memory("docker/abc", 1000, 600) | memory("docker", 800, 700), [400, 100]),
-        (GROUPS, memory("", 900, 600), [300]),  # seen from inside
-        (GROUPS, {"sys/fs/cgroup/memory.max": "900\n"}, []),
-        (OF_V1, memory_v1("docker/abc", 1000, 600, 50), [450]),
-        (OF_V1, memory_v1("", 2**63 - 4096, 600, 0), [2**63 - 4696]),
+        (V2, memory("docker/abc", 1000, 600), [400]),
+        (V2, memory("docker/abc", 1000, 600, cached=100, active=20), [520]),
+        (V2, memory("docker/abc", 1000, 1200), [0]),
+        (V2, memory("docker/abc", "max", 600), []),
+        (V2, memory("docker/abc", 1000, 600) | memory("docker", 800, 700), [400, 100]),
+        (V2, memory("", 900, 600), [300]),  # seen from inside
+        (V2, {"sys/fs/cgroup/memory.max": "900\n"}, []),
+        (V1_MEMORY, memory_v1("docker/abc", 1000, 600, 50), [480]),
+        (V1_MEMORY, memory_v1("", 2**63 - 4096, 600, 0), [2**63 - 4666]),
         ("", {}, []),
     ],
 )

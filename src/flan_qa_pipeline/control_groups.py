@@ -26,34 +26,37 @@ def cpu_quotas(root: Path = ROOT) -> Iterator[float]:
     """
     for folder, is_v2 in _groups("cpu", root):
         if is_v2:
-            quota, period = [*read(folder / "cpu.max").split(), "", ""][:2]
+            quota, period = [*text_or_empty(folder / "cpu.max").split(), "", ""][:2]
         else:
             quota, period = (
-                read(folder / f"cpu.cfs_{name}_us").strip() for name in ("quota", "period")
+                text_or_empty(folder / f"cpu.cfs_{name}_us").strip() for name in ("quota", "period")
             )
         if quota.isdigit() and period.isdigit() and int(period):  # not "max" or -1
             yield int(quota) / int(period)
 
 
 def free_bytes(root: Path = ROOT) -> Iterator[int]:
-    """Yield the memory that each limited group, and each of its parents, leaves; 0 or more bytes.
+    """Yield the bytes that each limited group, and each of its parents, has left.
 
-    Pages of files that nothing has used lately count as free, since the kernel gives them up.
+    Cached pages of files count as left, since the kernel gives them up.
 
     Args:
         root: the folder that holds `proc` and `sys`.
     """
     for folder, is_v2 in _groups("memory", root):
         names = ("max", "current") if is_v2 else ("limit_in_bytes", "usage_in_bytes")
-        limit, usage = (read(folder / f"memory.{name}").strip() for name in names)
+        limit, usage = (text_or_empty(folder / f"memory.{name}").strip() for name in names)
         if limit.isdigit() and usage.isdigit():
-            lines = read(folder / "memory.stat").splitlines()
+            lines = text_or_empty(folder / "memory.stat").splitlines()
             sizes = dict(line.partition(" ")[::2] for line in lines)
-            reclaimable = int(sizes.get("inactive_file" if is_v2 else "total_inactive_file", 0))
-            yield max(0, int(limit) - int(usage) + reclaimable)
+            prefix = "" if is_v2 else "total_"
+            cached = sum(
+                int(sizes.get(f"{prefix}{kind}_file", 0)) for kind in ("active", "inactive")
+            )
+            yield max(0, int(limit) - int(usage) + cached)
 
 
-def read(path: Path) -> str:
+def text_or_empty(path: Path) -> str:
     """Return a file's text, or an empty one where there is no such file."""
     try:
         return path.read_text(encoding="utf-8")
@@ -63,7 +66,7 @@ def read(path: Path) -> str:
 
 def _groups(controller: str, root: Path) -> Iterator[_Group]:
     mounts = root / "sys/fs/cgroup"
-    for line in read(root / "proc/self/cgroup").splitlines():
+    for line in text_or_empty(root / "proc/self/cgroup").splitlines():
         number, _, rest = line.partition(":")
         controllers, _, group = rest.partition(":")
         if number == "0" and not controllers:

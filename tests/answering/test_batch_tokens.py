@@ -47,8 +47,8 @@ def test_auto_fills_the_free_memory_of_a_gpu(monkeypatch, caplog, free, chosen, 
     with caplog.at_level(logging.INFO, logger="flan_qa_pipeline"):
         assert resolve_batch_tokens("auto", model) == chosen
     [line] = caplog.messages
-    assert line.startswith(f"generation.batch_tokens auto: {chosen}, {at_once} at once (")
-    assert f"of {int(0.85 * free * GIB / MIB)} that may be used" in line
+    assert line.startswith(f"generation.batch_tokens auto: {chosen} tokens, {at_once} batches ")
+    assert line.endswith(f"of {int(0.85 * free * GIB / MIB)} usable MiB).")
 
 
 def test_two_batches_are_answered_at_once_where_both_fit(monkeypatch):
@@ -59,6 +59,25 @@ def test_two_batches_are_answered_at_once_where_both_fit(monkeypatch):
     assert batches_at_once(model, 131072) == 1
     monkeypatch.setattr(type(model), "device", torch.device("cpu"))
     assert batches_at_once(model, 1024) == 1
+
+
+def test_a_sharded_model_answers_one_batch_in_half_of_the_memory(monkeypatch):
+    model = model_of(vocab_size=32128, **XL).bfloat16()
+    monkeypatch.setattr(type(model), "device", torch.device("cuda"))
+    monkeypatch.setattr(module, "free_memory", lambda device: 144 * GIB)
+    monkeypatch.setattr(module, "model_has_dtensor", lambda model: True)
+    assert batches_at_once(model, 1024) == 1
+    assert resolve_batch_tokens("auto", model) == 262144
+    monkeypatch.setattr(module, "free_memory", lambda device: 80 * GIB)  # 68 GiB would do
+    assert resolve_batch_tokens("auto", model) == 131072
+
+
+def test_the_process_with_the_least_memory_decides(monkeypatch):
+    model = model_of(vocab_size=32128, **XL).bfloat16()
+    monkeypatch.setattr(type(model), "device", torch.device("cuda"))
+    monkeypatch.setattr(module, "free_memory", lambda device: 144 * GIB)
+    monkeypatch.setattr(module, "gather_json", lambda own: [own, own // 8])
+    assert resolve_batch_tokens("auto", model) == 65536
 
 
 def test_a_number_stays_and_a_cpu_has_one_of_its_own(monkeypatch):

@@ -161,7 +161,7 @@ def test_an_adapter_trains_and_is_saved_loaded_and_answers(trained, prompt_param
     base, model, adapter = trained
     losses = [entry["loss"] for entry in adapter.training["log"] if "loss" in entry]
     assert losses[-1] < losses[0]
-    assert adapter.training["quantized_from"] is None
+    assert adapter.training["quantized_from_dtype"] is None
     save_adapter(adapter, tmp_path / "adapter")
     loaded = load_adapter(tmp_path / "adapter")
     again = attach_adapter(load_base_model(base), loaded, provenance_of(base, prompt_parameters))

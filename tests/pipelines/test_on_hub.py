@@ -17,6 +17,7 @@ from peft import AutoPeftModelForSeq2SeqLM
 import flan_qa_pipeline.cli
 from flan_qa_pipeline.data.squad import flatten
 from flan_qa_pipeline.errors import InputError
+from flan_qa_pipeline.models.adapter import load_adapter
 
 # The last run, without a hub, measures memory in another process, which reads the cache, too.
 SHORT = {
@@ -144,6 +145,7 @@ def test_hub_id_and_commits_are_recorded(first_run):
     assert f"@{SQUAD_COMMIT}/" in recorded["data"]["train_file"]
     config = json.loads((adapter / "adapter_config.json").read_text())
     assert (config["base_model_name_or_path"], config["revision"]) == (BASE, COMMIT)
+    assert load_adapter(adapter).config.revision == COMMIT
 
 
 def test_pefts_automatic_class_loads_the_base_at_its_commit(hub, first_run):
@@ -153,7 +155,7 @@ def test_pefts_automatic_class_loads_the_base_at_its_commit(hub, first_run):
     assert model.peft_config["default"].revision == COMMIT
     # transformers looks for an adapter in the base's main branch, whatever the revision
     of_base = [request for request in hub.requests[asked:] if BASE in request]
-    assert all(COMMIT in r or r.endswith("main/adapter_config.json") for r in of_base)
+    assert of_base and all(COMMIT in r or r.endswith("main/adapter_config.json") for r in of_base)
 
 
 def test_a_branch_is_recorded_as_its_commit(hub, project, first_run, caplog):

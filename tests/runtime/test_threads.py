@@ -70,7 +70,7 @@ def test_without_a_count_of_running_processes_cores_pass_for_free(tmp_path):
 
 def test_one_busy_moment_is_not_a_busy_machine(monkeypatch):
     lines = iter(["9 9 9 7/300 1", *["9 9 9 1/300 1"] * 9])
-    monkeypatch.setattr(threads, "read", lambda path: next(lines))
+    monkeypatch.setattr(threads, "text_or_empty", lambda path: next(lines))
     monkeypatch.setattr(os, "cpu_count", lambda: 2)
     assert others_compute(2) is False
 

@@ -16,7 +16,7 @@ logger = logging.getLogger(__name__)
 
 ON_A_CPU = 8192  # more are no faster there
 FEWEST, MOST = 1024, 262144  # on a GPU; more are no faster there
-AT_ONCE = 2  # batches on a GPU with room for them
+AT_ONCE = 2  # batches on a GPU with room for them, which `auto` finds at `MOST` alone
 SHARE, SHARE_OF_SHARDED = 0.85, 0.5  # of the free memory; FSDP gathers weights in the rest
 LENGTHS = (64, 512)  # of inputs: the shorter, the more logits; the longer, the more scores
 FORCED_TOKENS = 4  # decoded at once for each input: the start, and an abstention of a few tokens
@@ -58,7 +58,7 @@ def resolve_batch_tokens(
     chosen = 1 << fitting.bit_length() - 1
     at_once = batches_at_once(model, chosen)
     logger.info(
-        "generation.batch_tokens auto: %d, %d at once (%d MiB, of %d that may be used).",
+        "generation.batch_tokens auto: %d tokens, %d batches at a time (%d of %d usable MiB).",
         chosen,
         at_once,
         at_once * chosen * per_token / MIB,

@@ -227,8 +227,12 @@ class _BatchAnswerer:
     ) -> Generator[tuple[int, list[GeneratedAnswer]], None, None]:
         """Yield the number and the answers of each batch.
 
-        Batches answered at once have a thread and a stream of the GPU each. A batch that does not
-        fit beside another is answered alone in the end.
+        A batch that does not fit beside another is answered alone in the end.
+
+        Args:
+            batches: token ids of the inputs of each batch.
+            at_once: how many batches to answer side by side; each of them has a thread and a stream
+                of the GPU.
         """
         device, alone = self._model.device, list(range(len(batches)))
         if at_once > 1:

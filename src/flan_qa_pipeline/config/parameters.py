@@ -352,8 +352,9 @@ class GenerationParameters(_Section):
 
     batch_tokens: Literal["auto"] | Positive
     """Input tokens in a batch of questions to answer, padding included. `auto` is 8,192 on a CPU
-    and as many as fit in the free memory of a GPU, at most 262,144. A GPU answers two batches at a
-    time; one that does not fit beside the other is answered alone, and halved if need be."""
+    and as many as fit in the free memory of a GPU, at most 262,144. A GPU with enough memory
+    for two batches answers two at a time. A batch that does not fit beside the other is answered
+    alone, and in halves if need be."""
     max_new_tokens: Annotated[int, Field(ge=1, le=65536)]
     """The longest answer in tokens."""
 

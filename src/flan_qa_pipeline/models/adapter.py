@@ -2,6 +2,7 @@
 
 import json
 import logging
+from collections.abc import Mapping
 from copy import copy
 from dataclasses import dataclass
 from pathlib import Path
@@ -29,7 +30,6 @@ from flan_qa_pipeline.files import (
     refuse_pickles,
     require_undamaged,
     save_digests,
-    weight_digests,
 )
 from flan_qa_pipeline.models.fused_lora import fuse
 from flan_qa_pipeline.models.loading import read_tokenizer, require_vocabulary
@@ -64,8 +64,9 @@ class Adapter:
         tokenizer: the base's tokenizer.
         provenance: the parameters of the sections `model` and `prompt`, which the adapter depends
             on, and of `tokenization` and `generation`, which it was evaluated with.
-        training: the record of the training: parameters, samples, seconds, memory in bytes and the
-            log of the steps.
+        training: the record of the training: parameters, digests of the base's weights and the
+            dtype that they were quantized from, samples, seconds, memory in bytes and the log of
+            the steps.
     """
 
     config: LoraConfig
@@ -93,7 +94,10 @@ def provenance_of(
 
 
 def _base_record(model: ModelParameters) -> dict[str, Any]:
-    """List the parameters of a base; how it is computed (dtype, attention, unpacking) is none."""
+    """List the parameters of a base; how it is computed (dtype, attention, unpacking) is none.
+
+    The record of the training keeps the dtype that 4-bit weights were rounded from.
+    """
     return model.model_dump(exclude={"dequantize", "compute_dtype", "attn_implementation"})
 
 
@@ -196,6 +200,8 @@ def _read_config(path: Path, training: dict[str, Any]) -> LoraConfig:
     foreign += [key for key, value in chosen.items() if written.get(key, value) != value]
     if foreign:
         raise InputError(f"{path}: its {min(foreign)} is not what the training wrote; {RESTORE}.")
+    config.base_model_name_or_path = raw.get("base_model_name_or_path")
+    config.revision = raw.get("revision")
     return config
 
 
@@ -235,8 +241,8 @@ def extract_adapter(
 ) -> Adapter:
     """Copy the adapter off a trained model.
 
-    peft's configuration gets the commit of a base on the hub, where peft's automatic classes look
-    for it.
+    The field `revision` of peft's configuration becomes the commit of a base on the hub; peft's
+    automatic classes load that commit.
 
     Args:
         model: the trained model.
@@ -248,7 +254,8 @@ def extract_adapter(
         InputError: the adapter's weights are not finite.
     """
     config, weights = copy(model.peft_config["default"]), adapter_weights(model)
-    config.revision = provenance["model"]["revision"]
+    base = provenance["model"]
+    config.revision = None if Path(base["name"]).is_dir() else base.get("revision")
     if name := not_finite(weights):
         raise InputError(
             f"The training diverged in its last step: {name} holds NaN or infinity; lower "
@@ -276,20 +283,21 @@ def require_trained_with(adapter: Adapter, provenance: dict[str, Any]) -> None:
         )
 
 
-def require_same_weights(adapter: Adapter, base: str) -> None:
-    """Check that a folder still holds the weights that an adapter was trained on.
+def require_same_weights(adapter: Adapter, base: str, digests: Mapping[str, str]) -> None:
+    """Check that a base's folder still holds the weights that an adapter was trained on.
 
     A folder without digests, or an adapter that was trained on such a folder, is not checked. A
     base on the hub has a commit instead.
 
     Args:
-        base: the folder, or a hub id.
+        base: the base's name.
+        digests: what `weight_digests` finds in its folder.
 
     Raises:
         InputError: the folder holds other weights.
     """
-    trained, here = adapter.training.get("base_digests"), weight_digests(Path(base))
-    if trained and here and trained != here:
+    trained = adapter.training.get("base_digests")
+    if trained and digests and trained != digests:
         raise InputError(
             f"{base} holds other weights than those that the adapter was trained on; restore them, "
             "pin another version with --load-versions=adapter:…, or train again."
@@ -320,7 +328,7 @@ def attach_adapter(
             embeddings, or the adapter's tensors do not fit the base; names the first.
     """
     require_trained_with(adapter, provenance)
-    require_same_weights(adapter, base.name_or_path)
+    require_same_weights(adapter, base.name_or_path, base.weight_digests)
     require_vocabulary(adapter.tokenizer, base.config.vocab_size, base.name_or_path)
     config = copy(adapter.config)
     config.base_model_name_or_path = base.name_or_path
@@ -336,20 +344,21 @@ def attach_adapter(
             )
     set_peft_model_state_dict(model, adapter.state_dict)
     fuse(model)
-    _warn_of_other_codes(adapter, base)
+    _warn_of_other_rounding(adapter, base)
     return model.eval()
 
 
-def _warn_of_other_codes(adapter: Adapter, base: PreTrainedModel) -> None:
+def _warn_of_other_rounding(adapter: Adapter, base: PreTrainedModel) -> None:
     """Warn if the base's 4-bit weights were rounded from another dtype than in training."""
-    trained, here = adapter.training.get("quantized_from"), base.quantized_from
-    if trained and here and trained != str(here):
+    trained, here = adapter.training.get("quantized_from_dtype"), base.quantized_from_dtype
+    if trained and here and trained != here:
         logger.warning(
             "The adapter was trained on a base that was quantized from %s; this base was quantized "
-            "from %s, so some of its 4-bit weights differ. model.compute_dtype=%s gives the same.",
-            trained.removeprefix("torch."),
-            str(here).removeprefix("torch."),
-            trained.removeprefix("torch."),
+            "from %s, so some of its 4-bit weights differ. Give model.compute_dtype=%s for the "
+            "weights of the training.",
+            trained,
+            here,
+            trained,
         )
 
 

@@ -81,7 +81,7 @@ def device_name() -> str:
 def free_memory(device: torch.device) -> int:
     """Bytes that this process may still allocate: on the GPU, or its share of main memory.
 
-    A container's limit counts as main memory does.
+    Main memory ends at the limit of the container, if it has one.
     """
     if device.type == "cuda":
         unused = torch.cuda.memory_reserved(device) - torch.cuda.memory_allocated(device)

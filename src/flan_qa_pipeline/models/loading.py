@@ -25,7 +25,7 @@ from transformers.quantizers.quantizers_utils import should_convert_module
 
 from flan_qa_pipeline.config.parameters import LoraParameters, ModelParameters
 from flan_qa_pipeline.errors import InputError, in_one_line
-from flan_qa_pipeline.files import require_undamaged
+from flan_qa_pipeline.files import require_undamaged, weight_digests
 from flan_qa_pipeline.hub import CONFIG, ModelFiles, fetch, missing_model_file
 from flan_qa_pipeline.models.device import resolve_attention, resolve_compute_dtype
 from flan_qa_pipeline.models.quantization import (
@@ -184,6 +184,7 @@ def load_base_model(model: ModelParameters, *, to_shard: bool = False) -> PreTra
     config = _load_config(model, folder)
     _require_whole(folder)
     require_undamaged(folder)
+    digests = weight_digests(folder)
     layers = _stored_layers(model, folder, config, _linear_layers(config))
     _require_finite(folder, layers)
     dtype = resolve_compute_dtype(model.compute_dtype)
@@ -207,7 +208,8 @@ def load_base_model(model: ModelParameters, *, to_shard: bool = False) -> PreTra
         output_loading_info=True,
     )
     base.name_or_path = model.name
-    base.quantized_from = dtype if quantization else None
+    base.quantized_from_dtype = str(dtype).removeprefix("torch.") if quantization else None
+    base.weight_digests = digests
     _require_complete(base, loading["missing_keys"])
     adopt(base, dtype)
     forbid_repacking(base)

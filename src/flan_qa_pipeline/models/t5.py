@@ -5,8 +5,10 @@ Raffel et al. 2020, "Exploring the Limits of Transfer Learning with a Unified Te
 Transformer", arXiv:1910.10683. Weights, names and results are those of transformers' T5.
 """
 
+from collections.abc import Mapping
 from copy import deepcopy
 from functools import wraps
+from types import MappingProxyType
 from typing import Any
 
 import torch
@@ -274,8 +276,10 @@ class QuantizableT5(UntiedT5):
     """
 
     keeps_activations = False
-    quantized_from: torch.dtype | None = None
-    """The dtype of the weights before they were quantized at load; None if they were not."""
+    quantized_from_dtype: str | None = None
+    """The dtype, such as bfloat16, of weights that were quantized at load; None if none were."""
+    weight_digests: Mapping[str, str] = MappingProxyType({})
+    """The digests that the base's folder holds of its files of weights, by name."""
 
     def __init__(self, config: T5Config):
         config = deepcopy(config)

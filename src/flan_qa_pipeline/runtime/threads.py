@@ -14,7 +14,7 @@ import time
 from collections.abc import Callable, Mapping
 from pathlib import Path
 
-from flan_qa_pipeline.control_groups import ROOT, cpu_quotas, read
+from flan_qa_pipeline.control_groups import ROOT, cpu_quotas, text_or_empty
 
 NUMBER = "OMP_NUM_THREADS"
 CHOSEN = "FLAN_QA_PIPELINE_THREADS"  # the number, if this module chose it; its processes inherit it
@@ -79,7 +79,7 @@ def others_compute(usable: int, root: Path = ROOT) -> bool:
     running = []
     for sample in range(SAMPLES):
         time.sleep(PAUSE if sample else 0)
-        fields = read(root / "proc/loadavg").split()  # the fourth is running/all
+        fields = text_or_empty(root / "proc/loadavg").split()  # the fourth is running/all
         if len(fields) < 4:
             return False
         running.append(int(fields[3].partition("/")[0]))

@@ -141,7 +141,7 @@ class GraphedPasses:
             The graph, the tensors that it reads its inputs from, and the one it writes the loss to.
         """
         if not self._captured:
-            self._pool = torch.cuda.graph_pool_handle()  # a pool ends with its last graph
+            self._pool = torch.cuda.graph_pool_handle()  # torch frees a pool with its last graph
         inputs = {name: part.clone() for name, part in batch.items()}
         graph = torch.cuda.CUDAGraph()
         with self._on_capture_stream():
@@ -161,10 +161,11 @@ class GraphedPasses:
 
     @contextmanager
     def _on_capture_stream(self) -> Iterator[None]:
-        """Launch on the captures' stream, which waits for earlier work and is waited for.
+        """Launch on the captures' stream. It waits for earlier work, and later work waits for it.
 
         A capture must wait for earlier replays, since torch resets the random state of all graphs
-        when a capture begins. Autograd warns of weights that meet it on two streams.
+        when a capture begins. Warm-ups use the stream, too, because autograd warns if it first met
+        a weight on another one.
         """
         current = torch.cuda.current_stream(self._stream.device)
         self._stream.wait_stream(current)

@@ -1,12 +1,10 @@
 """The record of a training that is saved beside its adapter: sizes, speed, memory, log, origin."""
 
 from collections.abc import Mapping
-from pathlib import Path
 from typing import Any
 
 from flan_qa_pipeline.config.parameters import ModelParameters
 from flan_qa_pipeline.evaluation.weight_memory import base_weights
-from flan_qa_pipeline.files import weight_digests
 from flan_qa_pipeline.models.device import peak_memory, resolve_attention
 from flan_qa_pipeline.training.best_adapter import BestAdapter
 from flan_qa_pipeline.training.step_timer import StepTimer
@@ -31,8 +29,8 @@ def training_record(
         "trainable_parameters": trainable,
         "total_parameters": total,
         "base_weights": base_weights(base, model.skip_modules, double_quant=model.double_quant),
-        "base_digests": weight_digests(Path(model.name)),
-        "quantized_from": str(base.quantized_from) if base.quantized_from else None,
+        "base_digests": dict(base.weight_digests),
+        "quantized_from_dtype": base.quantized_from_dtype,
         "weights_bytes": peft_model.get_memory_footprint(),
         "attention": resolve_attention(model.attn_implementation),
         "batch_size": trainer.args.per_device_train_batch_size,

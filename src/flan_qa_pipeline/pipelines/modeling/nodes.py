@@ -197,11 +197,15 @@ def merge_adapter(
     """Add the adapter to the dequantized base; return the model in bfloat16, with its card.
 
     The sum is computed in float32. The base keeps its quantization error, since the adapter was
-    trained on it; it is quantized from the compute dtype, as for training.
+    trained on it. With `model.compute_dtype` auto it is quantized from the dtype that the training
+    quantized from, if the adapter records it.
 
     Args:
         adapter_evaluation: the newest record that `record_evaluation` made of the adapter, or {}.
     """
+    trained_from = adapter.training.get("quantized_from_dtype")
+    if model.compute_dtype == "auto" and trained_from:
+        model = model.model_copy(update={"compute_dtype": trained_from})
     base = dequantize(load_base_model(model)).float()
     base.config.tie_word_embeddings = False
     qa_model = attach_adapter(base, adapter, provenance_of(model, prompt))

@@ -2,6 +2,7 @@
 
 import logging
 from collections.abc import Mapping
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from kedro.framework.hooks import hook_impl
@@ -17,7 +18,7 @@ logger = logging.getLogger(__name__)
 
 
 class SavedInputHooks:
-    """Refuses windows or an adapter that an earlier run made with other parameters.
+    """Refuses windows or an adapter that an earlier run made with other parameters or weights.
 
     Warns of parameters given to this run that the makers of the saved inputs did not have.
     """
@@ -34,6 +35,7 @@ class SavedInputHooks:
         from flan_qa_pipeline.data.splits import describe_splits
         from flan_qa_pipeline.data.tokenized import made_with, require_made_with
         from flan_qa_pipeline.datasets.reading import load
+        from flan_qa_pipeline.files import weight_digests
         from flan_qa_pipeline.models.adapter import (
             provenance_of,
             require_same_weights,
@@ -57,7 +59,8 @@ class SavedInputHooks:
         if {"adapter", "params:model", "params:prompt"} <= inputs:
             adapter = load(catalog["adapter"])
             require_trained_with(adapter, provenance_of(given.model, given.prompt))
-            require_same_weights(adapter, given.model.name)
+            base = given.model.name
+            require_same_weights(adapter, base, weight_digests(Path(base)))
         self._warn_of_unused(run_params["runtime_params"] or {}, inputs, catalog)
 
     def _warn_of_unused(
