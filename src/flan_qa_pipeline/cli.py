@@ -194,6 +194,8 @@ def _log_on_stderr() -> Iterator[None]:
 def _ask(
     answerer: "flan_qa_pipeline.QuestionAnswerer", context: str | None, questions: tuple[str, ...]
 ) -> None:
+    from flan_qa_pipeline.reporting.run_summary import print_sentences
+
     if context is None:
         context = str(click.prompt("Context"))
         _require_text("context", context)
@@ -206,7 +208,7 @@ def _ask(
         question := click.prompt("Question (none ends)", default="", show_default=False)
     ):
         if problem := answerer.problem(context, question):
-            click.echo(problem, err=True)
+            print_sentences(problem, stderr=True)
         else:
             _print_answer(answerer.answer([(context, question)])[0])
 
@@ -304,13 +306,14 @@ def promote(metadata: "ProjectMetadata", version: str, env: str | None) -> None:
     from kedro.framework.session import KedroSession
 
     from flan_qa_pipeline.datasets.promotion import PROMOTED, load_answering_adapter
+    from flan_qa_pipeline.reporting.run_summary import print_sentences
 
     session = KedroSession.create(metadata.project_path, env=env)
     with session:
         catalog = session.load_context().catalog
         promoted = load_answering_adapter(catalog, version, "promoted")
         catalog.save(PROMOTED, version)
-    click.echo(promoted.origin)
+    print_sentences(promoted.origin)
 
 
 promote.params.append(copy(_run_option("env")))
@@ -331,7 +334,6 @@ def check_data(
 ) -> None:
     """Check a file of training questions, without training: counts, lengths, windows, rejects."""
     from kedro.framework.session import KedroSession
-    from rich.console import Console
 
     from flan_qa_pipeline.config.validation import check_parameters
     from flan_qa_pipeline.data.profile import profile_questions
@@ -342,6 +344,7 @@ def check_data(
         reject_long_questions,
     )
     from flan_qa_pipeline.reporting.profile_tables import profile_tables
+    from flan_qa_pipeline.reporting.run_summary import terminal
 
     session = KedroSession.create(metadata.project_path, env=env, runtime_params=params)
     with session:
@@ -353,7 +356,7 @@ def check_data(
         questions, invalid, file, "skip", model, prompt, tokenization
     )
     profile = profile_questions(questions, load_tokenizer(model), prompt, tokenization)
-    console = Console(width=min(80, Console().width), highlight=False)
+    console = terminal()
     for table in profile_tables(profile, rejected, tokenization):
         console.print(table, "")
     if len(rejected):
@@ -417,6 +420,7 @@ def push(
 
     from flan_qa_pipeline.datasets.promotion import promoted_version
     from flan_qa_pipeline.hub_upload import commit_files, open_repository
+    from flan_qa_pipeline.reporting.run_summary import print_sentences
     from flan_qa_pipeline.runtime.sharing import DATASETS, find_shared
 
     name = repo or f"flan-qa-{what}"
@@ -432,12 +436,12 @@ def push(
         size = len(content) if isinstance(content, bytes) else content.stat().st_size
         click.echo(f"{size:>13,}  {file}")
     if dry_run:
-        click.echo(f"{what} {shared.version} would go to {name}; nothing was uploaded.")
+        print_sentences(f"{what} {shared.version} would go to {name}; nothing was uploaded.")
         return
     repo_id = open_repository(name, private=private)
     message = f"Upload {what} {shared.version} of flan_qa_pipeline"
     page = commit_files(repo_id, shared.files(repo_id), message)
-    click.echo(f"{what} {shared.version} is at {page}.")
+    print_sentences(f"{what} {shared.version} is at {page}.")
 
 
 def _require_loaded(load_versions: dict[str, str], name: str) -> None:
@@ -455,18 +459,26 @@ def _load_answerer(
 ) -> "flan_qa_pipeline.QuestionAnswerer":
     _require_loaded(load_versions, "adapter")
     from flan_qa_pipeline import QuestionAnswerer
+    from flan_qa_pipeline.reporting.run_summary import print_sentences
 
     return QuestionAnswerer.from_project(
         metadata.project_path,
         adapter_version=load_versions.get("adapter"),
         env=env,
         runtime_params=params,
-        tell=partial(click.echo, err=True),
+        tell=partial(print_sentences, stderr=True),
     )
 
 
 def _print_answer(answer: "flan_qa_pipeline.Answer") -> None:
-    click.secho("no answer in this context" if answer.abstained else answer.text, bold=True)
+    from flan_qa_pipeline.reporting.run_summary import terminal
+
+    console = terminal()
+    console.print(
+        "no answer in this context" if answer.abstained else answer.text,
+        style="bold",
+        soft_wrap=not console.is_terminal,  # a program reads the answer as one line
+    )
     place = "" if answer.start is None else f", characters {answer.start} to {answer.end}"
     click.secho(
         f"  score {answer.score:.2f}, no-answer probability "

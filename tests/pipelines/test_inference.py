@@ -7,6 +7,7 @@ import shutil
 import socket
 import tracemalloc
 
+import click
 import pandas as pd
 import pytest
 import rich
@@ -383,10 +384,14 @@ def test_ask_answers_each_question(metadata, tmp_path):
     path = tmp_path / "context.txt"
     path.write_text(context, encoding="utf-8")
     assert asked(metadata, "--context-file", str(path), *questions).output == result.output
-    (origin,) = result.stderr.splitlines()
+    origin = result.stderr.replace("\n", " ")
     assert origin.startswith(
         f"Adapter {SECOND} (the latest; none is promoted) answers, on the base"
     )
+    shown = asked(metadata, "--context", context, *questions, env={"FORCE_COLOR": "1"}).output
+    wrapped = click.unstyle(shown).splitlines()
+    assert max(map(len, wrapped)) <= 80 < max(map(len, lines))
+    assert " ".join(wrapped).split() == result.output.split()
     path.write_text(context + " ö", encoding="latin-1")
     refused = asked(metadata, "--context-file", str(path), *questions)
     assert refused.exit_code == 1

@@ -124,9 +124,9 @@ def test_a_run_killed_in_training_is_finished_by_the_same_command(
     for once in ("Base: ", "Questions: 64 train", "model.dequantize auto", "Kept: step "):
         assert caplog.text.count(once) == 1, once
     assert f"Not promoted: {full_run} stays, with a dev F1 of " in caplog.text
-    compare, last = capsys.readouterr().out.splitlines()[-2:]
-    assert last.startswith(f"Saved    version {resumed}: data/03_primary/questions, ")
-    assert compare.endswith(f"=compare.first={full_run},compare.second={resumed}")
+    *_, compare, saved = re.split("^(?=Compare|Saved)", capsys.readouterr().out, flags=re.M)
+    assert saved.startswith(f"Saved    version {resumed}: data/03_primary/questions,\n")
+    assert compare.endswith(f"=compare.first={full_run},compare.second={resumed}\n")
     first, second = (
         json.loads(
             (project / f"data/06_models/adapter/{version}/adapter/training.json").read_text()

@@ -40,6 +40,9 @@ def test_compare_sets_two_saved_versions_side_by_side(project, full_run, tiny_ru
     assert table["questions"].iloc[0] == 40
     assert (table["F1 gain"] == 0).all()
     printed = capsys.readouterr().out
+    copyable = re.compile(r"(Report|Saved) +\S+|Compare +kedro run \S+ \S+")
+    for line in printed.splitlines():
+        assert len(line) <= 80 or copyable.fullmatch(line)
     assert f"first: {full_run}, second: {again}" in printed
     assert "Parameters that differ" in printed
     page = read(project, "comparison_report.html", compared)

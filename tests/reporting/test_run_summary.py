@@ -10,6 +10,7 @@ from flan_qa_pipeline.reporting.run_summary import (
     describe_saved,
     print_next_steps,
     print_scores,
+    print_sentences,
     tuned,
     without_gain,
 )
@@ -58,6 +59,20 @@ def test_three_lines_say_what_to_do_next(capsys):
 def test_the_latest_adapter_needs_no_version_and_one_run_no_comparison(capsys):
     print_next_steps("report.html", versions=["2026-11-24T18.19.09.442Z"])
     assert capsys.readouterr().out.splitlines()[1:] == ["Ask      kedro ask"]
+
+
+def test_sentences_are_wrapped_and_paths_in_them_stay_whole(capsys, monkeypatch):
+    monkeypatch.setenv("COLUMNS", "200")
+    path = "data/" + "long-name/" * 9
+    print_sentences(f"version 2026-11-24T18.19.09.442Z: {path}, {'a/b-c, ' * 30}", "Saved")
+    print_sentences("One word - " * 20, stderr=True)
+    printed, errors = capsys.readouterr()
+    first, second, *rest = printed.splitlines()
+    assert first == "Saved    version 2026-11-24T18.19.09.442Z:"
+    assert second == f"{'':9}{path},"
+    assert len(rest) > 1 and all(line.startswith(" " * 9) for line in rest)
+    assert max(map(len, [*rest, *errors.splitlines()])) <= WIDTH
+    assert not printed.count("-\n") and errors.startswith("One word")
 
 
 @pytest.mark.parametrize(

@@ -210,11 +210,12 @@ def test_a_dry_run_lists_the_files_and_asks_nothing(project, hub):
     result = invoke(project, "adapter", "--dry-run")
     (saved(project, "adapter") / ".notes.json").unlink()
     assert result.exit_code == 0, result.output
-    *files, last = [line.split()[1:] for line in result.output.splitlines()]
-    assert sorted(name for [name] in files) == sorted(
+    files, _, last = result.output.partition("adapter ")
+    assert sorted(line.split()[1] for line in files.splitlines()) == sorted(
         path.name for path in saved(project, "adapter").iterdir()
     )
-    assert f"adapter {FIRST} would go to flan-qa-adapter; nothing was" in result.output
+    assert last.startswith(f"{FIRST} would go to flan-qa-adapter; nothing was")
+    assert max(map(len, result.output.splitlines())) <= 80
     assert not hub.requests
 
 

@@ -20,9 +20,10 @@ LABEL = 9  # columns of the label before a line
 LISTED = 4  # saved paths; more are counted by folder
 
 
-def terminal() -> Console:
+def terminal(*, stderr: bool = False) -> Console:
     """Return a console that prints texts as they are, in at most `WIDTH` columns."""
-    return Console(width=min(WIDTH, Console().width), highlight=False, markup=False)
+    width = min(WIDTH, Console().width)
+    return Console(width=width, highlight=False, markup=False, stderr=stderr)
 
 
 def print_scores(table: pd.DataFrame, labels: Sequence[str], confidence: float, title: str) -> None:
@@ -102,25 +103,30 @@ def print_next_steps(
         versions: those that can be compared, newest first; with fewer than two there is no line.
     """
     pinned = f" --load-versions=adapter:{adapter_version}" if adapter_version else ""
-    print_line("Report", report)
-    print_line("Ask", f"kedro ask{pinned}")
+    print_copyable("Report", report)
+    print_copyable("Ask", f"kedro ask{pinned}")
     if len(versions) > 1:
         given = f"compare.first={versions[1]},compare.second={versions[0]}"
-        print_line("Compare", f"kedro run --pipelines=compare --params={given}")
+        print_copyable("Compare", f"kedro run --pipelines=compare --params={given}")
 
 
-def print_sentences(label: str, text: str) -> None:
-    """Print sentences under a label, wrapped and indented."""
-    console = terminal()
-    console.print(
-        textwrap.fill(
-            text, console.width, initial_indent=f"{label:<{LABEL}}", subsequent_indent=" " * LABEL
-        )
+def print_sentences(text: str, label: str = "", *, stderr: bool = False) -> None:
+    """Print sentences, wrapped at spaces and indented under a label; paths stay whole."""
+    console = terminal(stderr=stderr)
+    indent = LABEL if label else 0
+    wrapped = textwrap.fill(
+        text,
+        console.width,
+        initial_indent=f"{label:<{indent}}",
+        subsequent_indent=" " * indent,
+        break_long_words=False,
+        break_on_hyphens=False,
     )
+    console.print(wrapped, soft_wrap=True)
 
 
-def print_line(label: str, text: str) -> None:
-    """Print one line, which the terminal may wrap, under a label of one or two words."""
+def print_copyable(label: str, text: str) -> None:
+    """Print a path or a command under a label, in one line that can be copied."""
     terminal().print(f"{label:<{LABEL}}{text}", soft_wrap=True)
 
 

@@ -21,7 +21,7 @@ class ResultHooks:
     def after_pipeline_run(self, pipeline: Pipeline, catalog: AtomicCatalog) -> None:
         from accelerate import PartialState
 
-        from flan_qa_pipeline.reporting.run_summary import print_line
+        from flan_qa_pipeline.reporting.run_summary import print_sentences
         from flan_qa_pipeline.runtime.dataset_notes import notes_of
 
         if not PartialState().is_main_process:
@@ -35,7 +35,7 @@ class ResultHooks:
                     show(name, catalog, self._run)
         paths = {name for name in made if shown[name] == "path"}
         if saved := _describe(made, paths, catalog, self._run.project_path):
-            print_line("Saved", saved)
+            print_sentences(saved, "Saved")
 
 
 def _show_scores(name: str, catalog: AtomicCatalog, run: CurrentRun) -> None:
@@ -52,17 +52,17 @@ def _show_scores(name: str, catalog: AtomicCatalog, run: CurrentRun) -> None:
     title = subject(given.model, given.data, catalog.load("questions"))
     print_scores(table, MODELS, given.reporting.confidence, title)
     for sentence in other_abstention_sentences(catalog.load("question_table"), MODELS):
-        print_sentences("Wording", sentence)
+        print_sentences(sentence, "Wording")
     if nothing := without_gain(table):
-        print_sentences("No gain", nothing)
+        print_sentences(nothing, "No gain")
 
 
 def _show_threshold(name: str, catalog: AtomicCatalog, run: CurrentRun) -> None:
     from flan_qa_pipeline.reporting.figures import MODELS
-    from flan_qa_pipeline.reporting.run_summary import print_line, tuned
+    from flan_qa_pipeline.reporting.run_summary import print_sentences, tuned
 
     if scores := tuned(catalog.load(name), MODELS[1]):
-        print_line("Tuned", scores)
+        print_sentences(scores, "Tuned")
 
 
 def _show_comparison(name: str, catalog: AtomicCatalog, run: CurrentRun) -> None:
