@@ -135,8 +135,10 @@ def test_a_damaged_file_ends_in_an_answer_or_in_one_clear_error(raw, outcome):
     strict, lenient = outcome(raw, "error"), outcome(raw, "skip")
     if isinstance(strict, str):
         if isinstance(lenient, str):
+            assert "data.on_invalid" not in lenient
             assert "is not SQuAD 2.0 JSON" in lenient or "holds no " in lenient
             return
+        assert "--params=data.on_invalid=skip" in strict
         questions, rejected = lenient
         assert len(rejected) >= 1
         assert {"Charles-1", "Charles-2"} <= set(questions["id"])

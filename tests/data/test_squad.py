@@ -128,6 +128,7 @@ def test_input_outside_the_schema_is_named(raw, place, reason):
     assert f" at {place};" in message
     assert reason in message
     assert "the schema is data[].paragraphs[].qas[]" in message
+    assert ("data.on_invalid=skip" in message) == place.startswith("data.0.")
 
 
 def test_number_of_further_bad_places_is_told():
@@ -175,6 +176,7 @@ def test_bad_record_is_named_with_file_and_remedy(raw, record, problem, remedy):
     assert message.startswith(f"folder/a.json: question '{record}': ")
     assert problem in message
     assert remedy in message
+    assert message.endswith("; --params=data.on_invalid=skip leaves invalid records out.")
 
 
 @pytest.mark.parametrize("raw", [{"data": []}, {"data": [{"title": "x", "paragraphs": []}]}])
@@ -198,6 +200,7 @@ def test_dataset_of_another_shape_is_refused(change, place):
     assert place in str(error.value)
     assert str(error.value).startswith("the hub is not shaped like squad_v2: ")
     assert "the columns are id, title, context" in str(error.value)
+    assert "data.on_invalid=skip" in str(error.value)
 
 
 def test_dataset_without_a_column_is_refused():

@@ -579,7 +579,8 @@ def test_a_question_that_is_too_long_is_listed_or_named_with_its_file(parameters
     assert rejected[["source", "id"]].to_numpy().tolist() == [["a.json", "q0"], ["a.json", "q1500"]]
     assert rejected["problem"].str.contains("it takes .* of 256 tokens and leaves 0").all()
     assert "a.json: 2 invalid records were left out" in caplog.text
-    with pytest.raises(InputError, match="a.json: question 'q0' takes .* shorten the question"):
+    told = "a.json: question 'q0' takes .* shorten the question.*data.on_invalid=skip leaves"
+    with pytest.raises(InputError, match=told):
         reject_long_questions(rows, none, "a.json", "error", *arguments)
     with pytest.raises(InputError, match="a.json holds no valid questions; the first: it takes"):
         reject_long_questions(rows.select([0]), none, "a.json", "skip", *arguments)

@@ -25,6 +25,7 @@ from flan_qa_pipeline.errors import InputError
 logger = logging.getLogger(__name__)
 
 SHOWN = 100  # characters of an id in a message
+LEAVE_OUT = "--params=data.on_invalid=skip leaves invalid records out"
 REQUIRED = ("context", "question", "answers")
 OPTIONAL = ("id", "title", "answer_start", "is_impossible")
 
@@ -183,10 +184,11 @@ def _count_errors(article: Any) -> int:
 def _outside_schema(
     source: str, error: ValidationError, within: tuple[str | int, ...] = (), more: int = 0
 ) -> InputError:
+    leave_out = f"; {LEAVE_OUT}" if within else ""
     return InputError(
         f"{source} is not SQuAD 2.0 JSON: {_first_place(error, within, more)}; the schema is "
         "data[].paragraphs[].qas[] with id, question, answers[].text, answers[].answer_start and "
-        "is_impossible."
+        f"is_impossible{leave_out}."
     )
 
 
@@ -277,7 +279,7 @@ def flatten_rows(
                 raise InputError(
                     f"{source} is not shaped like squad_v2: {place}: {_first_place(error)}; "
                     "the columns are id, title, context, question and answers (texts, or text and "
-                    "answer_start)."
+                    f"answer_start); {LEAVE_OUT}."
                 ) from None
             problem = _first_place(error)
             rejected.append(Rejection(source, place, str(fields.get("id", "")), problem))
@@ -374,7 +376,9 @@ def check(
             placed += starts.count(None)
             yield record
         elif rejected is None:
-            raise InputError(f"{source}: question {record['id'][:SHOWN]!r}: {problem}.")
+            raise InputError(
+                f"{source}: question {record['id'][:SHOWN]!r}: {problem}; {LEAVE_OUT}."
+            )
         else:
             rejected.append(Rejection(source, "", record["id"][:SHOWN], problem))
     if placed:

@@ -35,6 +35,7 @@ from flan_qa_pipeline.data.splits import (
 )
 from flan_qa_pipeline.data.squad import (
     CHECKED_QUESTION_FEATURES,
+    LEAVE_OUT,
     Rejection,
     check,
     read_records,
@@ -122,7 +123,7 @@ def reject_long_questions(
         elif on_invalid == "skip":
             long.append(Rejection(source, "", id_, f"it {problem}"))
         else:
-            raise InputError(f"{source}: question {id_!r} {problem}.")
+            raise InputError(f"{source}: question {id_!r} {problem}; {LEAVE_OUT}.")
     if not good:
         raise InputError(f"{source} holds no valid questions; the first: {long[0].problem}.")
     if not long:
