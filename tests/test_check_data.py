@@ -2,6 +2,7 @@
 
 import json
 import os
+import re
 
 import pandas as pd
 import pytest
@@ -44,7 +45,7 @@ def checked(metadata, tiny_base, file, *params):
     )
 
 
-def test_it_counts_measures_and_lists_what_is_rejected(project, metadata, tiny_base, rows):
+def test_it_counts_measures_and_lists_what_is_rejected(project, metadata, tiny_base, rows, caplog):
     bad = [
         rows[0] | {"gold": "Nowhere"},
         rows[1] | {"gold": "Else"},
@@ -75,6 +76,7 @@ def test_it_counts_measures_and_lists_what_is_rejected(project, metadata, tiny_b
         "2"
     ]
     assert "4 rejected: a run stops at the first one" in result.output
+    assert f"{path}: 3 invalid records were left out; the first: " in caplog.text
 
 
 def test_it_names_what_cannot_be_checked(project, metadata, tiny_base):
@@ -100,7 +102,7 @@ def run(project, tiny_base, **data):
         }
 
 
-def test_a_run_reads_files_of_ones_own(project, metadata, tiny_base, rows):
+def test_a_run_reads_files_of_ones_own(project, metadata, tiny_base, rows, capsys):
     held_out = {row["title"] for row in rows[-40:]}
     train = [row for row in rows if row["title"] not in held_out]
     long = rows[0] | {"Question": "Why? " * 300, "title": "=1+1"}
@@ -113,6 +115,10 @@ def test_a_run_reads_files_of_ones_own(project, metadata, tiny_base, rows):
     assert sum(map(len, made["questions"].values())) == len(rows)
     [rejected] = made["rejected_train_questions"].to_dict("records")
     assert rejected["source"] == "own.csv"
+    place = "data/08_reporting/rejected_train_questions.csv/"
+    told = re.findall(r"^Rejected (.*)\n +(.*)", capsys.readouterr().out, re.MULTILINE)
+    assert len(told) == 1 and told[0][0] == "1 record(s), listed in"
+    assert told[0][1].startswith(place) and (project / told[0][1]).is_file()
     assert rejected["id"].startswith(f"row {len(train) + 1} ")
     with pytest.raises(InputError, match="own.csv: question 'row .*' takes .* shorten the quest"):
         run(project, tiny_base, on_invalid="error", **files)

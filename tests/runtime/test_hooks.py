@@ -142,6 +142,7 @@ def test_every_note_of_the_catalog_is_one_that_the_hooks_read():
     assert {name: notes.shown for name, notes in noted.items() if notes.shown} == {
         "score_table": "scores",
         "abstention_table": "threshold",
+        "rejected_{split}_questions": "rejected",
         "parameter_differences": "differences",
         "comparison_table": "comparison",
         "report": "report",

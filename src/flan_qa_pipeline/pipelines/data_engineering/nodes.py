@@ -135,7 +135,7 @@ def rejection_table(rejected: list[Rejection], source: str) -> pd.DataFrame:
     """List what was left out of a file, and warn of it."""
     if rejected:
         logger.warning(
-            "%s: %d invalid records were left out (table of rejected questions); the first: %s.",
+            "%s: %d invalid records were left out; the first: %s.",
             source,
             len(rejected),
             rejected[0].problem,

@@ -80,6 +80,14 @@ def _show_differences(name: str, catalog: AtomicCatalog, run: CurrentRun) -> Non
     print_table(catalog.load(name), "Parameters that differ")
 
 
+def _show_rejected(name: str, catalog: AtomicCatalog, run: CurrentRun) -> None:
+    from flan_qa_pipeline.reporting.run_summary import print_sentences
+
+    if number := len(catalog.load(name)):
+        place = _relative(kedro_private.load_path(catalog[name]), run.project_path)
+        print_sentences(f"{number:,} record(s), listed in {place}", "Rejected")
+
+
 def _show_report(name: str, catalog: AtomicCatalog, run: CurrentRun) -> None:
     from flan_qa_pipeline.reporting.run_summary import print_next_steps
     from flan_qa_pipeline.runtime.saved_runs import comparable_versions
@@ -122,5 +130,6 @@ PRESENTATIONS: dict[str, Callable[[str, AtomicCatalog, CurrentRun], None]] = {
     "threshold": _show_threshold,
     "differences": _show_differences,
     "comparison": _show_comparison,
+    "rejected": _show_rejected,
     "report": _show_report,
 }
