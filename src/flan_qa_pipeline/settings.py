@@ -8,9 +8,12 @@ interruption.end_at_once()
 orphans.end_with_launcher()
 threads.choose()
 
+import os
 from pathlib import Path
 
-from kedro.utils import find_kedro_project
+import yaml
+from kedro.framework.project import LOGGING
+from kedro.utils import find_config_file, find_kedro_project
 
 from flan_qa_pipeline.runtime.atomic_catalog import AtomicCatalog
 from flan_qa_pipeline.runtime.configuration import ProjectConfigLoader
@@ -80,7 +83,12 @@ DATA_CATALOG_CLASS = AtomicCatalog
 # .telemetry keeps the command line silent. A packaged run has no such file, and no project in which
 # kedro-viz could keep its notes of a run.
 DISABLE_HOOKS_FOR_PLUGINS: tuple[str, ...] = ("kedro-telemetry",)
-if find_kedro_project(Path.cwd()) is None:
+project = find_kedro_project(Path.cwd())
+if project is None:
     DISABLE_HOOKS_FOR_PLUGINS += ("kedro-viz",)
+elif not (os.environ.get("KEDRO_LOGGING_CONFIG") or find_config_file("conf/logging")):
+    # Kedro looks for this file in the current folder, which may lie below the project's.
+    if path := find_config_file(str(project / "conf/logging")):
+        LOGGING.configure(yaml.safe_load(path.read_text(encoding="utf-8")))
 if not leads():  # of several processes, one logs
     DISABLE_HOOKS_FOR_PLUGINS += ("kedro_mlflow",)

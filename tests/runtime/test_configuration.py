@@ -1,9 +1,13 @@
 """The project's configuration: read once for each session, and complete in each environment."""
 
+import os
+import re
+import subprocess
+import sys
 from itertools import permutations
 
 import pytest
-from conftest import CONF
+from conftest import CONF, REPOSITORY
 from kedro.config import MissingConfigException
 from kedro.validation import ParameterValidator
 
@@ -58,3 +62,32 @@ def test_pipelines_run_together_in_any_order(raw_parameters):
         made = validator.validate_raw_params(raw)
         if "data_engineering" in order:
             assert isinstance(made["data"], DataParameters), order
+
+
+LOGS = """
+import logging, sys
+from pathlib import Path
+from kedro.framework.startup import bootstrap_project
+
+bootstrap_project(Path(sys.argv[1]))
+print("configured")
+logging.getLogger("kedro").info("of a node")
+logging.getLogger("flan_qa_pipeline").info("one two three four five six seven eight")
+"""
+
+
+def test_logs_look_the_same_in_every_folder_of_the_project():
+    shown = []
+    for folder in (REPOSITORY, REPOSITORY / "docs"):
+        done = subprocess.run(  # noqa: S603
+            [sys.executable, "-c", LOGS, str(REPOSITORY)],
+            cwd=folder,
+            env=os.environ | {"COLUMNS": "80"},
+            capture_output=True,
+            text=True,
+            check=True,
+        )
+        logged = done.stdout.partition("configured\n")[2]
+        shown.append(re.sub(r"^\[.*?\]", "", logged))
+    assert shown[0].split() == ["INFO", *"one two three four five six seven eight".split()]
+    assert shown[1] == shown[0]
