@@ -11,7 +11,7 @@ from english import read_english, train_small_tokenizer
 from transformers import AutoTokenizer
 
 from flan_qa_pipeline.data.fingerprints import fingerprint_splits
-from flan_qa_pipeline.data.splits import near_duplicates
+from flan_qa_pipeline.data.splits import describe_part, near_duplicates
 from flan_qa_pipeline.data.squad import CHECKED_QUESTION_FEATURES
 from flan_qa_pipeline.data.tokenized import (
     digest_of,
@@ -313,6 +313,27 @@ def test_share_of_unanswerable_questions(two_files, data, share):
         assert abs(counts[1][True] - share * len(after)) < 1
         assert counts[0][True] == counts[1][True] or counts[0][False] == counts[1][False]
         assert list(thinned[name]["id"]) == list(again[name]["id"])
+
+
+def test_a_part_of_the_training_questions_knows_the_whole(two_files, data, tmp_path):
+    splits = split_by_article(*two_files, data())
+    whole = len(splits["train"])
+    share, limit = {"unanswerable_share": 0.2}, {"max_train_questions": 9}
+    by_share, by_limit = "data.unanswerable_share=null", "data.max_train_questions=null"
+    for given, left_out_by in (
+        (share, by_share),
+        (limit, by_limit),
+        (share | limit, f"{by_share},{by_limit}"),
+        (share | {"max_train_questions": whole - 1}, f"{by_share},{by_limit}"),
+    ):
+        apply_unanswerable_policy(splits, data(**given)).save_to_disk(tmp_path / left_out_by)
+        part = load_from_disk(tmp_path / left_out_by)["train"]
+        assert describe_part(part) == (
+            f"{len(part)} of {whole} questions; --params={left_out_by} trains on all."
+        )
+    assert describe_part(splits["train"]) is None
+    large = apply_unanswerable_policy(splits, data(max_train_questions=whole))
+    assert describe_part(large["train"]) is None
 
 
 def test_a_split_of_one_kind_stays_whole_and_the_log_says_so(two_files, data, caplog):

@@ -8,6 +8,7 @@ import pandas as pd
 import pytest
 import yaml
 from conftest import CONF
+from datasets import Dataset, DatasetDict
 from kedro.framework.hooks.manager import _create_hook_manager
 from kedro.io import DataCatalog, MemoryDataset
 from kedro.pipeline import Pipeline, node
@@ -16,6 +17,8 @@ from kedro_datasets.text import TextDataset
 from flan_qa_pipeline import settings
 from flan_qa_pipeline.config.parameters import NamedFile, named_files
 from flan_qa_pipeline.config.validation import check_parameters
+from flan_qa_pipeline.data.splits import note_part
+from flan_qa_pipeline.data.squad import flatten
 from flan_qa_pipeline.errors import InputError
 from flan_qa_pipeline.reporting.figures import VERSIONS
 from flan_qa_pipeline.runtime.atomic_catalog import AtomicCatalog, FollowersCatalog
@@ -142,6 +145,7 @@ def test_every_note_of_the_catalog_is_one_that_the_hooks_read():
     assert {name: notes.shown for name, notes in noted.items() if notes.shown} == {
         "score_table": "scores",
         "abstention_table": "threshold",
+        "adapter": "training",
         "rejected_{split}_questions": "rejected",
         "parameter_differences": "differences",
         "comparison_table": "comparison",
@@ -216,6 +220,30 @@ def test_results_are_shown_as_the_catalog_says_in_one_order(tmp_path, capsys, ra
     assert "first: one, second: two" in printed
     assert printed.splitlines()[-1] == "Saved    page, hidden, table"
     assert "text" not in printed
+
+
+def test_a_training_on_a_part_of_ones_own_questions_says_so(corpus, tmp_path, capsys):
+    starter = Dataset.from_list(list(flatten(corpus, "corpus")))
+    ids = [str(number) for number in range(len(starter))]
+    own = starter.remove_columns("id").add_column("id", ids)
+    metadata = {"flan_qa_pipeline": {"shown": "training"}}
+    run = CurrentRun()
+    run.project_path = tmp_path
+    run.saved.add("adapter")
+    adapter = node(lambda: None, None, "adapter", name="adapter")
+    for questions, whole, told in ((own, 12_345, True), (own, None, False), (starter, 99, False)):
+        train = questions.select(range(8))
+        if whole:
+            note_part(train, whole, ["data.max_train_questions"])
+        catalog = AtomicCatalog(
+            {
+                "adapter": MemoryDataset("adapter", metadata=metadata),
+                "questions": MemoryDataset(DatasetDict(train=train), copy_mode="assign"),
+            }
+        )
+        ResultHooks(run).after_pipeline_run(Pipeline([adapter]), catalog)
+        part = "Trained  on 8 of 12,345 questions; --params=data.max_train_questions=null trains"
+        assert capsys.readouterr().out == (f"{part}\n{'':9}on all.\n" if told else "")
 
 
 def test_parameters_say_which_dataset_reads_their_file(raw_parameters):

@@ -6,7 +6,7 @@ Beyond the current batch, memory holds only numbers, distinct titles and digests
 import json
 import re
 from array import array
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from functools import lru_cache
 from hashlib import blake2b
 from typing import Any
@@ -27,6 +27,26 @@ NEAR = 0.9  # a context is a near duplicate if at least this share of its shingl
 def describe_splits(splits: DatasetDict) -> str:
     """Count the questions of each split, as in "40 train, 10 dev"."""
     return ", ".join(f"{len(split):,} {name}" for name, split in splits.items())
+
+
+def note_part(split: Dataset, whole: int, parameters: Sequence[str]) -> None:
+    """Note in a split's description of how many questions it is a part, and what made it one.
+
+    Args:
+        split: the questions that stay.
+        whole: the number of questions before.
+        parameters: those that left questions out, or would if the others did not.
+    """
+    split.info.description = json.dumps({"whole": whole, "parameters": parameters})
+
+
+def describe_part(split: Dataset) -> str | None:
+    """Say of how many questions a split is a part, and how to take all; None if it is whole."""
+    if not split.info.description:
+        return None
+    part = json.loads(split.info.description)
+    params = ",".join(f"{parameter}=null" for parameter in part["parameters"])
+    return f"{len(split):,} of {part['whole']:,} questions; --params={params} trains on all."
 
 
 def hold_out(questions: Dataset, fraction: float, seed: int) -> tuple[Dataset, Dataset]:

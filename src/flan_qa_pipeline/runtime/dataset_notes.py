@@ -9,7 +9,9 @@ from flan_qa_pipeline.errors import InputError, in_one_line
 
 KEY = "flan_qa_pipeline"
 
-Shown = Literal["scores", "threshold", "differences", "comparison", "rejected", "report", "path"]
+Shown = Literal[
+    "scores", "threshold", "differences", "comparison", "training", "rejected", "report", "path"
+]
 
 
 class DatasetNotes(BaseModel):
@@ -20,9 +22,9 @@ class DatasetNotes(BaseModel):
         versions_of: a versioned dataset whose saved versions the remedy lists.
         shown: how a run that made the dataset presents it at the end: as the table of its `scores`,
             of a `comparison` or of the `differences` in parameters, by the scores with its
-            `threshold` from train articles, by the number of `rejected` records and their place, as
-            the `report` with the next steps, or by the `path` of the saved version in the list of
-            what was saved.
+            `threshold` from train articles, by the part of the questions that the `training` used,
+            by the number of `rejected` records and their place, as the `report` with the next
+            steps, or by the `path` of the saved version in the list of what was saved.
         filled_in: whether a hook saves the dataset before a node loads it.
         only_read: in an environment that reads the dataset of another run, how to start a run that
             does not replace it.

@@ -29,6 +29,7 @@ from flan_qa_pipeline.data.splits import (
     describe_splits,
     hold_out,
     near_duplicates,
+    note_part,
     pool,
     shared_values,
     thin_out,
@@ -203,6 +204,7 @@ def apply_unanswerable_policy(splits: DatasetDict, data: DataParameters) -> Data
             )
     if data.unanswerable == "drop":
         splits = splits.filter(lambda impossible: not impossible, input_columns="is_impossible")
+    whole = len(splits["train"])
     if data.unanswerable_share is not None:
         if data.unanswerable == "keep":
             splits = _thinned_out(splits, data.unanswerable_share, data.seed)
@@ -227,6 +229,12 @@ def apply_unanswerable_policy(splits: DatasetDict, data: DataParameters) -> Data
             )
             split = split.shuffle(seed=data.seed).select(range(limit)).flatten_indices()
         limited[name] = split
+    leaving_out = {
+        "data.unanswerable_share": len(splits["train"]) < whole,
+        "data.max_train_questions": (limits["train"] or whole) < whole,
+    }
+    if parameters := [name for name, leaves_out in leaving_out.items() if leaves_out]:
+        note_part(limited["train"], whole, parameters)
     return DatasetDict(limited)
 
 

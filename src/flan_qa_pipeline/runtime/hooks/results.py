@@ -80,6 +80,18 @@ def _show_differences(name: str, catalog: AtomicCatalog, run: CurrentRun) -> Non
     print_table(catalog.load(name), "Parameters that differ")
 
 
+def _show_training(name: str, catalog: AtomicCatalog, run: CurrentRun) -> None:
+    """Say that the adapter was trained on a part of the questions, unless of the starter corpus."""
+    from flan_qa_pipeline.data.splits import describe_part
+    from flan_qa_pipeline.evaluation.subject import recognized
+    from flan_qa_pipeline.reporting.run_summary import print_sentences
+
+    questions = catalog.load("questions")
+    part = describe_part(questions["train"])
+    if part and "train" not in recognized(questions):
+        print_sentences(f"on {part}", "Trained")
+
+
 def _show_rejected(name: str, catalog: AtomicCatalog, run: CurrentRun) -> None:
     from flan_qa_pipeline.reporting.run_summary import print_sentences
 
@@ -130,6 +142,7 @@ PRESENTATIONS: dict[str, Callable[[str, AtomicCatalog, CurrentRun], None]] = {
     "threshold": _show_threshold,
     "differences": _show_differences,
     "comparison": _show_comparison,
+    "training": _show_training,
     "rejected": _show_rejected,
     "report": _show_report,
 }
