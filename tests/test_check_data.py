@@ -117,7 +117,7 @@ def test_a_run_reads_files_of_ones_own(project, metadata, tiny_base, rows, capsy
     assert rejected["source"] == "own.csv"
     place = "data/08_reporting/rejected_train_questions.csv/"
     told = re.findall(r"^Rejected (.*)\n +(.*)", capsys.readouterr().out, re.MULTILINE)
-    assert len(told) == 1 and told[0][0] == "1 record(s), listed in"
+    assert len(told) == 1 and told[0][0] == "1 record, listed in"
     assert told[0][1].startswith(place) and (project / told[0][1]).is_file()
     assert rejected["id"].startswith(f"row {len(train) + 1} ")
     with pytest.raises(InputError, match="own.csv: question 'row .*' takes .* shorten the quest"):

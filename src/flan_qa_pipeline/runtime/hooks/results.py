@@ -97,7 +97,8 @@ def _show_rejected(name: str, catalog: AtomicCatalog, run: CurrentRun) -> None:
 
     if number := len(catalog.load(name)):
         place = _relative(kedro_private.load_path(catalog[name]), run.project_path)
-        print_sentences(f"{number:,} record(s), listed in {place}", "Rejected")
+        records = "1 record" if number == 1 else f"{number:,} records"
+        print_sentences(f"{records}, listed in {place}", "Rejected")
 
 
 def _show_report(name: str, catalog: AtomicCatalog, run: CurrentRun) -> None:
