@@ -64,8 +64,8 @@ def test_it_counts_measures_and_lists_what_is_rejected(project, metadata, tiny_b
     answerable = sum(bool(row["gold"]) for row in rows)
     for number in (len(rows), answerable, len(rows) - answerable):
         assert str(number) in table
-    cells = [line.split("│") for line in result.output.splitlines() if "│" in line]
-    lines = {first.strip(): others for first, *others in cells}
+    printed = [line.split("│") for line in result.output.splitlines() if "│" in line]
+    lines = {first.strip(): others for first, *others in printed}
     median, _, longest = (int(text) for text in lines["context"])
     assert 20 < median < longest < 400
     windows = int(lines["all"][0])
