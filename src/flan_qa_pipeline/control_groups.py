@@ -1,4 +1,6 @@
-"""What Linux's control groups, such as those of a container, leave to this process.
+"""The CPU time and the memory that Linux's control groups leave to this process.
+
+A container limits both by such groups.
 
 This module imports only the standard library.
 

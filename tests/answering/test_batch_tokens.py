@@ -36,14 +36,20 @@ def model_of(attention="sdpa", device="meta", **shape):
         return QuantizableT5(config).eval()
 
 
+def xl_on_gpu(monkeypatch, free):
+    """XL without weights, which seems to be on a GPU with so many GiB free."""
+    model = model_of(vocab_size=32128, **XL).bfloat16()
+    monkeypatch.setattr(type(model), "device", torch.device("cuda"))
+    monkeypatch.setattr(module, "free_memory", lambda device: int(free * GIB))
+    return model
+
+
 @pytest.mark.parametrize(
     ("free", "chosen", "at_once"),
     [(144, 262144, 2), (80, 262144, 1), (43, 131072, 1), (19, 65536, 1), (0, 1024, 1)],
 )
 def test_auto_fills_the_free_memory_of_a_gpu(monkeypatch, caplog, free, chosen, at_once):
-    model = model_of(vocab_size=32128, **XL).bfloat16()
-    monkeypatch.setattr(type(model), "device", torch.device("cuda"))
-    monkeypatch.setattr(module, "free_memory", lambda device: int(free * GIB))
+    model = xl_on_gpu(monkeypatch, free)
     with caplog.at_level(logging.INFO, logger="flan_qa_pipeline"):
         assert resolve_batch_tokens("auto", model) == chosen
     [line] = caplog.messages
@@ -52,9 +58,7 @@ def test_auto_fills_the_free_memory_of_a_gpu(monkeypatch, caplog, free, chosen, 
 
 
 def test_two_batches_are_answered_at_once_where_both_fit(monkeypatch):
-    model = model_of(vocab_size=32128, **XL).bfloat16()
-    monkeypatch.setattr(type(model), "device", torch.device("cuda"))
-    monkeypatch.setattr(module, "free_memory", lambda device: 43 * GIB)
+    model = xl_on_gpu(monkeypatch, 43)
     assert batches_at_once(model, 65536) == 2
     assert batches_at_once(model, 131072) == 1
     monkeypatch.setattr(type(model), "device", torch.device("cpu"))
@@ -62,9 +66,7 @@ def test_two_batches_are_answered_at_once_where_both_fit(monkeypatch):
 
 
 def test_a_sharded_model_answers_one_batch_in_half_of_the_memory(monkeypatch):
-    model = model_of(vocab_size=32128, **XL).bfloat16()
-    monkeypatch.setattr(type(model), "device", torch.device("cuda"))
-    monkeypatch.setattr(module, "free_memory", lambda device: 144 * GIB)
+    model = xl_on_gpu(monkeypatch, 144)
     monkeypatch.setattr(module, "model_has_dtensor", lambda model: True)
     assert batches_at_once(model, 1024) == 1
     assert resolve_batch_tokens("auto", model) == 262144
@@ -73,9 +75,7 @@ def test_a_sharded_model_answers_one_batch_in_half_of_the_memory(monkeypatch):
 
 
 def test_the_process_with_the_least_memory_decides(monkeypatch):
-    model = model_of(vocab_size=32128, **XL).bfloat16()
-    monkeypatch.setattr(type(model), "device", torch.device("cuda"))
-    monkeypatch.setattr(module, "free_memory", lambda device: 144 * GIB)
+    model = xl_on_gpu(monkeypatch, 144)
     monkeypatch.setattr(module, "gather_json", lambda own: [own, own // 8])
     assert resolve_batch_tokens("auto", model) == 65536
 

@@ -24,13 +24,7 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from flan_qa_pipeline.config.parameters import LoraParameters, ModelParameters, PromptParameters
 from flan_qa_pipeline.errors import InputError, in_one_line
-from flan_qa_pipeline.files import (
-    CARD,
-    DIGESTS,
-    refuse_pickles,
-    require_undamaged,
-    save_digests,
-)
+from flan_qa_pipeline.files import CARD, DIGESTS, refuse_pickles, require_undamaged, save_digests
 from flan_qa_pipeline.models.fused_lora import fuse
 from flan_qa_pipeline.models.loading import read_tokenizer, require_vocabulary
 from flan_qa_pipeline.models.sharded_tensors import sharded_like, whole

@@ -190,8 +190,8 @@ def encode_by_article(
     """Encode distinct contexts, article by article, and the questions on them.
 
     Args:
-        splits: Checked questions: `train`, `dev`, `calibration` and perhaps `extra`, whose articles
-            count apart from those of the other splits.
+        splits: Checked questions: `train`, `dev`, `calibration` and perhaps `extra`. An article of
+            `extra` stays apart from one of the same title in another split.
         tokenizer: The base model's tokenizer.
 
     Returns:

@@ -54,14 +54,14 @@ class Objectives(nn.Module):
         """Copy what `weights` returned into these parts.
 
         Raises:
-            InputError: The names or shapes are those of other parts.
+            InputError: The weights have other names or shapes than these parts.
         """
         mine = self.weights()
         for name in sorted(mine.keys() | weights.keys()):
             shapes = [tuple(w[name].shape) if name in w else None for w in (mine, weights)]
             if shapes[0] != shapes[1]:
                 raise InputError(
-                    "The saved heads of the auxiliary losses are not those of "
+                    "The saved heads of the auxiliary losses do not fit "
                     f"pretrain.replaced_tokens and pretrain.span_head: {name} has the shape "
                     f"{shapes[1]}, not {shapes[0]}; restore these parameters, or run again with "
                     "--from-nodes=pretrain_reader, which trains the heads."
